@@ -1,15 +1,15 @@
 """The errors of the wire and of hops; knows no sockets and no tensors.
 
-    ShoalError
-    ├── ProtocolError          somebody broke the protocol
-    │   ├── LocalProtocolError     we did: a bug here
-    │   └── RemoteProtocolError    they did: close the link
-    ├── HopError               this hop will not do: try elsewhere (`.peer_id`)
-    │   ├── HopClosed              the stream ended or could not be opened
-    │   ├── HopTimedOut            silent past its deadline
-    │   └── HopRefused             said no, with a `Reason`
-    ├── NoRouteError           no peers cover some blocks (`.missing`)
-    └── SessionClosed          the session is over
+ShoalError
+├── ProtocolError          somebody broke the protocol
+│   ├── LocalProtocolError     we did: a bug here
+│   └── RemoteProtocolError    they did: close the link
+├── HopError               this hop will not do: try elsewhere (`.peer_id`)
+│   ├── HopClosed              the stream ended or could not be opened
+│   ├── HopTimedOut            silent past its deadline
+│   └── HopRefused             said no, with a `Reason`
+├── NoRouteError           no peers cover some blocks (`.missing`)
+└── SessionClosed          the session is over
 """
 
 from __future__ import annotations

@@ -1,0 +1,208 @@
+"""Owns attention over paged KV behind transformers' attention interface; must not know families or checkpoints.
+
+A block gets a `PagedCache` where it expects transformers' cache: `update` writes new keys and values into their pages.
+The block then calls `paged_attention` through the library's interface with the same object as the keyword `paged`, and it
+reads each row's pages: the keys and values that the block hands over are only the new tokens', and are not looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from shoal.blocks.batch import Batch, Read
+    from shoal.blocks.kv import KVPool
+
+IMPLEMENTATION = "shoal_paged"
+_SCORES = 1 << 25  # elements of one tile of attention scores where they must be built: 128 MiB in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How scores become weights: `scale`; `softcap` (Gemma 2: cap * tanh(scores / cap)); `sinks`, one extra logit a head
+    that takes weight and gives no value (gpt-oss)."""
+
+    scale: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.softcap is not None or self.sinks is not None
+
+
+class PagedCache:
+    """The KV of one forward: stands where a block expects transformers' cache."""
+
+    __slots__ = ("batch", "pool")
+
+    def __init__(self, pool: KVPool, batch: Batch) -> None:
+        self.pool, self.batch = pool, batch
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, block: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write `[1, kv_heads, T, width]` into the batch's slots; hand back the same."""
+        write(self.pool.keys(block), self.batch.write, keys[0].transpose(0, 1))
+        write(self.pool.values(block), self.batch.write, values[0].transpose(0, 1))
+        return keys, values
+
+
+def write(pool: torch.Tensor, slots: slice | torch.Tensor, new: torch.Tensor) -> None:
+    """Put `new [T, heads, width]` into slots of `pool [slots, heads, width]`, in the pool's dtype."""
+    if isinstance(slots, slice):
+        pool[slots] = new
+    else:
+        pool.index_copy_(0, slots, new.to(pool.dtype))
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    **given: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query `[1, heads, T, width]` to output `[1, T, heads, width]`."""
+    cache: PagedCache = given["paged"]
+    scale = given.get("scaling")
+    rules = Rules(query.shape[-1] ** -0.5 if scale is None else scale, given.get("softcap"), given.get("s_aux"))
+    block = int(module.layer_idx)  # type: ignore[arg-type]
+    pools = cache.pool.keys(block), cache.pool.values(block)
+    out = attend(query, pools, cache.batch, given.get("sliding_window"), rules)
+    return out, None
+
+
+def attend(
+    query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor], batch: Batch, window: int | None, rules: Rules
+) -> torch.Tensor:
+    """Each row's tokens against that row's pages: `[1, heads, T, width]` to `[1, T, heads, width]`.
+
+    On a CPU every row is a kernel call on views of its pages; on a GPU, where calls cost more than copies, the rows of
+    one token share one call over gathered pages.
+    """
+    reads = batch.reads(window)
+    if len(reads) == 1:
+        return _attend_row(query, pools, reads[0], rules).transpose(1, 2)
+    if not query.is_cuda and batch.decodes_only and not rules.needs_scores:
+        return _attend_tokens(query, pools, reads, rules)
+    out = query.new_empty((1, query.shape[2], query.shape[1], pools[1].shape[-1]))
+    together = query.is_cuda and sum(read.count == 1 for read in reads) > 1
+    if together:
+        _attend_padded(query, pools, batch, (window, rules, out))
+    for read in reads:
+        if read.count > 1 or not together:
+            part = query[:, :, read.first : read.first + read.count]
+            out[:, read.first : read.first + read.count] = _attend_row(part, pools, read, rules).transpose(1, 2)
+    return out
+
+
+def _attend_row(
+    query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor], read: Read, rules: Rules
+) -> torch.Tensor:
+    keys, values = (read.gather(pool).transpose(0, 1)[None].to(query.dtype) for pool in pools)
+    if rules.needs_scores:
+        return _by_scores(query, (keys, values), _mask_of(read, query.device), rules)
+    if read.count == 1:
+        return _one_token(query, (keys, values), None, rules)
+    return scaled_dot_product_attention(
+        query, keys, values, attn_mask=read.mask, is_causal=read.causal, scale=rules.scale, enable_gqa=True
+    )
+
+
+def _attend_tokens(
+    query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor], reads: tuple[Read, ...], rules: Rules
+) -> torch.Tensor:
+    """Rows of one token each, with as few operations as can be: on a small model their number is the cost."""
+    tokens = query[0].transpose(0, 1).reshape(query.shape[2], pools[0].shape[1], -1, query.shape[3])
+    done = []
+    for token, read in zip(tokens.split(1), reads, strict=True):
+        keys, values = (read.gather(pool).transpose(0, 1)[None].to(query.dtype) for pool in pools)
+        done.append(scaled_dot_product_attention(token, keys, values, scale=rules.scale))
+    return torch.cat(done).view(1, query.shape[2], query.shape[1], -1)
+
+
+def _attend_padded(
+    query: torch.Tensor,
+    pools: tuple[torch.Tensor, torch.Tensor],
+    batch: Batch,
+    rest: tuple[int | None, Rules, torch.Tensor],
+) -> None:
+    window, rules, out = rest
+    read = batch.padded_read(window)
+    n, width = read.mask.shape[0], read.mask.shape[-1]
+    keys, values = (
+        pool.index_select(0, read.slots).view(n, width, *pool.shape[1:]).transpose(1, 2).to(query.dtype)
+        for pool in pools
+    )
+    tokens = query[0].index_select(1, read.tokens).transpose(0, 1)[:, :, None]
+    if rules.needs_scores:
+        done = _by_scores(tokens, (keys, values), read.mask, rules)
+    else:
+        done = _one_token(tokens, (keys, values), read.mask, rules)
+    out[0].index_copy_(0, read.tokens, done[:, :, 0])
+
+
+def _one_token(
+    query: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, rules: Rules
+) -> torch.Tensor:
+    """`[B, heads, 1, width]`: the heads that share keys become queries of one head, so that nothing is repeated."""
+    n, heads, _, width = query.shape
+    grouped = query.reshape(n, kv[0].shape[1], -1, width)
+    out = scaled_dot_product_attention(grouped, *kv, attn_mask=mask, scale=rules.scale)
+    return out.reshape(n, heads, 1, -1)
+
+
+def _mask_of(read: Read, device: torch.device) -> torch.Tensor | None:
+    if read.causal:
+        return torch.ones(read.count, read.count, dtype=torch.bool, device=device).tril()
+    return read.mask
+
+
+def _by_scores(
+    query: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, rules: Rules
+) -> torch.Tensor:
+    """Attention with the scores built, in tiles of queries: for rules that no fused kernel knows."""
+    n, heads, count, _ = query.shape
+    tile = max(1, _SCORES // (n * heads * kv[0].shape[2]))
+    if count <= tile:
+        return _tile(query, kv, mask, rules)
+    starts = range(0, count, tile)
+    parts = [
+        _tile(query[:, :, i : i + tile], kv, None if mask is None else mask[..., i : i + tile, :], rules)
+        for i in starts
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def _tile(
+    query: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, rules: Rules
+) -> torch.Tensor:
+    n, heads, count, width = query.shape
+    keys, values = (part[:, :, None] for part in kv)
+    grouped = query.reshape(n, kv[0].shape[1], -1, count, width)
+    scores = torch.matmul(grouped, keys.transpose(-1, -2)) * rules.scale
+    if rules.softcap is not None:
+        scores = torch.tanh(scores / rules.softcap) * rules.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~(mask[:, :, None] if mask.dim() == 4 else mask), torch.finfo(scores.dtype).min)
+    weights = _weigh(scores, rules.sinks)
+    return torch.matmul(weights.to(values.dtype), values).reshape(n, heads, count, -1)
+
+
+def _weigh(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the last axis in float32, with the sinks' share taken out."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    n, groups, shared, count, _ = scores.shape
+    column = sinks.to(scores.dtype).view(1, groups, shared, 1, 1).expand(n, -1, -1, count, 1)
+    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
+
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_attention)

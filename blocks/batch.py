@@ -1,0 +1,173 @@
+"""Owns the description of one ragged batch: which slots each row writes and reads; must not know modeling code.
+
+Everything that all blocks of a span share is worked out here once per forward: slot indices, positions, windows, masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from shoal.blocks.kv import PAGE_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`count` new tokens of one sequence, the first at `position`; `pages` hold positions 0 to the last, in order.
+
+    `length`: tokens that the sequence will have when its prompt is in (0: position + count). Only rotary embeddings that
+    depend on the length (longrope, dynamic) look at it: it makes a prompt in chunks equal to the prompt in one piece.
+    """
+
+    pages: Sequence[int]
+    position: int
+    count: int
+    length: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.position + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What one row reads: a slice of slots, or their indices, and the mask `[count, slots]` (None: all of them).
+
+    `causal`: a mask is due, and it is the plain lower triangle of a square, which kernels know by themselves.
+    """
+
+    first: int
+    count: int
+    slots: slice | torch.Tensor
+    mask: torch.Tensor | None
+    causal: bool
+
+    def gather(self, pool: torch.Tensor) -> torch.Tensor:
+        """The row's part of `[slots, heads, width]`: a view if its pages are consecutive, else a copy."""
+        return pool[self.slots] if isinstance(self.slots, slice) else pool.index_select(0, self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedRead:
+    """What many one-token rows read at once: slot indices `[rows * width]` and the mask `[rows, 1, 1, width]`.
+
+    Padding repeats a slot of the same row, so that no row ever touches numbers of another.
+    """
+
+    tokens: torch.Tensor
+    slots: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of one forward. `write`: the slots of all new tokens, `[T]` or a slice; `positions`: `[1, T]`."""
+
+    rows: tuple[Row, ...]
+    device: torch.device
+    n_tokens: int
+    write: slice | torch.Tensor
+    positions: torch.Tensor
+    _reads: dict[int | None, tuple[Read, ...]] = field(default_factory=dict)
+    _padded: dict[int | None, PaddedRead] = field(default_factory=dict)
+
+    @property
+    def decodes_only(self) -> bool:
+        """Whether every row has one token."""
+        return self.n_tokens == len(self.rows)
+
+    def reads(self, window: int | None) -> tuple[Read, ...]:
+        """One read per row, for blocks that see `window` tokens back (None: all)."""
+        if window not in self._reads:
+            firsts = np.cumsum([0, *(row.count for row in self.rows)])
+            self._reads[window] = tuple(
+                _read(row, int(first), window, self.device) for row, first in zip(self.rows, firsts, strict=False)
+            )
+        return self._reads[window]
+
+    def padded_read(self, window: int | None) -> PaddedRead:
+        """One read for all rows of a single token; call it only where there are such rows."""
+        if window not in self._padded:
+            self._padded[window] = _pad(self.rows, window, self.device)
+        return self._padded[window]
+
+
+def make_batch(rows: Sequence[Row], n_slots: int, device: torch.device) -> Batch:
+    """Check rows against the pool's size and describe them; raises ValueError for rows that do not fit."""
+    held = tuple(rows)
+    for row in held:
+        _check(row, n_slots)
+    slots = [slots_of(row.pages, row.position, row.end) for row in held]
+    n_tokens = sum(row.count for row in held)
+    positions = np.concatenate([np.arange(row.position, row.end) for row in held])
+    return Batch(
+        rows=held,
+        device=device,
+        n_tokens=n_tokens,
+        write=_as_source(np.concatenate(slots), device),
+        positions=torch.from_numpy(positions).to(device)[None],
+    )
+
+
+def _check(row: Row, n_slots: int) -> None:
+    if row.count < 1 or row.position < 0:
+        raise ValueError(f"a row needs at least one token and a position of 0 or more: {row.count} at {row.position}")
+    if row.end > len(row.pages) * PAGE_TOKENS:
+        raise ValueError(f"a row ends at position {row.end} but its {len(row.pages)} pages hold fewer")
+    if min(row.pages) < 0 or max(row.pages) * PAGE_TOKENS >= n_slots:
+        raise ValueError(f"a row names a page outside the pool of {n_slots // PAGE_TOKENS}")
+
+
+def slots_of(pages: Sequence[int], start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Slot indices of positions `start` to `stop` of a sequence that holds `pages`."""
+    first = start // PAGE_TOKENS
+    held = np.asarray(pages[first : (stop - 1) // PAGE_TOKENS + 1], dtype=np.int64)
+    positions = np.arange(start, stop)
+    return held[positions // PAGE_TOKENS - first] * PAGE_TOKENS + positions % PAGE_TOKENS
+
+
+def _as_source(slots: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.device) -> slice | torch.Tensor:
+    first, n = int(slots[0]), len(slots)
+    if int(slots[-1]) - first == n - 1 and bool((np.diff(slots) == 1).all()):
+        return slice(first, first + n)
+    return torch.from_numpy(slots).to(device)
+
+
+def _start(row: Row, window: int | None) -> int:
+    """The first position that any of the row's tokens sees; a window of w shows a token itself and w - 1 before it."""
+    return 0 if window is None else max(0, row.position - window + 1)
+
+
+def _read(row: Row, first: int, window: int | None, device: torch.device) -> Read:
+    start = _start(row, window)
+    source = _as_source(slots_of(row.pages, start, row.end), device)
+    if row.count == 1:
+        return Read(first, 1, source, mask=None, causal=False)
+    if start == row.position == 0 and (window is None or row.end <= window):
+        return Read(first, row.count, source, mask=None, causal=True)
+    queries = torch.arange(row.position, row.end, device=device)[:, None]
+    keys = torch.arange(start, row.end, device=device)[None]
+    mask = keys <= queries
+    if window is not None:
+        mask &= keys > queries - window
+    return Read(first, row.count, source, mask=mask, causal=False)
+
+
+def _pad(rows: Sequence[Row], window: int | None, device: torch.device) -> PaddedRead:
+    firsts = np.cumsum([0, *(row.count for row in rows)])
+    single = [(row, int(first)) for row, first in zip(rows, firsts, strict=False) if row.count == 1]
+    slots = [slots_of(row.pages, _start(row, window), row.end) for row, _ in single]
+    width = max(len(held) for held in slots)
+    table = np.stack([np.pad(held, (0, width - len(held)), constant_values=held[0]) for held in slots])
+    lengths = np.array([len(held) for held in slots])
+    mask = np.arange(width)[None] < lengths[:, None]
+    return PaddedRead(
+        tokens=torch.tensor([first for _, first in single], device=device),
+        slots=torch.from_numpy(table.reshape(-1)).to(device),
+        mask=torch.from_numpy(mask).to(device)[:, None, None],
+    )

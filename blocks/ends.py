@@ -1,0 +1,169 @@
+"""Owns the client's ends of a model, embedding and head, and its tokenizer; must not know blocks, pages or the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from shoal.blocks.errors import CheckpointError
+from shoal.blocks.parts import library
+from shoal.blocks.spec import HasConfig, ModelSpec, spec_of
+from torch import nn
+from torch.nn.functional import embedding, linear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+
+class Checkpoint(HasConfig, Protocol):
+    """A config and tensors by name."""
+
+    def tensor_names(self) -> frozenset[str]: ...
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]: ...
+
+
+class HasPath(Protocol):
+    """A checkpoint's folder, with its tokenizer files."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The ends' tensors; None where the family has no such part. `head` is the embedding where they are tied."""
+
+    embedding: torch.Tensor
+    head: torch.Tensor
+    positions: torch.Tensor | None
+    project_in: torch.Tensor | None
+    project_out: torch.Tensor | None
+
+
+class Ends:
+    """Token ids to hidden states, and hidden states to logits, as the unsplit model computes them. See `load_ends`."""
+
+    def __init__(self, spec: ModelSpec, weights: _Weights, norms: tuple[nn.Module | None, nn.Module | None]) -> None:
+        self.spec = spec
+        self._weights = weights
+        self._first_norm, self._final_norm = norms
+        self._scale = _embed_scale(spec)
+        self._divisor = _entry(spec, spec.family.logits_divisor)
+        self._softcap = _entry(spec, spec.family.logits_softcap)
+
+    @torch.inference_mode()
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[T, hidden_size]` of token ids `[T]` at positions `[T]`; positions matter where learned."""
+        device = self._weights.embedding.device
+        hidden = embedding(token_ids.to(device), self._weights.embedding)
+        if self._scale is not None:
+            hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype, device=device)
+        if self._weights.project_in is not None:
+            hidden = linear(hidden, self._weights.project_in)
+        if self._weights.positions is not None:
+            hidden = hidden + embedding(positions.to(device) + self.spec.family.position_offset, self._weights.positions)
+        return hidden if self._first_norm is None else self._norm(self._first_norm, hidden)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[T, vocab_size]` in float32 of the last block's hidden states `[T, hidden_size]`."""
+        weights = self._weights
+        hidden = hidden.to(weights.head.device, weights.head.dtype)
+        if self._final_norm is not None:
+            hidden = self._norm(self._final_norm, hidden)
+        if weights.project_out is not None:
+            hidden = linear(hidden, weights.project_out)
+        logits = linear(hidden, weights.head)
+        if self._divisor is not None:
+            logits = logits / self._divisor
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits.float()
+
+    @staticmethod
+    def _norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = norm(hidden)
+        return out
+
+
+def load_ends(checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype | None = None) -> Ends:
+    """Read a checkpoint's embedding, norms and head, and no block; `dtype` None is the checkpoint's own.
+
+    Raises UnsupportedFamily or CheckpointError.
+    """
+    spec = spec_of(checkpoint)
+    family, names = spec.family, checkpoint.tensor_names()
+    prefix = family.prefix(names)
+    kind = dtype or spec.dtype
+    stored = checkpoint.read(family.end_tensors(names))
+    tensors = {name.removeprefix(prefix): held.to(device, kind) for name, held in stored.items()}
+    table = _need(tensors, f"{family.embedding}.weight")
+    weights = _Weights(
+        embedding=table,
+        head=_head(spec, tensors, table),
+        positions=_need(tensors, f"{family.positions}.weight") if family.positions else None,
+        project_in=tensors.get(f"{family.project_in}.weight"),
+        project_out=tensors.get(f"{family.project_out}.weight"),
+    )
+    first = _load_norm(spec, family.embedding_norm, tensors) if family.embedding_norm else None
+    final = _load_norm(spec, family.final_norm, tensors) if _has_final_norm(spec.config) else None
+    return Ends(spec, weights, (first, final))
+
+
+def load_tokenizer(checkpoint: HasPath) -> Any:
+    """The checkpoint's tokenizer, by transformers, from its folder only, with no code of the checkpoint's.
+
+    Raises CheckpointError if there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(checkpoint.path), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"The tokenizer in {checkpoint.path} cannot be read: {error}") from error
+
+
+def _need(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    try:
+        return tensors[name]
+    except KeyError:
+        raise CheckpointError(f"The checkpoint lacks {name}: it is not complete.") from None
+
+
+def _head(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], table: torch.Tensor) -> torch.Tensor:
+    if spec.config.tie_word_embeddings:
+        return table
+    for name in spec.family.heads:
+        if name in tensors:
+            return tensors[name]
+    return table
+
+
+def _load_norm(spec: ModelSpec, path: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    family = spec.family
+    modeling = library(family)
+    kind = getattr(modeling, family.norm) if family.norm else nn.LayerNorm
+    eps = (getattr(spec.config, family.norm_eps),) if family.norm_eps else ()
+    norm: nn.Module = kind(spec.hidden_size, *eps)
+    for part, _ in list(norm.named_parameters()):
+        norm.register_parameter(part, nn.Parameter(_need(tensors, f"{path}.{part}"), requires_grad=False))
+    return norm
+
+
+def _has_final_norm(config: Any) -> bool:
+    """OPT's oldest sizes norm after each block and have none at the end."""
+    return bool(getattr(config, "do_layer_norm_before", True)) and not getattr(config, "_remove_final_layer_norm", False)
+
+
+def _entry(spec: ModelSpec, name: str | None) -> float | None:
+    value = getattr(spec.config, name) if name else None
+    return None if value is None else float(value)
+
+
+def _embed_scale(spec: ModelSpec) -> float | None:
+    scale = _entry(spec, spec.family.embed_scale)
+    return math.sqrt(scale) if scale is not None and spec.family.embed_scale_is_root else scale

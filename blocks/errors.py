@@ -1,0 +1,43 @@
+"""The errors of `shoal.blocks`: each message is one sentence for the user; knows nothing of the network.
+
+BlocksError
+├── UnknownModel         no such directory or hub model, or no right to it
+├── UnsupportedFamily    the config names an architecture that is not served
+├── UnsafeCheckpoint     pickled weights, remote code, a path that leaves the checkpoint
+├── CheckpointError      damaged, incomplete, or not the revision that was asked for
+├── NoSpace              the disk cannot hold the files that are needed
+├── QuantizationError    unknown kind, or a module that cannot be quantized so
+└── PromptTooLong        more tokens than the model's context
+"""
+
+
+class BlocksError(Exception):
+    """Base of all errors that reading, placing or running blocks raises on purpose."""
+
+
+class UnknownModel(BlocksError):  # noqa: N818  the names read as the sentence they carry
+    """There is no such model, or it is not open to this user."""
+
+
+class UnsupportedFamily(BlocksError):  # noqa: N818
+    """The checkpoint's architecture is not one that Shoal serves."""
+
+
+class UnsafeCheckpoint(BlocksError):  # noqa: N818
+    """Reading the checkpoint would run code or leave its directory."""
+
+
+class CheckpointError(BlocksError):
+    """The checkpoint is damaged, incomplete, or of another revision."""
+
+
+class NoSpace(BlocksError):  # noqa: N818
+    """The disk has no room for the files."""
+
+
+class QuantizationError(BlocksError):
+    """The quantization is unknown or cannot be applied."""
+
+
+class PromptTooLong(BlocksError):  # noqa: N818
+    """The prompt and the new tokens exceed the model's context."""

@@ -1,0 +1,126 @@
+"""Owns a span: consecutive blocks of a model on one device, and their forward over a ragged batch; knows no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from shoal.blocks.attention import PagedCache
+from shoal.blocks.batch import Row, make_batch
+from shoal.blocks.kv import KVPool
+from shoal.blocks.own_attention import DenseCache, Rectangle, bias_arguments, rectangles
+from shoal.blocks.parts import Parts, Placement, load_parts
+from shoal.blocks.spec import HasConfig, spec_of
+from shoal.blocks.weights import Tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.blocks.batch import Batch
+    from shoal.blocks.rotary import Embedding
+
+__all__ = ["Row", "Span", "SpanOptions", "load_span"]
+
+
+class Checkpoint(HasConfig, Tensors, Protocol):
+    """A config and tensors by name."""
+
+
+@dataclass(frozen=True)
+class SpanOptions:
+    """How a span is held: `quantization` is one of blocks.quantize.QUANTIZATIONS; `dtype` None is the checkpoint's own;
+    `kv_pages` is the size of the KV pool in pages of kv.PAGE_TOKENS tokens."""
+
+    kv_pages: int
+    quantization: str = "none"
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Tokens that go through the blocks together: their indices `[B, n]` in the ragged batch (None: all, as `[1, T]`)."""
+
+    tokens: torch.Tensor | None
+    arguments: dict[str, Any]
+    embeddings: dict[str, Embedding]
+
+
+class Span:
+    """Blocks `blocks` of a model, with their KV. Made by `load_span`; used by one thread at a time."""
+
+    def __init__(self, parts: Parts, kv: KVPool) -> None:
+        self.spec, self.kv = parts.spec, kv
+        self.blocks, self.dtype, self.device = kv.blocks, kv.dtype, kv.device
+        self._parts = parts
+
+    @torch.inference_mode()
+    def forward(
+        self, hidden: torch.Tensor, rows: Sequence[Row], start: int | None = None, stop: int | None = None
+    ) -> torch.Tensor:
+        """Run blocks `start` to `stop` (absolute; all by default) on `hidden [T, hidden_size]`, rows one after another.
+
+        Each row writes keys and values of its new positions, then attends to positions 0 to its last. Returns
+        `[T, hidden_size]` in the span's dtype, on its device. Raises ValueError for rows or blocks that do not fit.
+        """
+        run = self._range(start, stop)
+        batch = make_batch(rows, self.kv.n_slots, self.device)
+        if tuple(hidden.shape) != (batch.n_tokens, self.spec.hidden_size):
+            raise ValueError(
+                f"hidden states of shape {tuple(hidden.shape)} do not fit rows of {batch.n_tokens} tokens in all and a "
+                f"hidden size of {self.spec.hidden_size}"
+            )
+        state = hidden.to(self.device, self.dtype)
+        passes = self._passes(state, batch)
+        if passes[0].tokens is None:
+            return self._run(state[None], run, passes[0])[0]
+        out = torch.empty_like(state)
+        for group in passes:
+            out[group.tokens] = self._run(state[group.tokens], run, group)
+        return out
+
+    def _passes(self, state: torch.Tensor, batch: Batch) -> list[_Pass]:
+        rotary = self._parts.rotary
+        embeddings = rotary.embeddings(state, batch) if rotary else {}
+        if self.spec.family.attention == "interface":
+            cache = PagedCache(self.kv, batch)
+            arguments = {self.spec.family.cache_argument: cache, "paged": cache, "attention_mask": None}
+            return [_Pass(None, arguments, embeddings)]
+        return [self._rectangular_pass(group, embeddings) for group in rectangles(batch)]
+
+    def _rectangular_pass(self, group: Rectangle, embeddings: dict[str, Embedding]) -> _Pass:
+        arguments: dict[str, Any] = {self.spec.family.cache_argument: DenseCache(self.kv, group)}
+        arguments |= bias_arguments(group, self.dtype, self._parts.bias)
+        placed = {name: (cos[0][group.tokens], sin[0][group.tokens]) for name, (cos, sin) in embeddings.items()}
+        return _Pass(group.tokens, arguments, placed)
+
+    def _run(self, state: torch.Tensor, run: range, group: _Pass) -> torch.Tensor:
+        types, given = self.spec.layer_types, group.arguments
+        for index in run:
+            if group.embeddings:
+                by_type = group.embeddings
+                given["position_embeddings"] = by_type[""] if "" in by_type else by_type[types[index]]
+            out = self._parts.layers[index](state, **given)
+            state = out[0] if isinstance(out, tuple) else out
+        return state
+
+    def _range(self, start: int | None, stop: int | None) -> range:
+        first = self.blocks.start if start is None else start
+        last = self.blocks.stop if stop is None else stop
+        if not self.blocks.start <= first < last <= self.blocks.stop:
+            raise ValueError(f"blocks {first}:{last} are not in this span, {self.blocks.start}:{self.blocks.stop}")
+        return range(first, last)
+
+
+def load_span(checkpoint: Checkpoint, blocks: range, options: SpanOptions) -> Span:
+    """Read blocks from a checkpoint onto a device, one at a time, so that the peak is the span plus one block.
+
+    Raises UnsupportedFamily, CheckpointError, QuantizationError, and ValueError for blocks that the model lacks.
+    """
+    spec = spec_of(checkpoint)
+    if not 0 <= blocks.start < blocks.stop <= spec.n_blocks or blocks.step != 1:
+        raise ValueError(f"blocks {blocks.start}:{blocks.stop} are not in this model of {spec.n_blocks} blocks")
+    device, dtype = torch.device(options.device), options.dtype or spec.dtype
+    parts = load_parts(checkpoint, spec, blocks, Placement(options.quantization, device, dtype))
+    return Span(parts, KVPool(spec, blocks, options.kv_pages, device, dtype))

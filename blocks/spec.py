@@ -1,0 +1,102 @@
+"""Owns the shape of a model as its config tells it; must not read weights nor touch a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import AutoConfig
+
+from shoal.blocks.errors import CheckpointError
+from shoal.blocks.families import Family, family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class HasConfig(Protocol):
+    """What a spec is made from: anything with a checkpoint's `config.json` as a mapping."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's shape: `kv_heads` and `head_dim` have one entry per block; `max_position` is its context in tokens."""
+
+    family: Family
+    config: Any
+    n_blocks: int
+    hidden_size: int
+    vocab_size: int
+    max_position: int
+    kv_heads: tuple[int, ...]
+    head_dim: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """Attention type of each block ("full_attention", "sliding_attention"); all full where the config is silent."""
+        types = getattr(self.config, "layer_types", None)
+        return tuple(types) if types else ("full_attention",) * self.n_blocks
+
+
+def spec_of(checkpoint: HasConfig) -> ModelSpec:
+    """The spec of a checkpoint.
+
+    Raises UnsupportedFamily for an architecture that is not served, CheckpointError for a config that cannot be read.
+    """
+    stored = dict(checkpoint.config)
+    family = family_of(stored)
+    config = _library_config(family, stored)
+    n_blocks = int(config.num_hidden_layers)
+    heads, width = _kv_heads(config), _head_dim(config)
+    return ModelSpec(
+        family=family,
+        config=config,
+        n_blocks=n_blocks,
+        hidden_size=int(config.hidden_size),
+        vocab_size=int(config.vocab_size),
+        max_position=_max_position(config),
+        kv_heads=(heads,) * n_blocks,
+        head_dim=(width,) * n_blocks,
+        dtype=_dtype(config),
+    )
+
+
+def _library_config(family: Family, stored: dict[str, Any]) -> Any:
+    values = {key: value for key, value in stored.items() if key != "auto_map"}
+    try:
+        return type(AutoConfig.for_model(family.model_type)).from_dict(values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"config.json of this {family.name} model cannot be read: {error}.") from error
+
+
+def _kv_heads(config: Any) -> int:
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    for name in ("num_key_value_heads", "num_kv_heads"):
+        if count := getattr(config, name, None):
+            return int(count)
+    return int(config.num_attention_heads)
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _max_position(config: Any) -> int:
+    for name in ("max_position_embeddings", "seq_length"):
+        if tokens := getattr(config, name, None):
+            return int(tokens)
+    return 2048  # BLOOM's training length, for configs that name none: ALiBi itself has no limit
+
+
+def _dtype(config: Any) -> torch.dtype:
+    named = getattr(config, "dtype", None) or torch.float32
+    found = getattr(torch, str(named).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"config.json names a dtype that torch does not have: {named}.")
+    return found

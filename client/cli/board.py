@@ -1,0 +1,110 @@
+"""A swarm on the terminal: who serves what, how fast, and what nobody serves. Looks at a view; asks nobody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from shoal.client.cli.terminal import short, spans
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.routing.announcement import Announcement
+    from shoal.routing.view import View
+
+BLOCKS_PER_LINE = 16
+PLAIN_WIDTH = 160
+COLOURS = ("bold red", "yellow", "green")
+
+
+def board(title: str, view: View) -> Group:
+    """Peers, coverage and gaps of a view."""
+    parts: list[Any] = [Text(title, style="bold"), Text(), _peers(view.peers, view.at), Text()]
+    parts += [_coverage(view), Text(), _gaps(view)]
+    return Group(*parts)
+
+
+def console() -> Console:
+    """On a terminal colours and its width; elsewhere plain lines that are not cut."""
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, color_system=None, width=PLAIN_WIDTH)
+
+
+def as_json(view: View) -> dict[str, object]:
+    """What `shoal status --json` prints of a view: `blocks` lists the holders of each block."""
+    return {
+        "peers": [_peer_json(peer, view.at) for peer in view.peers],
+        "blocks": [[peer.peer_id for peer in view.holders(block)] for block in range(view.n_blocks)],
+        "missing": view.missing(),
+        "revision": next((peer.revision for peer in view.peers), None),
+    }
+
+
+def _peer_json(peer: Announcement, now: float) -> dict[str, object]:
+    return {
+        "peer": peer.peer_id,
+        "name": peer.name,
+        "state": peer.state,
+        "blocks": [peer.start, peer.stop],
+        "quantization": peer.quantization,
+        "dtype": peer.dtype,
+        "decode_s_per_block": peer.decode_s,
+        "prefill_s_per_token_and_block": peer.prefill_s,
+        "queue": peer.queue,
+        "free_tokens": peer.free_tokens,
+        "expires_in_s": peer.expiry - now,
+        "version": peer.version,
+        "addrs": list(peer.addrs),
+    }
+
+
+def _peers(peers: Sequence[Announcement], now: float) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("peer", "name", "state", "blocks"):
+        table.add_column(column)
+    for column in ("quant", "ms/token", "prompt tokens/s", "sessions", "free KV tokens", "seen until"):
+        table.add_column(column, justify="right")
+    for peer in sorted(peers, key=lambda peer: (peer.start, peer.stop, peer.peer_id)):
+        table.add_row(*_row(peer, now))
+    return table
+
+
+def _row(peer: Announcement, now: float) -> list[str]:
+    blocks = peer.stop - peer.start
+    return [
+        short(peer.peer_id),
+        peer.name or "-",
+        peer.state,
+        f"{peer.start}:{peer.stop}",
+        peer.quantization,
+        f"{peer.decode_s * blocks * 1000:.1f}",
+        f"{1 / (peer.prefill_s * blocks):.0f}" if peer.prefill_s > 0 else "-",
+        str(peer.queue),
+        str(peer.free_tokens),
+        f"{peer.expiry - now:+.0f} s",
+    ]
+
+
+def _coverage(view: View) -> Group:
+    """Lines of blocks, each over its number of holders."""
+    lines: list[Text] = []
+    coverage = view.coverage()
+    for start in range(0, view.n_blocks, BLOCKS_PER_LINE):
+        counts = coverage[start : start + BLOCKS_PER_LINE]
+        lines.append(Text("block   " + "".join(f"{start + n:>4}" for n in range(len(counts)))))
+        holders = Text("holders ")
+        for count in counts:
+            holders.append(f"{count:>4}", style=COLOURS[min(count, 2)])
+        lines.append(holders)
+    return Group(*lines)
+
+
+def _gaps(view: View) -> Text:
+    if gaps := view.missing():
+        return Text(f"Nobody serves blocks {spans(gaps)}: the model cannot run.", style="bold red")
+    if thin := [block for block, count in enumerate(view.coverage()) if count == 1]:
+        return Text(f"Every block is held; blocks {spans(thin)} by one peer only.", style="yellow")
+    return Text("Every block is held, by two peers or more.", style="green")

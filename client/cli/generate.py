@@ -1,0 +1,108 @@
+"""`shoal generate`: arguments in, text on stdout, progress and figures on stderr; knows no protocol."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from shoal.client.cli.arguments import DTYPES, Parser, add_sampling, seconds, token_ids, whole
+from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
+from shoal.dht.invite import Invite
+
+if TYPE_CHECKING:
+    import argparse
+
+    from shoal.client.cli.completion import Listener, Outcome, Request
+
+EXAMPLE = 'shoal generate "def main():" --model demo --join INVITE --max-new-tokens 64'
+SUMMARY = """\
+Continue a prompt through a swarm. The text comes on stdout as it is made; the route and the speed on stderr.
+
+The speed is the decode rate: tokens after the first one per second. The time to the first token (ttft) begins when
+the swarm has been joined and ends with the first token, so it holds the prompt's pass."""
+
+
+def generate(argv: list[str]) -> int:
+    """Continue a prompt through a swarm."""
+    arguments = _parse(argv)
+    invite = Invite.parse(arguments.join)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    quiet_libraries()
+    from shoal.client.cli.completion import complete, load_model
+
+    request = _request(arguments, prompt)
+    model = load_model(arguments.model or invite.model, arguments.dtype, arguments.revision)
+    outcome = run_async(complete(model, invite, request, _listener(quiet=arguments.json)))
+    if arguments.json:
+        write(json.dumps(as_json(outcome)) + "\n")
+    else:
+        write("\n")
+        tell(_figures(outcome))
+    return 0
+
+
+def as_json(outcome: Outcome) -> dict[str, object]:
+    """What `--json` prints."""
+    completion = outcome.completion
+    return {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "prompt_token_ids": outcome.prompt_ids,
+        "route": route_json(outcome.route),
+        "repairs": outcome.repairs,
+        "finish": completion.finish,
+        "ttft_s": completion.ttft_s,
+        "tokens_per_s": completion.tokens_per_s,
+    }
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser("generate", SUMMARY, EXAMPLE)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads it from stdin")
+    parser.add_argument("--token-ids", type=token_ids, metavar="1,2,3", help="token ids in place of a prompt")
+    parser.add_argument("--join", required=True, metavar="INVITE", help="the swarm's invite")
+    parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
+    parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N", help="at most N (default 128)")
+    parser.add_argument("--stop", action="append", default=[], metavar="STR", help="end before STR; may be repeated")
+    parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for missing blocks")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the ends and on the wire (default: the model's own)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, at the end")
+    add_sampling(parser)
+    arguments = parser.parse_args(argv)
+    if (arguments.prompt is None) == (arguments.token_ids is None):
+        parser.error("give a prompt, or --token-ids, and not both")
+    return arguments
+
+
+def _request(arguments: argparse.Namespace, prompt: str | None) -> Request:
+    from shoal.client.cli.completion import Request
+    from shoal.client.generation import GenerationOptions
+    from shoal.client.sampling import Sampling
+
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+        seed=arguments.seed,
+    )
+    options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(arguments.stop))
+    return Request(prompt, arguments.token_ids, options, arguments.wait)
+
+
+def _listener(*, quiet: bool) -> Listener:
+    from shoal.client.cli.completion import Listener
+
+    return Listener((lambda _: None) if quiet else write, tell, gap_teller())
+
+
+def _figures(outcome: Outcome) -> str:
+    completion = outcome.completion
+    count = len(completion.pieces)
+    return (
+        f"route: {route_line(outcome.route)}\n"
+        f"{count} tokens, {completion.tokens_per_s:.1f} tokens/s, first after {completion.ttft_s:.2f} s"
+    )

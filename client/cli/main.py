@@ -1,0 +1,99 @@
+"""The `shoal` command: finds the command asked for, runs it, and turns its errors into one line; knows no command.
+
+Nothing heavy is imported here: `shoal --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from shoal.client.cli.commands import closest, find_commands
+from shoal.client.cli.complaint import complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from shoal.client.cli.commands import Command
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+EXAMPLES = """\
+Examples:
+  shoal demo                                             see it work on this machine
+  shoal generate "def main():" --model demo --join INVITE
+  shoal peer --model demo --join INVITE                  serve some blocks
+  shoal status --join INVITE                             who serves what
+
+`shoal COMMAND --help` tells more about each."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; the exit status: 0 well, 1 an error that was told, 2 misuse, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help", "help"):
+        return say(_help(find_commands()))
+    if first in ("-V", "--version", "version"):
+        return say(f"shoal {_version()}")
+    commands = find_commands()
+    if first not in commands:
+        return _misused(first, commands)
+    return run(commands[first].load, arguments[1:])
+
+
+def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
+    """Load and run a command; known errors become one line on stderr (SHOAL_DEBUG=1 shows where they came from)."""
+    try:
+        status = load()(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        line = complaint(error)
+        if line is None or os.environ.get("SHOAL_DEBUG"):
+            raise
+        sys.stderr.write(f"shoal: {line}\n")
+        return FAILED
+    return status
+
+
+def say(text: str) -> int:
+    """Print a result; a closed pipe is no error."""
+    return run(lambda: lambda _: sys.stdout.write(f"{text}\n") and 0, [])
+
+
+def _help(commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands), default=0)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in commands.values()]
+    usage = "usage: shoal COMMAND [ARGUMENTS]\n\nLarge language models over volunteers' machines."
+    return "\n".join([usage, "", "Commands:", *lines, "", EXAMPLES])
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("shoal")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _misused(name: str, commands: Mapping[str, Command]) -> int:
+    meant = closest(name, commands)
+    hint = f"did you mean `shoal {meant}`?" if meant else "`shoal --help` lists the commands."
+    sys.stderr.write(f"shoal: there is no command {name!r}; {hint}\n")
+    return MISUSED
+
+
+def _discard_output() -> None:
+    """The reader is gone: let the interpreter's last flush go nowhere instead of complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What commands say while they work, on stderr, and how they name peers; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from shoal.routing.route import Hop
+    from shoal.routing.view import View
+
+T = TypeVar("T")
+
+
+def tell(line: str) -> None:
+    """One line of progress on stderr; stdout is for results."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def write(text: str) -> None:
+    """Part of the result, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def short(peer_id: str) -> str:
+    """The end of a peer id: all of them begin alike."""
+    return f"…{peer_id[-6:]}"
+
+
+def route_line(hops: Sequence[Hop]) -> str:
+    """A route for people: `you > …abc123 [0:5] > …def456 [5:12] > you`."""
+    return " > ".join(["you", *(f"{short(hop.peer_id)} [{hop.start}:{hop.stop}]" for hop in hops), "you"])
+
+
+def route_json(hops: Iterable[Hop]) -> list[dict[str, object]]:
+    """A route as `[{"peer": ..., "blocks": [A, B]}, ...]`."""
+    return [{"peer": hop.peer_id, "blocks": [hop.start, hop.stop]} for hop in hops]
+
+
+def spans(blocks: Iterable[int]) -> str:
+    """Block numbers for people: `0-3, 7`."""
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def gap_teller() -> Callable[[View], None]:
+    """A listener that says which blocks nobody serves yet, each time this changes."""
+    said: list[str] = [""]
+
+    def on_view(view: View) -> None:
+        gaps = spans(view.missing())
+        if gaps != said[-1]:
+            said.append(gaps)
+            tell(f"waiting for blocks {gaps}" if gaps else "every block is held")
+
+    return on_view
+
+
+def run_async(work: Coroutine[object, object, T]) -> T:
+    """Run `work` on a fresh event loop: uvloop's if it is there."""
+    if importlib.util.find_spec("uvloop") is None:
+        return asyncio.run(work)
+    import uvloop
+
+    result: T = uvloop.run(work)
+    return result
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from writing between our lines (SHOAL_DEBUG=1 lets them)."""
+    if not os.environ.get("SHOAL_DEBUG"):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        warnings.filterwarnings("ignore")

@@ -1,0 +1,205 @@
+"""Text from a session, token by token: embed, step, head, sample; knows no peers and no routes.
+
+The head and the sampling are the client's, so what is chosen depends on the model's scores, the options and the seed
+alone, whatever happens on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from shoal.blocks.errors import PromptTooLong
+from shoal.client.sampling import Sampler, Sampling
+from shoal.client.text import Detokenizer, StopFilter
+from shoal.peer.wire import Want
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from shoal.blocks.ends import Ends
+    from shoal.blocks.spec import ModelSpec
+
+INLINE_WEIGHTS = 1 << 26  # a head with more numbers than this is computed off the event loop, which must not stall
+T = TypeVar("T")
+
+
+class GenerationError(Exception):
+    """The prompt cannot be run; the message is one sentence for the user."""
+
+
+class StepSession(Protocol):
+    """What generation needs of a session: `client.runner.RemoteSession` is one."""
+
+    @property
+    def position(self) -> int: ...
+
+    async def step(self, hidden: torch.Tensor, want: Want = ...) -> torch.Tensor: ...
+
+    def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """`max_new_tokens` at most; fewer if the model's context ends. `stops` end the text and are not part of it.
+    A token of `eos_token_ids` ends it too (see `eos_token_ids`)."""
+
+    max_new_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: tuple[str, ...] = ()
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise GenerationError(f"max-new-tokens is {self.max_new_tokens}, but must be at least 1.")
+        if not all(self.stops):
+            raise GenerationError("A stop string must not be empty.")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token. `text` is what became final with it: often "", sometimes several characters, never half a one.
+
+    `logprob`: natural logarithm of its probability under the model. `at`: seconds on the event loop's clock.
+    `finish`: on the last piece "eos", "stop" or "length", else "".
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    at: float
+    finish: str = ""
+
+
+@dataclass
+class Completion:
+    """The pieces of one generation and what follows from them; `started_at` on the pieces' clock, in seconds."""
+
+    started_at: float
+    pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [piece.token_id for piece in self.pieces]
+
+    @property
+    def finish(self) -> str:
+        return self.pieces[-1].finish if self.pieces else ""
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds from `started_at` to the first token."""
+        return self.pieces[0].at - self.started_at if self.pieces else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second after the first one (the prompt's pass is not in it); 0 for fewer than two tokens."""
+        elapsed_s = self.pieces[-1].at - self.pieces[0].at if self.pieces else 0.0
+        return (len(self.pieces) - 1) / elapsed_s if elapsed_s > 0 else 0.0
+
+
+async def generate(
+    session: StepSession, ends: Ends, tokenizer: Any | None, prompt_ids: Sequence[int], options: GenerationOptions
+) -> AsyncIterator[Piece]:
+    """Continue `prompt_ids`, which include the `session.position` tokens that the session already holds.
+
+    `tokenizer`: a transformers tokenizer, or None for tokens without text. The last token is not run through the
+    blocks: nobody needs its hidden states yet. Errors: `GenerationError`, `PromptTooLong`, `SamplingError`, and what
+    `session.step` raises.
+    """
+    count = room(ends.spec, prompt_ids, options.max_new_tokens)
+    ids = list(prompt_ids)
+    if session.position >= len(ids):
+        raise GenerationError(f"The session already holds {session.position} tokens; the prompt has {len(ids)}.")
+    session.recall_with(lambda start, stop: _embed(ends, ids[start:stop], start))
+    sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
+    loop = asyncio.get_running_loop()
+    for left in reversed(range(count)):
+        hidden = await session.step(_embed(ends, ids[session.position :], session.position), Want.LAST)
+        logits = await _off_loop(ends, ends.logits, hidden)
+        choice = sampler.choose(logits[-1], ids)
+        ids.append(choice.token_id)
+        text, finish = writer.write(choice.token_id, last=left == 0)
+        yield Piece(choice.token_id, text, choice.logprob, loop.time(), finish)
+        if finish:
+            return
+
+
+def room(spec: ModelSpec, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
+    """How many tokens may follow the prompt: at least 1, at most `max_new_tokens`, within the model's context.
+
+    Errors: `GenerationError` (no prompt, or ids that are not in the vocabulary), `PromptTooLong`.
+    """
+    if not prompt_ids:
+        raise GenerationError("The prompt is empty; give at least one token.")
+    if strangers := [token for token in prompt_ids if not 0 <= token < spec.vocab_size]:
+        raise GenerationError(f"Token id {strangers[0]} is not in the model's vocabulary of {spec.vocab_size}.")
+    if len(prompt_ids) >= spec.max_position:
+        raise PromptTooLong(
+            f"The prompt has {len(prompt_ids)} tokens, but the model's context of {spec.max_position} must hold it and "
+            "at least one new token; shorten the prompt."
+        )
+    return min(max_new_tokens, spec.max_position - len(prompt_ids))
+
+
+def eos_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:
+    """The tokens that end a text: `eos_token_id` of `path`/generation_config.json, else of the model's config; a
+    number, a list or nothing, as transformers writes it."""
+    file = path / "generation_config.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise GenerationError(f"{file} cannot be read: {error}") from error
+    nested = config.get("text_config") or {}
+    found = (source.get("eos_token_id") for source in (stored, config, nested))
+    chosen = next((value for value in found if value is not None), ())
+    return frozenset([chosen] if isinstance(chosen, int) else chosen)
+
+
+class _Writer:
+    """Turns tokens into final text and says when to end."""
+
+    def __init__(self, tokenizer: Any | None, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
+        self._eos = options.eos_token_ids
+        self._detokenizer = Detokenizer(_decoder(tokenizer), prompt_ids) if tokenizer is not None else None
+        self._stop_filter = StopFilter(options.stops)
+
+    def write(self, token_id: int, *, last: bool) -> tuple[str, str]:
+        """Final text of one more token, and why it is the last one, if it is."""
+        ended = token_id in self._eos
+        text = self._stop_filter.push("" if ended else self._push(token_id))
+        if (ended or last) and not self._stop_filter.stopped:
+            text += self._stop_filter.push(self._detokenizer.finish() if self._detokenizer else "")
+            text += self._stop_filter.finish()
+        if self._stop_filter.stopped:
+            return text, "stop"
+        return text, "eos" if ended else "length" if last else ""
+
+    def _push(self, token_id: int) -> str:
+        return self._detokenizer.push(token_id) if self._detokenizer else ""
+
+
+def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    def decode(ids: list[int]) -> str:
+        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    return decode
+
+
+def _embed(ends: Ends, ids: Sequence[int], start: int) -> torch.Tensor:
+    return ends.embed(torch.tensor(ids), torch.arange(start, start + len(ids)))
+
+
+async def _off_loop(ends: Ends, work: Callable[[torch.Tensor], T], hidden: torch.Tensor) -> T:
+    if ends.spec.vocab_size * ends.spec.hidden_size <= INLINE_WEIGHTS:
+        return work(hidden)
+    return await asyncio.to_thread(work, hidden)

@@ -1,0 +1,250 @@
+"""The async shell of a session: performs what the core decides and turns tensors into bytes and back.
+
+Knows no routing policy (it asks its `Backend`) and no sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+import torch
+from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send
+from shoal.client.session import Session, State
+from shoal.peer.errors import NoRouteError, SessionClosed
+from shoal.peer.wire import Want
+from shoal.routing.planner import NoRoute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shoal.client.actions import Action, SessionStats, SessionTerms
+    from shoal.peer.errors import HopError, ShoalError
+    from shoal.peer.wire import Buffer, Message
+    from shoal.routing.planner import Hop, Route
+
+RETRY_S = 0.25
+
+
+class Backend(Protocol):
+    """What a session needs of its swarm."""
+
+    def send(self, peer_id: str, message: Message) -> None:
+        """Queue a message to a peer."""
+        ...
+
+    def plan(self, plan: Plan, max_tokens: int) -> Route | NoRoute:
+        """Hops for a lost span, from the latest view."""
+        ...
+
+    async def refresh(self) -> object:
+        """Look the swarm up again."""
+        ...
+
+    def blame(self, error: HopError) -> None:
+        """Remember a failure."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a session's hidden states travel: `chunk_tokens` of a prompt a step, and how long to wait for a route."""
+
+    chunk_tokens: int
+    wait_s: float
+
+
+class RemoteSession:
+    """A generation through the swarm. `step` runs hidden states through all blocks; `position` counts tokens in the KV.
+
+    Inputs are kept for replay unless `recall_with` names a way to make them again (from token ids, say).
+    """
+
+    def __init__(self, terms: SessionTerms, shape: Shape, backend: Backend) -> None:
+        self._terms, self._shape, self._backend = terms, shape, backend
+        self._core = Session(terms, self._recall_bytes)
+        self._dtype: torch.dtype = getattr(torch, terms.dtype)
+        self._recall: Callable[[int, int], torch.Tensor] | None = None
+        self._inputs: list[torch.Tensor] = []
+        self._waiting: dict[int, asyncio.Future[tuple[int, Buffer]]] = {}
+        self._room = asyncio.Event()
+        self._planning: asyncio.Task[None] | None = None
+        self._tasks = asyncio.TaskGroup()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._error: ShoalError | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._perform(self._core.begin())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._end(SessionClosed("the session was closed"))
+        self._perform(self._core.close())
+        await self._tasks.__aexit__(None, None, None)
+
+    @property
+    def position(self) -> int:
+        """Tokens in the KV; set it back to overwrite what came after. Errors: `ValueError`."""
+        return self._core.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._core.rewind(position)
+        if self._inputs:
+            self._inputs = [torch.cat(self._inputs)[:position]]
+
+    @property
+    def stats(self) -> SessionStats:
+        """Steps, repairs and each hop's times so far."""
+        return self._core.stats
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        """The hops in use now; empty before the first route stands."""
+        return self._core.route()
+
+    def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
+        """Make inputs of positions `[a, b)` again with `recall` ([b - a, hidden]) instead of keeping them."""
+        self._recall = recall
+
+    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
+        """Run `hidden` [T, hidden] through all blocks, in chunks if T is large.
+
+        Returns [1, hidden] for `Want.LAST`, [T, hidden] for `Want.ALL`, [0, hidden] for `Want.NONE`.
+        Errors: `NoRouteError` (blocks that nobody serves), `SessionClosed`, `ValueError` past the agreed tokens.
+        """
+        if hidden.ndim != 2 or hidden.shape[1] != self._terms.width or not hidden.shape[0]:
+            raise ValueError(f"expected hidden states [tokens, {self._terms.width}], got {list(hidden.shape)}")
+        if self.position + len(hidden) > self._terms.max_tokens:
+            raise ValueError(f"the session was opened for {self._terms.max_tokens} tokens")
+        hidden = hidden.detach().to("cpu", self._dtype).contiguous()
+        answers = [await self._send_chunk(chunk, wanted) for chunk, wanted in self._chunks(hidden, want)]
+        parts = [self._tensor(*answer) for answer in await asyncio.gather(*answers)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def on_message(self, peer_id: str, message: Message) -> None:
+        """A peer sent something for this session."""
+        self._perform(self._core.on_message(peer_id, message, self._loop.time()))
+
+    def on_lost(self, peer_id: str, why: str) -> None:
+        """The link to a peer ended."""
+        self._perform(self._core.on_closed(peer_id, why))
+
+    # -- performing -----------------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._backend.send(action.peer_id, action.message)
+            elif isinstance(action, Deliver):
+                self._deliver(action)
+            elif isinstance(action, Plan):
+                self._plan(action)
+            elif isinstance(action, Blame):
+                self._backend.blame(action.error)
+            elif isinstance(action, GiveUp):
+                self._end(SessionClosed(action.reason))
+        self._set_timer()
+
+    def _deliver(self, answer: Deliver) -> None:
+        self._room.set()
+        future = self._waiting.pop(answer.step, None)
+        if future is not None and not future.done():
+            future.set_result((answer.rows, answer.payload))
+
+    def _set_timer(self) -> None:
+        deadline = self._core.deadline()
+        if self._timer is not None and (deadline is None or self._timer.when() > deadline):
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None and self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._perform(self._core.on_timer(self._loop.time()))
+
+    def _plan(self, plan: Plan) -> None:
+        if self._planning is not None:
+            self._planning.cancel()
+        self._planning = self._tasks.create_task(self._find(plan))
+
+    async def _find(self, plan: Plan) -> None:
+        """Plan until there is a route or the wait is over. Failed peers are tried again before giving up."""
+        end = self._loop.time() + self._shape.wait_s
+        forgiven = False
+        while isinstance(found := self._backend.plan(plan, self._terms.max_tokens), NoRoute):
+            if self._starts_over():
+                return
+            if forgiven and self._loop.time() >= end:
+                self._end(NoRouteError(found.reason, found.missing))
+                return
+            await self._backend.refresh()
+            plan, forgiven = self._core.forgive(), True
+            await asyncio.sleep(RETRY_S)
+        self._perform(self._core.on_route(found, self._loop.time()))
+
+    def _starts_over(self) -> bool:
+        """Where the surviving hops stand in the way of a route, give them up (this plans anew)."""
+        whole = self._core.whole_plan()
+        if whole is None or isinstance(self._backend.plan(whole, self._terms.max_tokens), NoRoute):
+            return False
+        self._perform(self._core.start_over())
+        return True
+
+    def _end(self, error: ShoalError) -> None:
+        """No step will be answered any more."""
+        self._error = self._error or error
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
+        self._room.set()
+        if self._planning is not None and self._planning is not asyncio.current_task():
+            self._planning.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- tensors and bytes ----------------------------------------------------------------------------------------
+
+    def _chunks(self, hidden: torch.Tensor, want: Want) -> list[tuple[torch.Tensor, Want]]:
+        """Cut a prompt into steps; of a prompt whose last state alone is wanted, only the last chunk is answered."""
+        pieces = torch.split(hidden, self._shape.chunk_tokens)
+        inner = Want.ALL if want is Want.ALL else Want.NONE
+        return [(piece, want if piece is pieces[-1] else inner) for piece in pieces]
+
+    async def _send_chunk(self, chunk: torch.Tensor, want: Want) -> asyncio.Future[tuple[int, Buffer]]:
+        while self._core.full() and self._error is None:
+            self._room.clear()
+            await self._room.wait()
+        if self._error is not None:
+            raise self._error
+        if self._recall is None:
+            self._inputs.append(chunk)
+        number, actions = self._core.step(len(chunk), want, _bytes(chunk), self._loop.time())
+        future = self._waiting[number] = self._loop.create_future()
+        self._perform(actions)
+        return future
+
+    def _recall_bytes(self, start: int, stop: int) -> Buffer:
+        rows = self._recall(start, stop) if self._recall is not None else torch.cat(self._inputs)[start:stop]
+        return _bytes(rows.detach().to("cpu", self._dtype).contiguous())
+
+    def _tensor(self, rows: int, payload: Buffer) -> torch.Tensor:
+        if not rows:
+            return torch.empty(0, self._terms.width, dtype=self._dtype)
+        return torch.frombuffer(payload, dtype=self._dtype).view(rows, self._terms.width)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether every hop is ready."""
+        return self._core.state is State.STREAMING
+
+
+def _bytes(rows: torch.Tensor) -> Buffer:
+    """The tensor's own memory, without a copy."""
+    return memoryview(rows.view(torch.uint8).numpy()).cast("B")

@@ -1,0 +1,250 @@
+"""A client's place in a swarm: the latest view, links to peers, what it has measured, and the sessions over them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from shoal.client.actions import SessionTerms
+from shoal.client.measured import Measured
+from shoal.client.remote import RemoteSession, Shape
+from shoal.peer.errors import NoRouteError
+from shoal.peer.link import Patience
+from shoal.peer.pool import ChannelPool, PoolConfig
+from shoal.routing.announcement import AnnouncementError, decode
+from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
+from shoal.routing.view import View, fold
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from shoal.client.actions import Plan
+    from shoal.dht.directory import Directory
+    from shoal.dht.identity import Identity
+    from shoal.dht.invite import Invite
+    from shoal.peer.channel import Channel
+    from shoal.peer.errors import HopError
+    from shoal.peer.transport import Transport
+    from shoal.peer.wire import Message
+
+# A hop that is silent for this long while we wait for it is taken for dead.
+CLIENT_PATIENCE = Patience(ping_after_s=0.75, dead_after_s=2.5)
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmOptions:
+    """How a client joins: `identity` None makes a fresh one; `refresh_s` between look-ups of the swarm."""
+
+    identity: Identity | None = None
+    listen: str = "127.0.0.1"
+    port: int = 0
+    refresh_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a client must know of the model to route through it."""
+
+    n_blocks: int
+    width: int
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """`max_tokens` positions through blocks `[start, stop)` (None: all); hidden states travel as `dtype`."""
+
+    max_tokens: int
+    start: int = 0
+    stop: int | None = None
+    dtype: str = "float32"
+    chunk_tokens: int = 256
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a swarm object stands: the network, the directory, clocks and chance. The simulation brings its own."""
+
+    transport: Transport
+    directory: Directory
+    invite: Invite
+    refresh_s: float = 5.0
+    wall: Callable[[], float] = time.time
+    rng: random.Random = field(default_factory=random.Random)
+    random_bytes: Callable[[int], bytes] = os.urandom
+
+
+class Swarm:
+    """Use through `join_swarm`, or as `async with Swarm(place, model)`."""
+
+    def __init__(self, place: Place, model: Model) -> None:
+        self.model = model
+        self._place = place
+        self._view = View(model.n_blocks)
+        self._other_revisions: dict[str, str] = {}
+        self._measured = Measured()
+        self._sessions: dict[bytes, RemoteSession] = {}
+        self._pool = ChannelPool(
+            place.transport, PoolConfig("shoal-client", CLIENT_PATIENCE), self._on_message, self._on_lost
+        )
+        self._tasks = asyncio.TaskGroup()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        await self._pool.__aenter__()
+        await self.refresh()
+        self._watching = self._tasks.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._pool.__aexit__(*exc_info)
+        await self._tasks.__aexit__(None, None, None)
+
+    @property
+    def view(self) -> View:
+        """The latest snapshot of the swarm."""
+        return self._view
+
+    @property
+    def other_revisions(self) -> dict[str, str]:
+        """Peers that serve another revision of the model, which is why they are not in the view."""
+        return dict(self._other_revisions)
+
+    async def refresh(self) -> View:
+        """Look the swarm up now."""
+        records = await self._place.directory.lookup()
+        now = self._place.wall()
+        fresh = []
+        for record in records:
+            if record.revision != self.model.revision:
+                self._other_revisions[record.peer_id] = record.revision
+                continue
+            try:
+                fresh.append(decode(record, self.model.n_blocks))
+            except AnnouncementError:
+                continue  # one bad record hides no other
+        withdrawn = {peer.peer_id for peer in self._view.peers} - {peer.peer_id for peer in fresh}
+        old = replace(self._view, peers=tuple(p for p in self._view.peers if p.peer_id not in withdrawn))
+        self._view = fold(old, fresh, now)
+        return self._view
+
+    async def wait_covered(self, timeout_s: float, on_view: Callable[[View], None] | None = None) -> View:
+        """The view once every block has a holder. Errors: `NoRouteError` naming the missing blocks."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while self._view.missing():
+            if loop.time() >= end:
+                raise NoRouteError(self._why_missing(), tuple(self._view.missing()))
+            await asyncio.sleep(min(0.5, max(0.0, end - loop.time())))
+            await self.refresh()
+            if on_view is not None:
+                on_view(self._view)
+        return self._view
+
+    @asynccontextmanager
+    async def session(self, options: SessionOptions) -> AsyncIterator[RemoteSession]:
+        """A generation over a route of its own. Errors show in its first `step`."""
+        terms = self._terms(options)
+        remote = RemoteSession(terms, Shape(options.chunk_tokens, options.wait_s), self)
+        self._sessions[terms.session] = remote
+        try:
+            async with remote:
+                yield remote
+        finally:
+            self._measured.learn(remote.route, remote.stats)
+            del self._sessions[terms.session]
+
+    # -- what sessions ask of their swarm -------------------------------------------------------------------------
+
+    def send(self, peer_id: str, message: Message) -> None:
+        """Queue a message to a peer."""
+        self._pool.send(peer_id, self.addrs(peer_id), message)
+
+    def addrs(self, peer_id: str) -> tuple[str, ...]:
+        """Where a peer says that it can be reached; empty if it is not in the view."""
+        return next((peer.addrs for peer in self._view.peers if peer.peer_id == peer_id), ())
+
+    def plan(self, plan: Plan, max_tokens: int) -> Route | NoRoute:
+        """Hops for a lost span, from the latest view and what was measured."""
+        now = self._place.wall()
+        request = RouteRequest(
+            plan.start, plan.stop, prompt_tokens=0, new_tokens=1, kv_tokens=max_tokens, avoid=plan.avoid,
+            knowledge=self._measured.knowledge(self._pool.rtts(), now), upstream=plan.upstream,
+            downstream=plan.downstream,
+        )  # fmt: skip
+        found = plan_route(self._view, request, now, self._place.rng)
+        if isinstance(found, NoRoute) and self._other_revisions:
+            return replace(found, reason=f"{found.reason} {self._revision_hint()}")
+        return found
+
+    def blame(self, error: HopError) -> None:
+        """Remember a failure."""
+        self._measured.failed(error, self._place.wall())
+
+    # -- keeping up -----------------------------------------------------------------------------------------------
+
+    def _terms(self, options: SessionOptions) -> SessionTerms:
+        invite, me = self._place.invite, self._place.transport.peer_id
+        session = self._place.random_bytes(16)
+        return SessionTerms(
+            session=session, namespace=invite.namespace, revision=self.model.revision, start=options.start,
+            stop=self.model.n_blocks if options.stop is None else options.stop, max_tokens=options.max_tokens,
+            width=self.model.width, dtype=options.dtype, addrs=self.addrs,
+            prove=partial(_prove, invite, me, session),
+        )  # fmt: skip
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._place.refresh_s)
+            await self.refresh()
+
+    def _on_message(self, channel: Channel, message: Message) -> None:
+        session = self._sessions.get(getattr(message, "session", b""))
+        if session is not None:
+            session.on_message(channel.remote, message)
+
+    def _on_lost(self, peer_id: str, why: str) -> None:
+        for session in list(self._sessions.values()):
+            session.on_lost(peer_id, f"{peer_id} {why}")
+
+    def _why_missing(self) -> str:
+        missing = ", ".join(map(str, self._view.missing()))
+        return f"no peer serves blocks {missing}. {self._revision_hint()}".rstrip()
+
+    def _revision_hint(self) -> str:
+        if not self._other_revisions:
+            return ""
+        others = ", ".join(sorted(set(self._other_revisions.values())))
+        return f"{len(self._other_revisions)} peers serve revision {others}, this client has {self.model.revision}."
+
+
+def _prove(invite: Invite, me: str, session: bytes, peer_id: str) -> bytes:
+    return invite.prove(me, peer_id, session)
+
+
+@asynccontextmanager
+async def join_swarm(invite: Invite, model: Model, options: SwarmOptions = SwarmOptions()) -> AsyncIterator[Swarm]:
+    """Join over libp2p. Errors: `HostError` (no daemon, port taken), `JoinError` (nobody of the invite answers)."""
+    from shoal.dht.directory import open_directory
+    from shoal.dht.host import HostConfig, open_host
+    from shoal.dht.identity import Identity
+    from shoal.peer.transport import P2PTransport
+
+    identity = options.identity or Identity.generate()
+    config = HostConfig(identity=identity, listen=options.listen, port=options.port, bootstrap=invite.peers)
+    async with (
+        open_host(config) as host,
+        open_directory(host, identity, invite, model.revision) as directory,
+        Swarm(Place(P2PTransport(host), directory, invite, options.refresh_s), model) as swarm,
+    ):
+        yield swarm

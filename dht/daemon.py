@@ -1,0 +1,43 @@
+"""hivemind's daemon wrapper with what it lacks: private sockets, and calls that fail when the daemon dies. No policy.
+
+As shipped, a call to a dead daemon waits forever, `is_alive` stays true and sockets lie in the shared temporary folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from shoal.dht.foreign import P2P, P2PDaemonError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEATH_NOTE = "our own libp2p daemon has died"
+
+
+class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
+    """One libp2p daemon. died: set as soon as the daemon's output ends, which is when it dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.died = asyncio.Event()
+
+    async def _read_outputs(self, ready: asyncio.Future[None]) -> None:
+        await super()._read_outputs(ready)  # returns at the end of output; an orderly shutdown cancels it instead
+        self._alive = False
+        self.died.set()
+        if self._client is not None:
+            for call in self._client.control._pending_calls.values():
+                if not call.done():
+                    call.set_exception(P2PDaemonError(DEATH_NOTE))
+
+    async def _call_unary_protobuf_handler(self, *args: Any, **kwargs: Any) -> Any:
+        if self.died.is_set():
+            raise P2PDaemonError(DEATH_NOTE)
+        return await super()._call_unary_protobuf_handler(*args, **kwargs)
+
+
+def daemon_in(folder: Path) -> type[Daemon]:
+    """The class whose daemons keep their sockets in `folder`; hivemind takes their place from a class attribute."""
+    return type("Daemon", (Daemon,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})

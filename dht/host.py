@@ -1,0 +1,208 @@
+"""One libp2p daemon per peer: started, watched, stopped. Knows processes and addresses, nothing of records or swarms.
+
+The daemon's control sockets and a copy of its key live in a folder of its own that only this user can enter, and vanish
+with it. The daemon ends by itself when this process dies: it exits once its control connection is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import shutil
+import socket
+import tempfile
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shoal.dht.errors import HostError
+from shoal.dht.identity import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+
+    from shoal.dht.foreign import P2P
+
+logger = logging.getLogger(__name__)
+
+MAX_SOCKET_FOLDER_CHARS = 70  # a unix socket's path has at most 107 characters
+DAEMON_IDLE_S = 10.0  # the daemon ends if nobody has opened its control connection by then
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
+DIAL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """How a peer stands on the network.
+
+    identity, or the file that it is kept in (made if absent); neither: a fresh one. listen: an IP address to bind.
+    port: TCP, 0 for any free one. bootstrap: multiaddrs to connect to, which also serve as relays. announce: multiaddrs
+    to tell others instead of those bound. reachability: what to believe without asking others. relayed: listen nowhere
+    and be reached through the bootstrap nodes' relays.
+    """
+
+    identity: Identity | None = None
+    identity_path: Path | None = None
+    listen: str = "127.0.0.1"
+    port: int = 0
+    bootstrap: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
+    reachability: Literal["auto", "public", "private"] = "auto"
+    relayed: bool = False
+
+    def resolve_identity(self) -> Identity:
+        """The identity to run under; IdentityError if its file is unusable."""
+        if self.identity is not None:
+            return self.identity
+        return Identity.load_or_create(self.identity_path) if self.identity_path else Identity.generate()
+
+
+@dataclass(frozen=True)
+class Host:
+    """A running daemon. maddrs: full addresses, each ending in `/p2p/ID`. died: set soon after the daemon's death."""
+
+    p2p: P2P
+    identity: Identity
+    maddrs: tuple[str, ...]
+    died: asyncio.Event = field(compare=False)
+    relayed: bool = False
+
+    @property
+    def peer_id(self) -> str:
+        """Our own peer id."""
+        return self.identity.peer_id
+
+    async def connect(self, peer_id: str, maddrs: Iterable[str]) -> None:
+        """Dial a peer unless a connection stands; OSError, ValueError or the daemon's P2PDaemonError if that fails."""
+        from shoal.dht.foreign import Multiaddr, PeerID
+
+        # The daemon wants addresses without the trailing /p2p/ID.
+        bare = [Multiaddr(maddr.rpartition("/p2p/")[0] or maddr) for maddr in maddrs]
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            await self.p2p._client.connect(PeerID.from_base58(peer_id), bare)
+
+    async def current_maddrs(self) -> tuple[str, ...]:
+        """The addresses as the daemon knows them now; a relayed host learns its own only after a while."""
+        _, maddrs = await self.p2p._client.identify()
+        return _full(maddrs, self.peer_id)
+
+
+@asynccontextmanager
+async def open_host(config: HostConfig) -> AsyncIterator[Host]:
+    """Start a daemon and stop it at the end. HostError, with a sentence, if it does not start or its port is taken."""
+    identity = config.resolve_identity()
+    if not config.relayed:
+        check_port(config.listen, config.port)
+    with _private_folder() as folder:
+        key_file = folder / "identity"
+        key_file.touch(mode=0o600)
+        key_file.write_bytes(identity.to_bytes())
+        p2p = await _start_daemon(config, folder, key_file)
+        key_file.unlink()  # the daemon has read it; nothing secret stays behind if this process is killed
+        try:
+            maddrs = _full(p2p._visible_maddrs, identity.peer_id)
+            host = Host(p2p, identity, maddrs, p2p.died, config.relayed)
+            await dial_all(host, config.bootstrap)
+            yield host
+        finally:
+            await _stop_daemon(p2p)
+
+
+async def dial_all(host: Host, maddrs: Iterable[str]) -> list[str]:
+    """Dial peers, all at once, and return the ids of those that answered; the others are logged."""
+    by_peer: dict[str, list[str]] = {}
+    for maddr in maddrs:
+        by_peer.setdefault(maddr.rpartition("/p2p/")[2], []).append(maddr)
+    by_peer.pop(host.peer_id, None)
+    answered = await asyncio.gather(*(_dial(host, peer_id, addresses) for peer_id, addresses in by_peer.items()))
+    return [peer_id for peer_id, yes in zip(by_peer, answered, strict=True) if yes]
+
+
+async def _dial(host: Host, peer_id: str, maddrs: list[str]) -> bool:
+    from shoal.dht.foreign import P2PDaemonError
+
+    try:
+        await host.connect(peer_id, maddrs)
+    except (OSError, EOFError, ValueError, TimeoutError, P2PDaemonError) as error:
+        logger.info("cannot reach %s: %s", maddrs[0], error)
+        return False
+    return True
+
+
+def check_port(listen: str, port: int) -> None:
+    """HostError if nobody can listen there. libp2p itself would share a taken port and lose half its connections."""
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(listen).version == 6 else socket.AF_INET
+    except ValueError as error:
+        raise HostError(f"{listen!r} is not an IP address; listen on one of this machine's, or on 0.0.0.0.") from error
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((listen, port))
+            probe.listen(1)
+        except PermissionError as error:
+            raise HostError(f"Port {port} needs rights that this user has not; choose one above 1023.") from error
+        except OverflowError as error:
+            raise HostError(f"Port {port} does not exist; choose one from 1 to 65535, or 0 for any.") from error
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL or not port:
+                raise HostError(f"{listen} is not an address of this machine; listen on one that is.") from error
+            message = f"Port {port} on {listen} is taken; stop the program that uses it or choose another port."
+            raise HostError(message) from error
+
+
+def _full(maddrs: Iterable[Any], peer_id: str) -> tuple[str, ...]:
+    tail = f"/p2p/{peer_id}"
+    return tuple(dict.fromkeys(text if text.endswith(tail) else text + tail for text in map(str, maddrs)))
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder of mode 0700 whose path is short enough for a unix socket; removed with all in it."""
+    folder = tempfile.mkdtemp(prefix="shoal-")
+    if len(folder) > MAX_SOCKET_FOLDER_CHARS:
+        Path(folder).rmdir()
+        folder = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _start_daemon(config: HostConfig, folder: Path, key_file: Path) -> Any:
+    from shoal.dht.daemon import daemon_in
+    from shoal.dht.foreign import P2PDaemonError
+
+    version = 6 if ":" in config.listen else 4
+    local = not config.relayed and ipaddress.ip_address(config.listen).is_loopback
+    listening = {"host_maddrs": [f"/ip{version}/{config.listen}/tcp/{config.port}"]}
+    relayed = {"host_maddrs": [], "no_listen": True, "use_auto_relay": True, "trusted_relays": config.bootstrap}
+    try:
+        return await daemon_in(folder).create(
+            identity_path=str(key_file),
+            check_if_identity_free=False,  # hivemind's check understands RSA keys only; the directory has its own
+            announce_maddrs=config.announce or None,
+            force_reachability=None if config.reachability == "auto" else config.reachability,
+            nat_port_map=not local,
+            auto_nat=not local,
+            idle_timeout=DAEMON_IDLE_S,
+            startup_timeout=START_TIMEOUT_S,
+            **(relayed if config.relayed else listening),
+        )
+    except (P2PDaemonError, OSError, EOFError, ValueError) as error:
+        raise HostError(f"The libp2p daemon does not start: {error}") from error
+
+
+async def _stop_daemon(p2p: Any) -> None:
+    """End the daemon gently, and by force if it has not gone after 5 s."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await p2p.shutdown()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            p2p._child.kill()
+        await p2p._child.wait()

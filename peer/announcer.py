@@ -1,0 +1,75 @@
+"""Tells the swarm, again and again, what this peer serves and how it fares. Knows the directory, no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shoal.routing.announcement import MAX_CHUNK, Announcement, State, encode
+
+if TYPE_CHECKING:
+    from shoal.dht.directory import Directory
+    from shoal.peer.node import Node
+
+PERIOD_S = 15.0
+TTL_S = 45.0
+CHANGED_S = 2.0  # at most this often when the load changes
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What does not change while a peer serves; speeds are seconds per token and block, measured on this machine."""
+
+    peer_id: str
+    revision: str
+    quantization: str
+    dtype: str
+    decode_s: float
+    prefill_s: float
+    addrs: tuple[str, ...]
+    version: str
+    name: str
+
+
+class Announcer:
+    """Announces at once, then every `PERIOD_S`, and soon after the number of leases has changed."""
+
+    def __init__(self, directory: Directory, node: Node, facts: Facts) -> None:
+        self._directory = directory
+        self._node = node
+        self.facts = facts
+        self._announced_load = -1
+
+    async def run(self) -> None:
+        """Announce until cancelled."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            if loop.time() >= due or self._load() != self._announced_load:
+                await self.announce()
+                due = loop.time() + PERIOD_S
+            await asyncio.sleep(CHANGED_S)
+
+    async def announce(self) -> None:
+        """Announce once, with the figures of this moment."""
+        self._announced_load = self._load()
+        await self._directory.announce(encode(self.announcement()), TTL_S)
+
+    async def withdraw(self) -> None:
+        """Tell the swarm that this peer is gone."""
+        await self._directory.withdraw()
+
+    def announcement(self) -> Announcement:
+        """What this peer would announce now; sequence and expiry are the directory's business."""
+        facts, node = self.facts, self._node
+        state: State = "draining" if node.book.draining else "online"
+        return Announcement(
+            peer_id=facts.peer_id, sequence=0, expiry=0.0, start=node.engine.start, stop=node.engine.stop, state=state,
+            quantization=facts.quantization, dtype=facts.dtype, decode_s=facts.decode_s, prefill_s=facts.prefill_s,
+            queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=min(MAX_CHUNK, 4096), addrs=facts.addrs,
+            rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
+        )  # fmt: skip
+
+    def _load(self) -> int:
+        return len(self._node.book.leases)

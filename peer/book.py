@@ -1,0 +1,135 @@
+"""The leases of one peer: who may open one, what it gets, what is given back. Sans-IO: no sockets, tensors or clock.
+
+Admission happens once, before the first token: a lease's pages are set aside when it is opened, so it never runs dry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shoal.peer.errors import Reason
+from shoal.peer.lease import Lease, Terms
+from shoal.peer.pages import PageAllocator
+from shoal.peer.wire import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shoal.peer.wire import Open
+
+BUSY_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What this peer serves. `check_proof(proof, client_id, session)` holds the swarm's secret."""
+
+    namespace: bytes
+    revision: str
+    start: int
+    stop: int
+    width: int
+    n_pages: int
+    page_tokens: int
+    check_proof: Callable[[bytes, str, bytes], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what clients may claim."""
+
+    leases: int = 512
+    leases_per_client: int = 128
+    kept_bytes_per_lease: int = 64 * 1024 * 1024
+    grace_s: float = 5.0
+
+
+class LeaseBook:
+    """All leases by session. A lost client's leases live on for `limits.grace_s`, then `sweep` ends them."""
+
+    def __init__(self, offer: Offer, limits: Limits = Limits()) -> None:
+        self.offer = offer
+        self.limits = limits
+        self.draining = False
+        self.pages = PageAllocator(offer.n_pages)
+        self.leases: dict[bytes, Lease] = {}
+        self._orphans: dict[str, float] = {}  # client -> when its leases end
+
+    @property
+    def free_tokens(self) -> int:
+        """Positions that new leases could still get."""
+        return self.pages.free * self.offer.page_tokens
+
+    def clients(self) -> set[str]:
+        """Clients that hold leases."""
+        return {lease.owner for lease in self.leases.values()}
+
+    def open(self, request: Open, client: str) -> Lease | Refused:
+        """A new lease, or why not."""
+        if (refused := self._check(request, client)) is not None:
+            return refused
+        self._orphans.pop(client, None)
+        pages = self.pages.allocate(-(-request.max_tokens // self.offer.page_tokens))
+        if pages is None:
+            text = f"{self.free_tokens} of {request.max_tokens} tokens are free"
+            return _refusal(request, Reason.BUSY, text, BUSY_RETRY_S)
+        lease = Lease(request, Terms(client, pages, self.offer.width, self.limits.kept_bytes_per_lease))
+        self.leases[request.session] = lease
+        return lease
+
+    def find(self, session: bytes, client: str | None = None) -> Lease | None:
+        """A lease by session; with `client`, only if that client owns it."""
+        lease = self.leases.get(session)
+        return lease if lease is not None and client in (None, lease.owner) else None
+
+    def detach(self, lease: Lease) -> None:
+        """End a lease; its pages stay set aside until `free` says that nothing runs on them any more."""
+        del self.leases[lease.session]
+
+    def free(self, lease: Lease) -> None:
+        """Give the pages of a detached lease back."""
+        self.pages.release(lease.terms.pages)
+
+    def client_lost(self, client: str, now: float) -> None:
+        """The client's link is gone: its leases end after the grace unless it comes back."""
+        if any(lease.owner == client for lease in self.leases.values()):
+            self._orphans[client] = now + self.limits.grace_s
+
+    def client_back(self, client: str) -> None:
+        """The client has a link again."""
+        self._orphans.pop(client, None)
+
+    def sweep(self, now: float) -> list[Lease]:
+        """Leases whose client stayed away for too long."""
+        gone = {client for client, end in self._orphans.items() if end <= now}
+        for client in gone:
+            del self._orphans[client]
+        return [lease for lease in self.leases.values() if lease.owner in gone]
+
+    def _check(self, request: Open, client: str) -> Refused | None:
+        offer = self.offer
+        if request.namespace != offer.namespace or request.revision != offer.revision:
+            return _refusal(request, Reason.WRONG_MODEL, f"this peer serves revision {offer.revision} of another model")
+        if not offer.check_proof(request.proof, client, request.session):
+            return _refusal(request, Reason.FORBIDDEN, "no proof of this swarm's secret")
+        if not offer.start <= request.start < request.stop <= offer.stop:
+            return _refusal(request, Reason.NO_SUCH_BLOCKS, f"this peer serves blocks {offer.start}:{offer.stop}")
+        if self.draining:
+            return _refusal(request, Reason.DRAINING, "this peer is leaving the swarm")
+        return self._check_limits(request, client)
+
+    def _check_limits(self, request: Open, client: str) -> Refused | None:
+        if request.session in self.leases:
+            return _refusal(request, Reason.FORBIDDEN, "that session is open already")
+        if request.max_tokens > self.offer.n_pages * self.offer.page_tokens:
+            text = f"{request.max_tokens} tokens are more than this peer's KV can ever hold"
+            return _refusal(request, Reason.LIMIT, text)
+        held = sum(lease.owner == client for lease in self.leases.values())
+        if held >= self.limits.leases_per_client or len(self.leases) >= self.limits.leases:
+            return _refusal(request, Reason.BUSY, "all leases are taken", BUSY_RETRY_S)
+        return None
+
+
+def _refusal(request: Open, reason: Reason, text: str, retry_s: float = 0.0) -> Refused:
+    return Refused(session=request.session, epoch=request.epoch, reason=reason, text=text, retry_s=retry_s)

@@ -1,0 +1,73 @@
+"""The async shell of one link: pumps a stream's bytes through the sans-IO core. Knows no sessions and no tensors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from shoal.peer.errors import HopClosed, ProtocolError
+from shoal.peer.link import Link, Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shoal.peer.transport import Stream
+    from shoal.peer.wire import Message
+
+
+class Channel:
+    """A stream with a link on it. `run` reads until the end; `send` may be called at any time before."""
+
+    def __init__(self, stream: Stream, agent: str, patience: Patience = Patience()) -> None:
+        self.remote = stream.remote
+        self._stream = stream
+        self._now = asyncio.get_running_loop().time
+        self.link = Link(agent, self._now(), patience)
+        self.closed = False
+        self._flush()
+
+    def send(self, message: Message) -> None:
+        """Queue one message; never blocks. Errors: `HopClosed` when the link is gone."""
+        if self.closed:
+            raise HopClosed(self.remote, f"the link to {self.remote} is closed")
+        self._stream.write(*self.link.send(message))
+
+    async def run(self, on_message: Callable[[Channel, Message], None]) -> None:
+        """Read and dispatch until either side closes, breaks the protocol or falls silent; then close."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self._watch())
+                await self._read(on_message)
+                watch.cancel()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the stream; `run` then returns. Idempotent."""
+        self.closed = True
+        self.link.close()
+        self._stream.close()
+
+    async def _read(self, on_message: Callable[[Channel, Message], None]) -> None:
+        while not self.closed and (data := await self._stream.read()):
+            try:
+                messages = self.link.receive(data, self._now())
+            except ProtocolError:
+                return
+            self._flush()
+            for message in messages:
+                on_message(self, message)
+
+    async def _watch(self) -> None:
+        """Ping a quiet link, and close a dead one."""
+        while not self.closed:
+            await asyncio.sleep(max(0.01, self.link.deadline() - self._now()))
+            if not self.link.on_timer(self._now()):
+                self.close()
+                return
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.link.outbox and not self.closed:
+            self._stream.write(*self.link.outbox)
+            self.link.outbox.clear()

@@ -1,0 +1,95 @@
+"""A lease's own outputs, kept for duplicates and for refilling a new hop. Bytes only: no tensors, no clock.
+
+Outputs lie in order of position without gaps, beginning at 0. When the budget is passed the oldest go; from then on a
+replay from position 0 is refused while the newest steps can still be answered again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shoal.peer.wire import Buffer, Want
+
+ALWAYS_KEPT = 64  # newest outputs that no budget takes: a client has at most this many steps in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One output: `rows` states for positions `[position, position + count)`; step -1 for replayed states."""
+
+    step: int
+    position: int
+    count: int
+    want: Want
+    rows: int
+    payload: Buffer
+
+
+class KeptOutputs:
+    """Outputs of one lease within `budget_bytes`."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.bytes = 0
+        self.whole = True  # nothing dropped since position 0
+        self._outputs: deque[Kept] = deque()
+
+    def add(self, output: Kept) -> None:
+        """Keep one more output; what it rewinds over is forgotten."""
+        self.truncate(output.position)
+        self._outputs.append(output)
+        self.bytes += _size(output)
+        while self.bytes > self.budget_bytes and len(self._outputs) > ALWAYS_KEPT:
+            self.bytes -= _size(self._outputs.popleft())
+            self.whole = False
+
+    def truncate(self, position: int) -> None:
+        """Forget everything from `position` on."""
+        while self._outputs and self._outputs[-1].position + self._outputs[-1].count > position:
+            last = self._outputs.pop()
+            self.bytes -= _size(last)
+            if last.position < position and last.rows == last.count:
+                self._append_cut(last, position - last.position)
+
+    def answer(self, step: int) -> Kept | None:
+        """What step `step` gave, or None if it is gone."""
+        return next((output for output in reversed(self._outputs) if output.step == step), None)
+
+    def replay(self, stop: int, max_rows: int) -> list[tuple[int, int, bytes]] | None:
+        """`(position, count, payload)` pieces that tile `[0, stop)`, joined up to `max_rows` each; None if not kept."""
+        pieces: list[tuple[int, int, bytes]] = []
+        for output in self._until(stop):
+            if pieces and pieces[-1][1] + output.count <= max_rows:
+                position, count, payload = pieces.pop()
+                pieces.append((position, count + output.count, payload + bytes(output.payload)))
+            else:
+                pieces.append((output.position, output.count, bytes(output.payload)))
+        reached = pieces[-1][0] + pieces[-1][1] if pieces else 0
+        return pieces if self.whole and reached == stop else None
+
+    def _until(self, stop: int) -> Iterator[Kept]:
+        for output in self._outputs:
+            if output.position >= stop or output.rows != output.count:
+                return
+            yield _cut(output, stop - output.position) if output.position + output.count > stop else output
+
+    def _append_cut(self, output: Kept, count: int) -> None:
+        cut = _cut(output, count)
+        self._outputs.append(cut)
+        self.bytes += _size(cut)
+
+
+def _size(output: Kept) -> int:
+    return memoryview(output.payload).nbytes
+
+
+def _cut(output: Kept, count: int) -> Kept:
+    """The first `count` rows of an output; it answers no step any more."""
+    row_bytes = _size(output) // output.rows
+    payload = bytes(memoryview(output.payload).cast("B")[: count * row_bytes])
+    return replace(output, step=-1, count=count, rows=count, payload=payload)

@@ -1,0 +1,174 @@
+"""One session's claim on one peer: which step may run, what goes where. Sans-IO: no sockets, no tensors, no clock.
+
+A step is accepted once. A duplicate gets the same answer and runs nothing; a gap is refused; a step whose position lies
+before the KV's end rewinds. Replayed states refill the KV and are passed on only where the next hop is new as well.
+
+    message            step < next        step == next             step > next
+    Hidden, this epoch answer again       run, forward             refuse: gap
+    Hidden, replay     -- run if it begins at the KV's end, ignore if it is there already, else refuse: gap --
+    Hidden, old epoch  ignore             ignore                   ignore
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from shoal.peer.errors import Reason
+from shoal.peer.kept import Kept, KeptOutputs
+from shoal.peer.wire import Hidden, Message, Opened, Receipt, Refused, Want
+
+if TYPE_CHECKING:
+    from shoal.peer.wire import Buffer, Open, Reroute
+
+REPLAY_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to a peer (or to the lease's owner)."""
+
+    to: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Put these hidden states through the span. `keep_rows`: how many of the last output rows are needed."""
+
+    hidden: Hidden
+    keep_rows: int
+
+
+Action: TypeAlias = Send | Run
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What was agreed when the lease was opened; `width` is the model's hidden size."""
+
+    owner: str
+    pages: tuple[int, ...]
+    width: int
+    kept_bytes: int
+
+
+class Lease:
+    """State of one lease. Methods take messages and return actions; nothing else is touched."""
+
+    def __init__(self, request: Open, terms: Terms) -> None:
+        self.session = request.session
+        self.start, self.stop = request.start, request.stop
+        self.max_tokens, self.dtype, self.final = request.max_tokens, request.dtype, request.final
+        self.terms = terms
+        self.epoch = request.epoch
+        self.prev = request.prev or terms.owner
+        self.next, self.next_addrs = request.next or terms.owner, request.next_addrs
+        self.forward_replay = request.forward_replay
+        self.next_step = request.next_step
+        self.position = 0
+        self.kept = KeptOutputs(terms.kept_bytes)
+        self._running: set[int] = set()
+
+    @property
+    def owner(self) -> str:
+        """Peer id of the client."""
+        return self.terms.owner
+
+    def accept(self, hidden: Hidden, sender: str) -> list[Action]:
+        """Decide about hidden states that `sender` pushed."""
+        if sender not in (self.prev, self.owner):
+            return []
+        if hidden.epoch != self.epoch:
+            return []
+        if (wrong := self._misfit(hidden)) is not None:
+            return self.refuse(Reason.LIMIT, wrong)
+        return self._replay(hidden) if hidden.replay else self._step(hidden)
+
+    def finish(self, hidden: Hidden, payload: Buffer, rows: int, times_s: tuple[float, float]) -> list[Action]:
+        """Turn the span's output for `hidden` into messages. `times_s`: (queued, computed)."""
+        kept = Kept(-1 if hidden.replay else hidden.step, hidden.position, hidden.count, hidden.want, rows, payload)
+        self.kept.add(kept)
+        if hidden.replay:
+            return [self._forward(kept, replay=True)] if self.forward_replay else []
+        self._running.discard(hidden.step)
+        return [*self._answer(kept), self._receipt(hidden.step, times_s)]
+
+    def reroute(self, message: Reroute) -> list[Action]:
+        """Take new neighbours, refill the new next hop if asked, and confirm."""
+        if message.epoch <= self.epoch:
+            return []
+        self.epoch = message.epoch
+        self.prev, self.next = message.prev or self.owner, message.next or self.owner
+        self.next_addrs, self.forward_replay = message.next_addrs, False
+        pieces = self.kept.replay(message.replay_to, REPLAY_ROWS)
+        if pieces is None:
+            return self.refuse(Reason.NO_REPLAY, f"outputs up to position {message.replay_to} are no longer kept")
+        sends: list[Action] = [
+            self._forward(Kept(-1, position, count, Want.NONE, count, payload), replay=True)
+            for position, count, payload in pieces
+        ]
+        return [*sends, Send(self.owner, Opened(session=self.session, epoch=self.epoch))]
+
+    def refuse(self, reason: Reason, text: str) -> list[Action]:
+        """Tell the owner that this lease cannot go on."""
+        refused = Refused(session=self.session, epoch=self.epoch, reason=reason, text=text[:512], retry_s=0.0)
+        return [Send(self.owner, refused)]
+
+    def _misfit(self, hidden: Hidden) -> str | None:
+        if hidden.position + hidden.count > self.max_tokens:
+            return f"position {hidden.position + hidden.count} passes the lease's {self.max_tokens} tokens"
+        if hidden.rows != hidden.count or hidden.width != self.terms.width or hidden.dtype != self.dtype:
+            return "hidden states have not the agreed shape or dtype"
+        return None
+
+    def _replay(self, hidden: Hidden) -> list[Action]:
+        if hidden.position + hidden.count <= self.position:
+            return []
+        if hidden.position != self.position:
+            return self.refuse(Reason.GAP, f"replay at position {hidden.position}, KV ends at {self.position}")
+        self.position += hidden.count
+        return [Run(hidden, 0 if self.final else hidden.count)]
+
+    def _step(self, hidden: Hidden) -> list[Action]:
+        if hidden.step < self.next_step:
+            return self._again(hidden.step)
+        if hidden.step > self.next_step or hidden.position > self.position:
+            text = f"step {hidden.step} at {hidden.position}; expected {self.next_step} at or before {self.position}"
+            return self.refuse(Reason.GAP, text)
+        self.next_step += 1
+        self.position = hidden.position + hidden.count
+        self._running.add(hidden.step)
+        return [Run(hidden, self._rows_back(hidden))]
+
+    def _rows_back(self, hidden: Hidden) -> int:
+        if not self.final or hidden.want is Want.ALL:
+            return hidden.count
+        return 1 if hidden.want is Want.LAST else 0
+
+    def _again(self, step: int) -> list[Action]:
+        """A duplicate: the same answer, or nothing yet if it is still running."""
+        if step in self._running:
+            return []
+        kept = self.kept.answer(step)
+        if kept is None:
+            return self.refuse(Reason.NO_REPLAY, f"the output of step {step} is no longer kept")
+        return [*self._answer(kept), self._receipt(step, (0.0, 0.0))]
+
+    def _answer(self, kept: Kept) -> list[Action]:
+        return [self._forward(kept, replay=False)] if kept.rows else []
+
+    def _forward(self, kept: Kept, *, replay: bool) -> Send:
+        message = Hidden(
+            session=self.session, epoch=self.epoch, step=max(kept.step, 0), position=kept.position, count=kept.count,
+            want=kept.want, replay=replay, rows=kept.rows, width=self.terms.width, dtype=self.dtype,
+            payload=kept.payload,
+        )  # fmt: skip
+        return Send(self.next, message)
+
+    def _receipt(self, step: int, times_s: tuple[float, float]) -> Send:
+        queue_s, compute_s = times_s
+        return Send(
+            self.owner,
+            Receipt(session=self.session, epoch=self.epoch, step=step, queue_s=queue_s, compute_s=compute_s),
+        )

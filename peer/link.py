@@ -1,0 +1,132 @@
+"""One framed link between two nodes: bytes in, messages out. Sans-IO: no sockets, no clock, no tensors.
+
+States: HELLO (nothing but the other side's `Hello` is welcome) -> OPEN -> CLOSED. The core answers pings by itself and
+says when it wants to be woken (`deadline`), so that a silent link is found dead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from shoal.peer.errors import LocalProtocolError, RemoteProtocolError
+from shoal.peer.wire import PREFIX, VERSION, Hello, Message, Ping, Pong, decode, decode_prefix, encode
+
+if TYPE_CHECKING:
+    from shoal.peer.wire import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a quiet link is left alone, and when a silent one counts as dead."""
+
+    ping_after_s: float = 5.0
+    dead_after_s: float = 15.0
+
+
+class LinkState(Enum):
+    """Where a link stands."""
+
+    HELLO = auto()
+    OPEN = auto()
+    CLOSED = auto()
+
+
+class Link:
+    """Framing, greeting and keep-alive of one stream.
+
+    `receive` takes what the stream gave and returns whole messages; `send` turns a message into buffers. What the link
+    itself wants to say (greeting, pongs, pings) waits in `outbox`.
+    """
+
+    def __init__(self, agent: str, now: float, patience: Patience = Patience()) -> None:
+        self.patience = patience
+        self.state = LinkState.HELLO
+        self.remote_agent = ""
+        self.outbox: list[Buffer] = list(encode(Hello(version=VERSION, agent=agent)))
+        self._bytes = bytearray()
+        self._heard = now
+        self._pinged: float | None = None
+        self._nonce = 0
+        self.rtt_s: float | None = None
+
+    def send(self, message: Message) -> tuple[Buffer, ...]:
+        """Buffers of one message. Errors: `LocalProtocolError` on a closed link."""
+        if self.state is LinkState.CLOSED:
+            raise LocalProtocolError("the link is closed")
+        return encode(message)
+
+    def receive(self, data: Buffer, now: float) -> list[Message]:
+        """Messages completed by `data` (greetings and keep-alive are kept inside). Errors: `RemoteProtocolError`."""
+        self._heard = now
+        self._bytes += data
+        messages = []
+        while (message := self._take()) is not None:
+            if (passed := self._filter(message, now)) is not None:
+                messages.append(passed)
+        return messages
+
+    def deadline(self) -> float:
+        """When `on_timer` wants to be called next, on the caller's clock."""
+        wait_s = self.patience.ping_after_s if self._pinged is None else self.patience.dead_after_s
+        return self._heard + wait_s
+
+    def on_timer(self, now: float) -> bool:
+        """Ping a quiet link; False when the other side has been silent for too long and the link is dead."""
+        if now - self._heard >= self.patience.dead_after_s:
+            self.state = LinkState.CLOSED
+            return False
+        if self._pinged is None and now - self._heard >= self.patience.ping_after_s:
+            self.ping(now)
+        return True
+
+    def ping(self, now: float) -> None:
+        """Ask for a pong: `rtt_s` tells how long it took."""
+        self._nonce += 1
+        self._pinged = now
+        self.outbox += encode(Ping(nonce=self._nonce))
+
+    def close(self) -> None:
+        """Nothing goes in or out any more."""
+        self.state = LinkState.CLOSED
+
+    def _take(self) -> Message | None:
+        """The next whole frame in the buffer, or None."""
+        if len(self._bytes) < PREFIX.size:
+            return None
+        header, payload = decode_prefix(memoryview(self._bytes)[: PREFIX.size].tobytes())
+        body, end = PREFIX.size + header, PREFIX.size + header + payload
+        if len(self._bytes) < end:
+            return None
+        # The payload is copied once, into memory of its own that a tensor may be laid over and keep.
+        message = decode(bytes(self._bytes[PREFIX.size : body]), self._bytes[body:end])
+        del self._bytes[:end]
+        return message
+
+    def _filter(self, message: Message, now: float) -> Message | None:
+        if self.state is LinkState.HELLO:
+            self._greet(message)
+            return None
+        if isinstance(message, Ping):
+            self.outbox += encode(Pong(nonce=message.nonce))
+            return None
+        if isinstance(message, Pong):
+            self._answered(message, now)
+            return None
+        if isinstance(message, Hello):
+            raise RemoteProtocolError("a second greeting on one link")
+        return message
+
+    def _answered(self, pong: Pong, now: float) -> None:
+        if pong.nonce == self._nonce and self._pinged is not None:
+            self.rtt_s = now - self._pinged
+            self._pinged = None
+
+    def _greet(self, message: Message) -> None:
+        if not isinstance(message, Hello):
+            raise RemoteProtocolError("a link must begin with a greeting")
+        if message.version != VERSION:
+            raise RemoteProtocolError(f"the other side speaks wire version {message.version}, this one {VERSION}")
+        self.remote_agent = message.agent
+        self.state = LinkState.OPEN

@@ -1,0 +1,82 @@
+"""How fast this machine runs its span: measured at start, kept in a small file, never typed in."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.peer.engine import Piece
+from shoal.peer.wire import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from shoal.peer.engine import Engine
+
+DECODE_STEPS = 12
+PREFILL_TOKENS = 128
+WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Seconds per token and block: one decode token alone, and one token of a prefill chunk."""
+
+    decode_s: float
+    prefill_s: float
+
+
+async def measure(engine: Engine, dtype: str) -> Throughput:
+    """Run decode steps and prefill chunks on pages that nobody holds yet; medians, so that one hiccup does no harm."""
+    blocks = engine.stop - engine.start
+    tokens = min(PREFILL_TOKENS, engine.n_pages * engine.page_tokens)
+    decode = await _median(engine, DECODE_STEPS, lambda step: _piece(engine, dtype, 1, step % tokens))
+    prefill = await _median(engine, 3, lambda _step: _piece(engine, dtype, tokens, 0))
+    return Throughput(decode / blocks, prefill / blocks / tokens)
+
+
+async def _median(engine: Engine, count: int, piece: Callable[[int], Piece]) -> float:
+    clock = asyncio.get_running_loop().time
+    times = []
+    for step in range(WARM_UP + count):
+        started = clock()
+        await engine.run([piece(step)])
+        times.append(clock() - started)
+    return max(sorted(times[WARM_UP:])[count // 2], 1e-6)
+
+
+def _piece(engine: Engine, dtype: str, count: int, position: int) -> Piece:
+    payload = bytearray(count * engine.width * DTYPE_BYTES[dtype])
+    pages = tuple(range(-(-(position + count) // engine.page_tokens)))
+    return Piece(
+        payload=payload, dtype=dtype, offset=0, count=count, pages=pages, position=position, start=engine.start,
+        stop=engine.stop, keep_rows=1,
+    )  # fmt: skip
+
+
+async def measured(engine: Engine, dtype: str, facts: Mapping[str, str], cache: Path) -> tuple[Throughput, bool]:
+    """The cached figures of a machine and span described by `facts`, else new ones; True if they come from the cache."""
+    path = cache / f"{hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:24]}.json"
+    try:
+        stored = json.loads(path.read_text())
+        return Throughput(float(stored["decode_s"]), float(stored["prefill_s"])), True
+    except (OSError, ValueError, KeyError, TypeError):
+        throughput = await measure(engine, dtype)
+    _store(path, {**asdict(throughput), "facts": dict(facts)})
+    return throughput, False
+
+
+def _store(path: Path, content: Mapping[str, object]) -> None:
+    """Write to a temporary name and rename; a full disk costs the cache, not the start."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(json.dumps(content))
+        Path(file.name).replace(path)
+    except OSError:
+        return

@@ -1,0 +1,112 @@
+"""Channels that this node has opened to others, one a peer, opened when first needed. Knows no sessions and no tensors."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from shoal.peer.channel import Channel
+from shoal.peer.errors import HopClosed
+from shoal.peer.link import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shoal.peer.transport import Transport
+    from shoal.peer.wire import Message
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """How a pool connects. `agent` is this program's name and version."""
+
+    agent: str
+    patience: Patience = Patience()
+    connect_timeout_s: float = 5.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A channel, or the messages that wait until it stands."""
+
+    task: asyncio.Task[None] | None = None
+    channel: Channel | None = None
+    waiting: list[Message] = field(default_factory=list)
+
+
+class ChannelPool:
+    """Sends to peers by id. `on_message(channel, message)` gets what they answer; `on_lost(peer_id, why)` is called
+    once when a channel ends or cannot be opened. Use as `async with`: leaving closes every channel."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        config: PoolConfig,
+        on_message: Callable[[Channel, Message], None],
+        on_lost: Callable[[str, str], None],
+    ) -> None:
+        self._transport = transport
+        self._config = config
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._entries: dict[str, _Entry] = {}
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for entry in self._entries.values():
+            if entry.task is not None:
+                entry.task.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    def send(self, peer_id: str, addrs: Sequence[str], message: Message) -> None:
+        """Queue a message to a peer, connecting first if need be; a failure shows in `on_lost`."""
+        entry = self._entries.get(peer_id)
+        if entry is None:
+            entry = self._entries[peer_id] = _Entry()
+            entry.task = self._tasks.create_task(self._run(peer_id, tuple(addrs), entry))
+        if entry.channel is None:
+            entry.waiting.append(message)
+        elif not entry.channel.closed:
+            entry.channel.send(message)
+
+    def rtts(self) -> dict[str, float]:
+        """Measured round trips in seconds, by peer."""
+        channels = [entry.channel for entry in self._entries.values() if entry.channel is not None]
+        return {channel.remote: channel.link.rtt_s for channel in channels if channel.link.rtt_s is not None}
+
+    def drop(self, peer_id: str) -> None:
+        """Close the channel to a peer, if there is one."""
+        entry = self._entries.get(peer_id)
+        if entry is not None and entry.task is not None:
+            entry.task.cancel()
+
+    def peers(self) -> list[str]:
+        """Peers with a channel, or on the way to one."""
+        return list(self._entries)
+
+    async def _run(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
+        why = "closed the connection"
+        try:
+            await self._pump(peer_id, addrs, entry)
+        except HopClosed as error:
+            why = str(error)
+        except TimeoutError:
+            why = f"did not answer within {self._config.connect_timeout_s:g} s"
+        finally:
+            del self._entries[peer_id]
+            self._on_lost(peer_id, why)
+
+    async def _pump(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
+        async with asyncio.timeout(self._config.connect_timeout_s):
+            stream = await self._transport.connect(peer_id, addrs)
+        entry.channel = Channel(stream, self._config.agent, self._config.patience)
+        entry.channel.link.ping(asyncio.get_running_loop().time())
+        for message in entry.waiting:
+            entry.channel.send(message)
+        entry.waiting.clear()
+        await entry.channel.run(self._on_message)

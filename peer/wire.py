@@ -1,0 +1,291 @@
+"""The messages peers and clients exchange, and their bytes; knows no sockets, no tensors, no clock.
+
+A frame is two big-endian u32 (header length, payload length), a msgpack header `[kind, *fields]` and the payload: the
+tensor's own buffer, never copied into the header. Every message checks itself when it is made, so that encoding refuses
+what decoding would refuse.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import msgpack
+from shoal.peer.errors import LocalProtocolError, Reason, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSION = 1
+PREFIX = struct.Struct(">II")
+MAX_HEADER_BYTES = 8 * 1024
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+SESSION_BYTES = 16
+MAX_COUNT = 1 << 20
+MAX_ADDRS = 8
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Want(IntEnum):
+    """Which hidden states of a step the client asks back."""
+
+    NONE = 0
+    LAST = 1
+    ALL = 2
+
+
+class WireError(ValueError):
+    """A field is out of bounds; mapped to a local or a remote protocol error at the border."""
+
+
+def _integer(limit: int) -> Any:
+    def check(value: object) -> bool:
+        return type(value) is int and 0 <= value < limit
+
+    return field(metadata={"check": check})
+
+
+def _text(limit: int) -> Any:
+    return field(metadata={"check": lambda value: type(value) is str and len(value) <= limit})
+
+
+def _raw(*sizes: int) -> Any:
+    return field(metadata={"check": lambda value: type(value) is bytes and len(value) in sizes})
+
+
+def _flag() -> Any:
+    return field(metadata={"check": lambda value: type(value) is bool})
+
+
+def _seconds() -> Any:
+    return field(metadata={"check": lambda value: type(value) is float and 0.0 <= value < 1e6})
+
+
+def _one_of(values: frozenset[Any], kind: Callable[[Any], Any] = lambda value: value) -> Any:
+    return field(metadata={"check": lambda value: value in values, "make": kind})
+
+
+def _addrs() -> Any:
+    def check(value: object) -> bool:
+        return type(value) is tuple and len(value) <= MAX_ADDRS and all(type(a) is str and len(a) <= 256 for a in value)
+
+    return field(metadata={"check": check, "make": tuple})
+
+
+def _session() -> Any:
+    return _raw(SESSION_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages: checks each field when made. Errors: `WireError`."""
+
+    kind: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS[type(self)]:
+            if not check(getattr(self, name)):
+                raise WireError(f"{type(self).__name__}.{name} is out of bounds")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """First frame on every link, from both sides."""
+
+    kind = 0
+    version: int = _integer(1 << 16)
+    agent: str = _text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Message):
+    """Client asks a hop for a lease on blocks `[start, stop)` for `max_tokens` positions.
+
+    `prev` and `next` are peer ids, or "" for the client itself. `next_step` is the first step the lease will be asked.
+    `final` marks the route's last hop: it alone cuts its output down to what the client wants.
+    `forward_replay`: pass replayed states on (the next hop is new as well).
+    """
+
+    kind = 1
+    session: bytes = _session()
+    epoch: int = _integer(1 << 31)
+    namespace: bytes = _raw(32)
+    revision: str = _text(64)
+    start: int = _integer(1 << 16)
+    stop: int = _integer(1 << 16)
+    max_tokens: int = _integer(MAX_COUNT + 1)
+    next_step: int = _integer(1 << 31)
+    dtype: str = _one_of(frozenset(DTYPE_BYTES))
+    prev: str = _text(128)
+    next: str = _text(128)
+    next_addrs: tuple[str, ...] = _addrs()
+    final: bool = _flag()
+    forward_replay: bool = _flag()
+    proof: bytes = _raw(0, 32)
+
+    def __post_init__(self) -> None:
+        super(Open, self).__post_init__()
+        if self.start >= self.stop or not self.max_tokens:
+            raise WireError("Open asks for no blocks or no tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Message):
+    """The lease stands (answer to `Open` and to `Reroute`)."""
+
+    kind = 2
+    session: bytes = _session()
+    epoch: int = _integer(1 << 31)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Message):
+    """A hop cannot go on with a session, and why; `retry_s` > 0 is a hint when to come back."""
+
+    kind = 3
+    session: bytes = _session()
+    epoch: int = _integer(1 << 31)
+    reason: Reason = _one_of(frozenset(Reason), Reason)
+    text: str = _text(512)
+    retry_s: float = _seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden(Message):
+    """Hidden states of positions `[position, position + count)`: one step's input to a hop or answer to the client.
+
+    `payload`: `rows * width` numbers of `dtype`, row-major; an answer to `Want.LAST` has one row. `replay` marks kept
+    states that refill a new hop's KV: they have no step of their own and are never answered.
+    """
+
+    kind = 4
+    session: bytes = _session()
+    epoch: int = _integer(1 << 31)
+    step: int = _integer(1 << 31)
+    position: int = _integer(MAX_COUNT)
+    count: int = _integer(MAX_COUNT)
+    want: Want = _one_of(frozenset(Want), Want)
+    replay: bool = _flag()
+    rows: int = _integer(MAX_COUNT)
+    width: int = _integer(1 << 17)
+    dtype: str = _one_of(frozenset(DTYPE_BYTES))
+    payload: Buffer = field(default=b"", repr=False, metadata={"payload": True})
+
+    def __post_init__(self) -> None:
+        super(Hidden, self).__post_init__()
+        if not self.count or self.rows > self.count:
+            raise WireError("Hidden carries no tokens, or more rows than tokens")
+        if self.rows * self.width * DTYPE_BYTES[self.dtype] != memoryview(self.payload).nbytes:
+            raise WireError("Hidden's payload has not the declared shape")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(Message):
+    """A hop has run a step: how long it waited and how long it computed."""
+
+    kind = 5
+    session: bytes = _session()
+    epoch: int = _integer(1 << 31)
+    step: int = _integer(1 << 31)
+    queue_s: float = _seconds()
+    compute_s: float = _seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class Reroute(Message):
+    """Client tells a surviving hop its new neighbours. With `replay_to` > 0 it sends its kept outputs
+    `[0, replay_to)` to the new next hop before anything else."""
+
+    kind = 6
+    session: bytes = _session()
+    epoch: int = _integer(1 << 31)
+    prev: str = _text(128)
+    next: str = _text(128)
+    next_addrs: tuple[str, ...] = _addrs()
+    replay_to: int = _integer(MAX_COUNT + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Message):
+    """Client ends a lease (not one that was opened under a later epoch)."""
+
+    kind = 7
+    session: bytes = _session()
+    epoch: int = _integer(1 << 31)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Is anybody there? Answered at once with the same nonce."""
+
+    kind = 8
+    nonce: int = _integer(1 << 63)
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """Answer to `Ping`."""
+
+    kind = 9
+    nonce: int = _integer(1 << 63)
+
+
+_KINDS: dict[int, type[Message]] = {
+    kind.kind: kind for kind in (Hello, Open, Opened, Refused, Hidden, Receipt, Reroute, Close, Ping, Pong)
+}
+_CHECKS = {
+    kind: tuple((f.name, f.metadata["check"]) for f in fields(kind) if "check" in f.metadata)
+    for kind in _KINDS.values()
+}
+_MAKERS = {
+    kind: tuple(f.metadata.get("make") for f in fields(kind) if "payload" not in f.metadata) for kind in _KINDS.values()
+}
+_NAMES = {kind: tuple(f.name for f in fields(kind) if "payload" not in f.metadata) for kind in _KINDS.values()}
+
+
+def encode(message: Message) -> tuple[Buffer, ...]:
+    """Bytes of one frame: the prefix with the header, then the payload's own buffer if there is one.
+
+    Errors: `LocalProtocolError` if the frame is larger than a receiver would take.
+    """
+    header = msgpack.packb([message.kind, *(getattr(message, name) for name in _NAMES[type(message)])])
+    payload = message.payload if isinstance(message, Hidden) else b""
+    size = memoryview(payload).nbytes
+    if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
+        raise LocalProtocolError(
+            f"{type(message).__name__} of {len(header)}+{size} bytes is larger than a frame may be"
+        )
+    head = PREFIX.pack(len(header), size) + header
+    return (head, payload) if size else (head,)
+
+
+def decode_prefix(prefix: Buffer) -> tuple[int, int]:
+    """Header and payload length of the next frame. Errors: `RemoteProtocolError` past the limits."""
+    header, payload = PREFIX.unpack(prefix)
+    if not 0 < header <= MAX_HEADER_BYTES or payload > MAX_PAYLOAD_BYTES:
+        raise RemoteProtocolError(f"a frame of {header}+{payload} bytes is out of bounds")
+    return header, payload
+
+
+def decode(header: Buffer, payload: Buffer) -> Message:
+    """One message from its header and payload. Errors: `RemoteProtocolError`."""
+    try:
+        parts = msgpack.unpackb(header, max_ext_len=0, max_map_len=0, max_array_len=32)
+    except Exception as error:
+        raise RemoteProtocolError("a frame's header is not msgpack") from error
+    kind = _KINDS.get(parts[0]) if type(parts) is list and parts and type(parts[0]) is int else None
+    if kind is None or len(parts) != len(_NAMES[kind]) + 1 or (payload and kind is not Hidden):
+        raise RemoteProtocolError("a frame's header is no message of this version")
+    return _build(kind, parts[1:], payload)
+
+
+def _build(kind: type[Message], values: list[Any], payload: Buffer) -> Message:
+    try:
+        made = [make(value) if make else value for make, value in zip(_MAKERS[kind], values, strict=True)]
+        return kind(*made, payload) if kind is Hidden else kind(*made)
+    except (WireError, ValueError, TypeError) as error:
+        raise RemoteProtocolError(f"a {kind.__name__} message is malformed: {error}") from error

@@ -1,0 +1,63 @@
+"""Owns a view's peers as numpy columns, every figure inside its range. Knows no request, no measurement, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from shoal.routing.bounds import BLOCK_S, MAX_FREE_TOKENS, MAX_QUEUE, RTT_S, clamp_count
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from shoal.routing.announcement import Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """One entry per peer, in the view's order; seconds are per token and block as announced.
+
+    `rtts_s[i]`: what peer i says of its distance to others, as said. `nearest_s[i]`: its nearest of those, infinite if
+    none.
+    """
+
+    ids: tuple[str, ...]
+    index: dict[str, int]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    online: NDArray[np.bool_]
+    joining: NDArray[np.bool_]
+    expiry: NDArray[np.float64]
+    decode_s: NDArray[np.float64]
+    prefill_s: NDArray[np.float64]
+    queue: NDArray[np.float64]
+    free_tokens: NDArray[np.int64]
+    rtts_s: tuple[dict[str, float], ...]
+    nearest_s: NDArray[np.float64]
+
+
+def columns_of(peers: tuple[Announcement, ...]) -> Columns:
+    """Return `peers` as columns."""
+    rtts_s = tuple(dict(peer.rtts) for peer in peers)
+    nearest_s = np.array([min(rtts.values(), default=np.inf) for rtts in rtts_s], dtype=np.float64)
+    return Columns(
+        ids=tuple(peer.peer_id for peer in peers),
+        index={peer.peer_id: i for i, peer in enumerate(peers)},
+        start=np.array([peer.start for peer in peers], dtype=np.int64),
+        stop=np.array([peer.stop for peer in peers], dtype=np.int64),
+        online=np.array([peer.state == "online" for peer in peers], dtype=np.bool_),
+        joining=np.array([peer.state == "joining" for peer in peers], dtype=np.bool_),
+        expiry=np.array([peer.expiry for peer in peers], dtype=np.float64),
+        decode_s=_clamped([peer.decode_s for peer in peers]),
+        prefill_s=_clamped([peer.prefill_s for peer in peers]),
+        queue=np.array([clamp_count(peer.queue, 0, MAX_QUEUE) for peer in peers], dtype=np.float64),
+        free_tokens=np.array([clamp_count(peer.free_tokens, 0, MAX_FREE_TOKENS) for peer in peers], dtype=np.int64),
+        rtts_s=rtts_s,
+        nearest_s=np.where(nearest_s > 0.0, nearest_s, RTT_S.worst),
+    )
+
+
+def _clamped(figures_s: list[float]) -> NDArray[np.float64]:
+    figures = np.array(figures_s, dtype=np.float64)
+    sane = np.isfinite(figures) & (figures > 0.0)
+    return np.where(sane, np.clip(figures, BLOCK_S.best, BLOCK_S.worst), BLOCK_S.worst)

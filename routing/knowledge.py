@@ -1,0 +1,40 @@
+"""Owns what a node has found out by itself: measured speeds, distances and failures. Knows no announcement, no clock.
+
+A measured figure always wins over an announced one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003  (dataclass field type)
+from dataclasses import dataclass, field
+from typing import Final
+
+DEFAULT_LEG_S: Final = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds per token and block: `decode_s` for one decode token alone, `prefill_s` within a prompt chunk."""
+
+    decode_s: float
+    prefill_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """Measurements of the node that plans. Every mapping is keyed by peer id.
+
+    `rtts_s`: round trips from this node. `legs_s`: one-way times between two peers, (from, to); used for both
+    directions unless the other one is there too; for a pair that cannot talk directly, put the way through the client
+    here. `speeds`: from receipts, without waiting. `waits_s`: seconds a step waits in the peer's queue, from receipts;
+    takes the place of the announced queue. `penalties`: factors >= 1 and `banned`: see `Health`. `default_leg_s`: a leg
+    that nobody has measured.
+    """
+
+    rtts_s: Mapping[str, float] = field(default_factory=dict)
+    legs_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    waits_s: Mapping[str, float] = field(default_factory=dict)
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    banned: frozenset[str] = frozenset()
+    default_leg_s: float = DEFAULT_LEG_S

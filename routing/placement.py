@@ -1,0 +1,138 @@
+"""Owns which blocks a joining peer should serve, and why in words. Pure; knows no device, no network.
+
+First as few blocks as possible without a holder, then the highest bottleneck (the tokens/s of the block that all its
+holders together serve slowest), then as few blocks as possible at that bottleneck, then the least expected time per
+token over measured distances, then a span that leaves no splinters. What is still equal is left to chance, so that two
+peers that join at once spread.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from shoal.routing.bounds import BLOCK_S
+from shoal.routing.cost import speeds
+from shoal.routing.knowledge import Knowledge, Speed
+from shoal.routing.pace import Pace
+from shoal.routing.words import name_blocks
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from numpy.typing import NDArray
+    from shoal.routing.columns import Columns
+    from shoal.routing.view import View
+
+ALIKE: Final = 0.01  # bottlenecks this close (relative) count as equal
+TIMED: Final = 8  # spans, of those equally good for throughput, whose time per token is worked out
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Blocks `start`..`stop` to serve, one sentence why, and the swarm's bottleneck in tokens/s without and with it."""
+
+    start: int
+    stop: int
+    reason: str
+    bottleneck_before: float
+    bottleneck_after: float
+
+
+def place_span(
+    view: View, capacity_blocks: int, me: Speed, now: float, rng: Random, knowledge: Knowledge | None = None
+) -> Placement:
+    """Return the span of `capacity_blocks` blocks (or the whole model, if smaller) that helps the swarm most.
+
+    `me`: this peer's measured speed. `knowledge`: its measured round trips and speeds of others. Peers that are joining
+    count as if online, those that leave do not; take this peer's own earlier announcement out first (`View.without`).
+    Raises ValueError if not even one block fits.
+    """
+    if capacity_blocks < 1:
+        raise ValueError("a peer must have room for at least one block")
+    length = min(capacity_blocks, view.n_blocks)
+    columns, knowledge = view.columns, knowledge or Knowledge()
+    rows = np.flatnonzero((columns.online | columns.joining) & (columns.expiry > now))
+    before = _throughput(columns, knowledge, rows, view.n_blocks)
+    after = _with_me(before, me, length)
+    starts, saved = _best_for_throughput(after), ""
+    if after[starts[0]].min() > 0.0:
+        pace = Pace.of(columns, knowledge, rows, view.n_blocks)
+        starts, saved = _quickest(pace, me, starts, length, rng)
+    start = rng.choice(_without_splinters(before, starts, length))
+    reason = _reason(before, after[start], start, start + length) + saved
+    return Placement(start, start + length, reason, float(before.min()), float(after[start].min()))
+
+
+def _with_me(before: NDArray[np.float64], me: Speed, length: int) -> NDArray[np.float64]:
+    """[start, block]: tokens/s with this peer at every possible start."""
+    after = np.tile(before, (before.size - length + 1, 1))
+    for start in range(after.shape[0]):
+        after[start, start : start + length] += 1.0 / (BLOCK_S.clamp(me.decode_s) * length)
+    return after
+
+
+def _quickest(pace: Pace, me: Speed, starts: list[int], length: int, rng: Random) -> tuple[list[int], str]:
+    """Of `starts`, those with the least time per token (at most TIMED are tried), and what that saves in words."""
+    tried = sorted(rng.sample(starts, min(TIMED, len(starts))))
+    token_s = {start: pace.token_s_with(me, start, start + length) or math.inf for start in tried}
+    least_s = min(token_s.values())
+    now_s = pace.token_s()
+    saved = ""
+    if now_s is not None and least_s < now_s * (1.0 - ALIKE):
+        saved = f"; a token takes about {least_s * 1e3:.3g} ms instead of {now_s * 1e3:.3g}"
+    return [start for start in tried if token_s[start] <= least_s * (1.0 + ALIKE)], saved
+
+
+def _throughput(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64], n_blocks: int) -> NDArray[np.float64]:
+    """Tokens/s that the holders of each block can serve together, each shared evenly over its own span."""
+    decode_s, _ = speeds(columns, knowledge)
+    start, stop = columns.start[rows], columns.stop[rows]
+    change = np.zeros(n_blocks + 1)
+    rate = 1.0 / (decode_s[rows] * (stop - start))
+    np.add.at(change, start, rate)
+    np.add.at(change, stop, -rate)
+    held = np.zeros(n_blocks + 1, dtype=np.int64)
+    np.add.at(held, start, 1)
+    np.add.at(held, stop, -1)
+    return np.where(np.cumsum(held[:-1]) > 0, np.maximum(np.cumsum(change[:-1]), 0.0), 0.0)
+
+
+def _best_for_throughput(after: NDArray[np.float64]) -> list[int]:
+    """Starts (rows of `after`) that are best by blocks without a holder, bottleneck, blocks at the bottleneck."""
+    missing = (after <= 0.0).sum(axis=1)
+    starts = np.flatnonzero(missing == missing.min())
+    lowest = after[starts].min(axis=1)
+    starts = starts[lowest >= lowest.max() * (1.0 - ALIKE)]
+    at_bottleneck = (after[starts] <= after[starts].min(axis=1, keepdims=True) * (1.0 + ALIKE)).sum(axis=1)
+    return [int(start) for start in starts[at_bottleneck == at_bottleneck.min()]]
+
+
+def _without_splinters(before: NDArray[np.float64], starts: list[int], length: int) -> list[int]:
+    """Of `starts`, those that leave the fewest separate runs of equally served blocks at the bottleneck."""
+    lowest = before.min() * (1.0 + ALIKE)
+
+    def runs(start: int) -> int:
+        low = before <= lowest
+        low[start : start + length] = False
+        return int(np.diff(low.astype(np.int8), prepend=0).clip(0).sum())
+
+    fewest = min(map(runs, starts))
+    return [start for start in starts if runs(start) == fewest]
+
+
+def _reason(before: NDArray[np.float64], after: NDArray[np.float64], start: int, stop: int) -> str:
+    low, high = float(before.min()), float(after.min())
+    if unheld := [block for block in range(start, stop) if before[block] <= 0.0]:
+        left = [block for block in range(before.size) if after[block] <= 0.0]
+        still = f"; {name_blocks(left)} still {'has' if len(left) == 1 else 'have'} none" if left else ""
+        return f"{name_blocks(unheld)} {'has' if len(unheld) == 1 else 'have'} no holder{still}"
+    slowest = [block for block in range(start, stop) if before[block] <= low * (1.0 + ALIKE)]
+    if not slowest:
+        return f"the slowest blocks stay at {low:.3g} tokens/s wherever this peer goes"
+    holds = f"{name_blocks(slowest)} {'holds' if len(slowest) == 1 else 'hold'} the swarm back"
+    if high > low * (1.0 + ALIKE):
+        return f"{holds}: {low:.3g} tokens/s now, {high:.3g} with this peer"
+    return f"{holds} at {low:.3g} tokens/s, together with others that do not fit"

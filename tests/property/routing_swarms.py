@@ -1,0 +1,69 @@
+"""Owns how the routing tests make swarms: one peer with defaults, and hypothesis strategies for many. Knows no planner."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from shoal.routing.announcement import Announcement
+from shoal.routing.view import View, fold
+
+NOW = 1_000.0
+ABSURD = [0.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e308, 5e-324, 1e-300]
+
+
+def peer(peer_id: str, start: int, stop: int, decode_s: float = 0.01, **fields) -> Announcement:
+    """An online peer; `fields` override the rest."""
+    defaults = {
+        "sequence": 1,
+        "expiry": NOW + 60,
+        "state": "online",
+        "quantization": "none",
+        "dtype": "float32",
+        "prefill_s": decode_s / 10,
+        "queue": 0,
+        "free_tokens": 10_000,
+        "max_chunk": 512,
+        "addrs": ("/ip4/127.0.0.1/tcp/1",),
+        "rtts": (),
+        "version": "0.1.0",
+        "name": "",
+        "revision": "r",
+    }
+    return Announcement(
+        **{"peer_id": peer_id, "start": start, "stop": stop, "decode_s": decode_s, **defaults, **fields}
+    )
+
+
+def swarm(n_blocks: int, *peers: Announcement) -> View:
+    return fold(View(n_blocks), peers, NOW)
+
+
+def peer_ids(count: int) -> list[str]:
+    return [f"peer{i}" for i in range(count)]
+
+
+@st.composite
+def announcements(draw, peer_id: str, others: list[str], n_blocks: int, seconds=None) -> Announcement:
+    seconds = seconds or st.sampled_from([0.0001, 0.001, 0.004, 0.01, 0.03, 0.1])
+    start = draw(st.integers(0, n_blocks - 1))
+    known = draw(st.lists(st.sampled_from(others), max_size=3, unique=True))
+    return peer(
+        peer_id,
+        start,
+        draw(st.integers(start + 1, n_blocks)),
+        draw(seconds),
+        prefill_s=draw(seconds),
+        queue=draw(st.integers(0, 8)),
+        free_tokens=draw(st.sampled_from([0, 100, 10_000])),
+        state=draw(st.sampled_from(["online"] * 6 + ["joining", "draining"])),
+        expiry=draw(st.sampled_from([NOW - 1, NOW + 30, NOW + 30, NOW + 30])),
+        rtts=tuple((other, draw(seconds)) for other in known),
+    )
+
+
+@st.composite
+def views(draw, max_peers: int = 5, max_blocks: int = 5, seconds=None) -> View:
+    """Any small swarm, often with holes. Expired peers stay in: a view ages while it is used."""
+    n_blocks = draw(st.integers(1, max_blocks))
+    ids = peer_ids(draw(st.integers(0, max_peers)))
+    peers = [draw(announcements(i, ids, n_blocks, seconds)) for i in ids]
+    return fold(View(n_blocks), peers, NOW - 100)

@@ -1,0 +1,165 @@
+"""A whole swarm in virtual time: the real node, lease, scheduler, session and planner over a simulated network."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from shoal.client.swarm import Model, Place, SessionOptions, Swarm
+from shoal.dht.invite import Invite
+from shoal.dht.record import Record
+from shoal.peer.announcer import Announcer, Facts
+from shoal.peer.book import Limits, Offer
+from shoal.peer.node import Node, NodeConfig
+from tests.sim.network import SimNetwork, SimTransport
+from tests.sim.toy import PAGE_TOKENS, ToyEngine, WIDTH, choose, embed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+N_BLOCKS = 6
+WALL_START = 1_800_000_000.0
+INVITE = Invite(swarm="sim", model="toy", peers=())
+MODEL = Model(n_blocks=N_BLOCKS, width=WIDTH, revision="r1")
+
+
+class SimDirectory:
+    """The directory's contract over a shared table: newest sequence per peer, expiring, withdrawn at once."""
+
+    def __init__(self, table: dict[str, Record], peer_id: str, wall) -> None:
+        self.table, self.peer_id, self.wall = table, peer_id, wall
+        self.sequence = 0
+
+    async def announce(self, body: bytes, ttl_s: float) -> None:
+        self.sequence = max(self.sequence + 1, int(self.wall() * 1000))
+        self.table[self.peer_id] = Record(
+            INVITE.namespace, "toy", "r1", self.peer_id, self.sequence, self.wall() + ttl_s, body
+        )
+
+    async def withdraw(self) -> None:
+        self.table.pop(self.peer_id, None)
+
+    async def lookup(self) -> list[Record]:
+        await asyncio.sleep(0.02)
+        return [record for record in self.table.values() if record.expiry > self.wall()]
+
+
+@dataclass
+class SimPeer:
+    """One running peer."""
+
+    peer_id: str
+    engine: ToyEngine
+    node: Node
+    announcer: Announcer
+    task: asyncio.Task[None]
+
+
+@dataclass
+class World:
+    """Everything of one simulation; `seed` decides all chance in it."""
+
+    seed: int
+    rng: random.Random = field(init=False)
+    net: SimNetwork = field(init=False)
+    table: dict[str, Record] = field(default_factory=dict)
+    peers: dict[str, SimPeer] = field(default_factory=dict)
+    tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.net = SimNetwork(random.Random(self.seed + 1))
+
+    def wall(self) -> float:
+        return WALL_START + asyncio.get_running_loop().time()
+
+    async def add_peer(self, name: str, start: int, stop: int, **engine: float) -> SimPeer:
+        """Start a peer and wait until it is announced."""
+        toy = ToyEngine(start, stop, **engine)
+        offer = Offer(
+            INVITE.namespace, "r1", start, stop, WIDTH, toy.n_pages, PAGE_TOKENS,
+            lambda proof, client, session: INVITE.check(proof, client, name, session),
+        )  # fmt: skip
+        node = Node(NodeConfig(offer, "shoal-sim", Limits()), toy, SimTransport(self.net, name))
+        step_s = toy.step_s / (stop - start)
+        facts = Facts(name, "r1", "none", "float32", step_s, step_s / 8, (), "1", name)
+        announcer = Announcer(SimDirectory(self.table, name, self.wall), node, facts)
+        ready = asyncio.Event()
+        task = self.tasks.create_task(_serve(node, announcer, ready))
+        await ready.wait()
+        peer = self.peers[name] = SimPeer(name, toy, node, announcer, task)
+        return peer
+
+    async def kill(self, name: str) -> None:
+        """kill -9."""
+        self.net.kill(name)
+        self.peers.pop(name).task.cancel()
+        await asyncio.sleep(0)
+
+    async def stop(self, name: str, drain_s: float = 5.0) -> bool:
+        """SIGTERM: withdraw, drain, leave."""
+        peer = self.peers.pop(name)
+        peer.node.book.draining = True
+        await peer.announcer.withdraw()
+        drained = await peer.node.drain(drain_s)
+        self.net.servers.pop(name, None)
+        peer.task.cancel()
+        return drained
+
+    @asynccontextmanager
+    async def client(self, name: str = "client") -> AsyncIterator[Swarm]:
+        """Join as a client."""
+        place = Place(
+            SimTransport(self.net, name), SimDirectory(self.table, name, self.wall), INVITE, refresh_s=1.0,
+            wall=self.wall, rng=random.Random(self.seed + 2), random_bytes=random.Random(self.seed + 3).randbytes,
+        )  # fmt: skip
+        async with Swarm(place, MODEL) as swarm:
+            yield swarm
+
+
+async def _serve(node: Node, announcer: Announcer, ready: asyncio.Event) -> None:
+    async with node:
+        await announcer.announce()
+        ready.set()
+        await announcer.run()
+
+
+@asynccontextmanager
+async def world(seed: int, spans: Sequence[tuple[int, int]]) -> AsyncIterator[World]:
+    """A swarm of toy peers p0, p1, ... with the given spans."""
+    it = World(seed)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(it.net.tasks)
+        await stack.enter_async_context(it.tasks)
+        for index, (start, stop) in enumerate(spans):
+            await it.add_peer(f"p{index}", start, stop)
+        yield it
+        for name in list(it.peers):
+            it.peers.pop(name).task.cancel()
+
+
+async def generate(
+    swarm: Swarm, prompt: Sequence[int], count: int, chunk_tokens: int = 8, wait_s: float = 0.0, each=None
+) -> list[int]:
+    """Greedy tokens through the simulated swarm; `each(number)` is awaited after every token."""
+    tokens = list(prompt)
+    options = SessionOptions(max_tokens=len(prompt) + count, chunk_tokens=chunk_tokens, wait_s=wait_s)
+    async with swarm.session(options) as session:
+        session.recall_with(lambda a, b: states(tokens[a:b]))
+        new = list(prompt)
+        while len(tokens) < len(prompt) + count:
+            out = await session.step(states(new))
+            new = [choose(out[-1].tolist())]
+            tokens += new
+            if each is not None:
+                await each(len(tokens) - len(prompt), session)
+    return tokens[len(prompt) :]
+
+
+def states(tokens: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([embed(token) for token in tokens], dtype=torch.float32)

@@ -1,0 +1,95 @@
+"""A toy model in whole numbers whose answers depend on every token before, through real pages: any mix-up shows.
+
+Hidden states are `WIDTH` numbers below `PRIME`; a block stores one number per position in the KV and adds a weighted sum
+over all positions before. Float32 holds these numbers exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING
+
+from shoal.peer.engine import EngineFault, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.peer.engine import Piece
+
+WIDTH = 4
+PRIME = 4093
+VOCAB = 251
+PAGE_TOKENS = 4
+ROW = struct.Struct(f"<{WIDTH}f")
+
+
+def embed(token: int) -> list[int]:
+    return [(token * (i + 3) + 7 * i) % PRIME for i in range(WIDTH)]
+
+
+def choose(hidden: Sequence[float]) -> int:
+    """The greedy next token."""
+    return int(sum((i + 1) * int(x) for i, x in enumerate(hidden))) % VOCAB
+
+
+def block(index: int, hidden: list[int], kv: list[int]) -> list[int]:
+    """One block: `kv` holds this position's entry as its last."""
+    attended = sum(value * (place + 1) for place, value in enumerate(kv))
+    return [(3 * x + attended + 11 * index + i) % PRIME for i, x in enumerate(hidden)]
+
+
+def entry(index: int, hidden: list[int]) -> int:
+    """What a block keeps of a position."""
+    return (hidden[0] + 5 * hidden[-1] + index) % PRIME
+
+
+def generate(prompt: Sequence[int], n_blocks: int, count: int) -> list[int]:
+    """The tokens that an undisturbed run gives: the whole model in one place."""
+    kv: list[list[int]] = [[] for _ in range(n_blocks)]
+    tokens = list(prompt)
+    for position in range(len(prompt) + count):
+        hidden = embed(tokens[position])
+        for index in range(n_blocks):
+            kv[index].append(entry(index, hidden))
+            hidden = block(index, hidden, kv[index])
+        if position >= len(prompt) - 1 and len(tokens) < len(prompt) + count:
+            tokens.append(choose(hidden))
+    return tokens[len(prompt) :]
+
+
+class ToyEngine:
+    """`Engine` over toy blocks. Each engine step costs `step_s` plus `token_s` a token, in virtual time."""
+
+    def __init__(self, start: int, stop: int, n_pages: int = 256, step_s: float = 0.004) -> None:
+        self.start, self.stop, self.width = start, stop, WIDTH
+        self.n_pages, self.page_tokens = n_pages, PAGE_TOKENS
+        self.step_s, self.token_s = step_s, 0.0002
+        self.batches: list[int] = []
+        self.fault_next = False
+        self._kv = [[[-1] * PAGE_TOKENS for _ in range(n_pages)] for _ in range(stop - start)]
+
+    async def run(self, batch: Sequence[Piece]) -> list[Output]:
+        self.batches.append(len(batch))
+        await asyncio.sleep(self.step_s + self.token_s * sum(piece.count for piece in batch))
+        if self.fault_next:
+            self.fault_next = False
+            raise EngineFault("a planned fault")
+        return [self._run_piece(piece) for piece in batch]
+
+    def close(self) -> None:
+        return
+
+    def _run_piece(self, piece: Piece) -> Output:
+        rows = list(ROW.iter_unpack(bytes(piece.payload)))[piece.offset : piece.offset + piece.count]
+        out = [self._run_token(piece, [int(x) for x in row], piece.position + i) for i, row in enumerate(rows)]
+        kept = out[len(out) - piece.keep_rows :]
+        return Output(bytearray(b"".join(ROW.pack(*map(float, row)) for row in kept)), finite=True)
+
+    def _run_token(self, piece: Piece, hidden: list[int], position: int) -> list[int]:
+        for index in range(piece.start, piece.stop):
+            pages = self._kv[index - self.start]
+            pages[piece.pages[position // PAGE_TOKENS]][position % PAGE_TOKENS] = entry(index, hidden)
+            kv = [pages[piece.pages[p // PAGE_TOKENS]][p % PAGE_TOKENS] for p in range(position + 1)]
+            hidden = block(index, hidden, kv)
+        return hidden

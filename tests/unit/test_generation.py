@@ -1,0 +1,247 @@
+"""Generation over real blocks in this process: the tokens, texts and ends that transformers' own `generate` gives."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from shoal.blocks.checkpoint import resolve
+from shoal.blocks.ends import load_ends, load_tokenizer
+from shoal.blocks.errors import PromptTooLong
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.client.generation import Completion, GenerationError, GenerationOptions, eos_token_ids, generate, room
+from shoal.client.sampling import Sampling, SamplingError
+from shoal.peer.wire import Want
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from shoal.blocks.checkpoint import Checkpoint
+
+VOCAB, EOS, CONTEXT = 257, 256, 128
+CUTS = (0, 2, 3, 5)
+
+
+class LocalSession:
+    """A session whose hops are spans in this process: each with pages of its own, as on as many peers."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        pages = CONTEXT // PAGE_TOKENS
+        options = SpanOptions(kv_pages=pages, dtype=torch.float32)
+        spans = itertools.pairwise(CUTS)
+        self._spans = [load_span(checkpoint, range(start, stop), options) for start, stop in spans]
+        self._pages = range(pages)
+        self.position = 0
+        self.asked: list[tuple[int, Want]] = []
+        self.recall: Callable[[int, int], torch.Tensor] | None = None
+
+    def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
+        self.recall = recall
+
+    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
+        count = len(hidden)
+        self.asked.append((count, want))
+        for span in self._spans:
+            hidden = span.forward(hidden, [Row(self._pages, self.position, count)])
+        self.position += count
+        return hidden[-1:] if want is Want.LAST else hidden
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of random weights with a byte-level tokenizer, as transformers saves it."""
+    path = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, initializer_range=0.2, num_hidden_layers=CUTS[-1],
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT, eos_token_id=EOS,
+        bos_token_id=EOS,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(path)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)} | {"<eos>": EOS}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Checkpoint:
+    return resolve(str(folder))
+
+
+def run(
+    checkpoint: Checkpoint, prompt: list[int], options: GenerationOptions, session: LocalSession | None = None
+) -> Completion:
+    async def collect() -> Completion:
+        completion = Completion(asyncio.get_running_loop().time())
+        pieces = generate(session or LocalSession(checkpoint), ends, load_tokenizer(checkpoint), prompt, options)
+        async for piece in pieces:
+            completion.pieces.append(piece)
+        return completion
+
+    ends = load_ends(checkpoint, dtype=torch.float32)
+    return asyncio.run(collect())
+
+
+def theirs(folder: Path, prompt: list[int], count: int, **options: object) -> list[int]:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, pad_token_id=EOS, **options)
+    return out[0, len(prompt) :].tolist()
+
+
+PROMPT = [5, 17, 101, 33, 200, 9, 64]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.4])
+def test_greedy_tokens_equal_transformers(folder: Path, checkpoint: Checkpoint, penalty: float) -> None:
+    options = GenerationOptions(max_new_tokens=48, sampling=Sampling(repetition_penalty=penalty))
+    expected = theirs(folder, PROMPT, 48, do_sample=False, repetition_penalty=penalty)
+    assert len(set(expected)) > 3
+    assert run(checkpoint, PROMPT, options).token_ids == expected
+
+
+def test_text_is_the_tokens_text(checkpoint: Checkpoint) -> None:
+    completion = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=40))
+    assert completion.text == load_tokenizer(checkpoint).decode(completion.token_ids, skip_special_tokens=True)
+    assert completion.finish == "length"
+
+
+def test_logprobs_are_the_models(folder: Path, checkpoint: Checkpoint) -> None:
+    completion = run(
+        checkpoint, PROMPT, GenerationOptions(max_new_tokens=8, sampling=Sampling(temperature=2.0, seed=1))
+    )
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        scores = model(torch.tensor([PROMPT + completion.token_ids])).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+    expected = scores.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor([p.logprob for p in completion.pieces]), expected, atol=1e-4, rtol=0)
+
+
+def test_a_seed_gives_the_same_text_again(checkpoint: Checkpoint) -> None:
+    options = GenerationOptions(max_new_tokens=24, sampling=Sampling(temperature=1.5, seed=11))
+    first = run(checkpoint, PROMPT, options)
+    assert run(checkpoint, PROMPT, options).token_ids == first.token_ids
+
+
+def test_one_pass_over_the_prompt_then_one_token_a_step(checkpoint: Checkpoint) -> None:
+    session = LocalSession(checkpoint)
+    run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=5), session)
+    assert session.asked == [(len(PROMPT), Want.LAST), *[(1, Want.LAST)] * 4]
+
+
+def test_a_session_goes_on_where_it_stands(checkpoint: Checkpoint) -> None:
+    whole = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=12))
+    session = LocalSession(checkpoint)
+    begun = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=5), session)
+    rest = run(checkpoint, PROMPT + begun.token_ids, GenerationOptions(max_new_tokens=7), session)
+    assert begun.token_ids + rest.token_ids == whole.token_ids
+    assert session.asked[5:] == [(1, Want.LAST)] * 7
+
+
+def test_the_session_can_recall_every_input(checkpoint: Checkpoint) -> None:
+    session = LocalSession(checkpoint)
+    completion = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=6), session)
+    ids = PROMPT + completion.token_ids
+    expected = load_ends(checkpoint, dtype=torch.float32).embed(torch.tensor(ids), torch.arange(len(ids)))
+    assert session.recall is not None
+    torch.testing.assert_close(session.recall(3, 11), expected[3:11], atol=0, rtol=0)
+
+
+def test_an_end_token_ends_it_and_is_not_text(checkpoint: Checkpoint) -> None:
+    free = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=20))
+    end = free.token_ids[9]
+    first = free.token_ids.index(end)
+    ended = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=20, eos_token_ids=frozenset([end, 255])))
+    assert (ended.finish, ended.token_ids) == ("eos", free.token_ids[: first + 1])
+    assert ended.text == load_tokenizer(checkpoint).decode(free.token_ids[:first])
+
+
+def test_a_stop_string_ends_it_before_it(checkpoint: Checkpoint) -> None:
+    options = GenerationOptions(max_new_tokens=30, sampling=Sampling(temperature=1.2, seed=4))
+    free = run(checkpoint, PROMPT, options)
+    stop = next(free.text[n : n + 2] for n in range(8, 40) if free.text[n : n + 2].isascii())
+    stopped = run(checkpoint, PROMPT, GenerationOptions(30, options.sampling, (stop,)))
+    assert stopped.finish == "stop"
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+    assert len(stopped.token_ids) < 30
+
+
+def test_the_context_is_filled_and_not_passed(folder: Path, checkpoint: Checkpoint) -> None:
+    prompt = [n % 256 for n in range(CONTEXT - 3)]
+    completion = run(checkpoint, prompt, GenerationOptions(max_new_tokens=50))
+    assert (len(completion.token_ids), completion.finish) == (3, "length")
+    assert completion.token_ids == theirs(folder, prompt, 3, do_sample=False)
+
+
+@pytest.mark.parametrize("length", [CONTEXT, CONTEXT + 1, 10 * CONTEXT])
+def test_a_prompt_longer_than_the_context_is_refused(checkpoint: Checkpoint, length: int) -> None:
+    session = LocalSession(checkpoint)
+    with pytest.raises(PromptTooLong, match=f"{length} tokens.*context of {CONTEXT}"):
+        run(checkpoint, [1] * length, GenerationOptions(), session)
+    assert not session.asked
+
+
+@pytest.mark.parametrize(("prompt", "words"), [([], "empty"), ([1, VOCAB], "257 is not in"), ([-1], "-1 is not in")])
+def test_a_prompt_that_is_none_is_refused(checkpoint: Checkpoint, prompt: list[int], words: str) -> None:
+    with pytest.raises(GenerationError, match=words):
+        room(load_ends(checkpoint).spec, prompt, 1)
+
+
+def test_a_session_that_holds_the_whole_prompt_is_refused(checkpoint: Checkpoint) -> None:
+    session = LocalSession(checkpoint)
+    session.position = len(PROMPT)
+    with pytest.raises(GenerationError, match="already holds 7 tokens"):
+        run(checkpoint, PROMPT, GenerationOptions(), session)
+
+
+def test_broken_hidden_states_are_not_sampled_from(checkpoint: Checkpoint) -> None:
+    class Broken(LocalSession):
+        async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
+            return (await super().step(hidden, want)) * float("nan")
+
+    with pytest.raises(SamplingError, match="not numbers"):
+        run(checkpoint, PROMPT, GenerationOptions(), Broken(checkpoint))
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"stops": ("",)}])
+def test_bad_options_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(GenerationError, match="must"):
+        GenerationOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("stored", "config", "expected"),
+    [
+        (None, {"eos_token_id": 2}, {2}),
+        ({"eos_token_id": [1, 2]}, {"eos_token_id": 7}, {1, 2}),
+        ({"eos_token_id": 0}, {"eos_token_id": 7}, {0}),
+        ({}, {"text_config": {"eos_token_id": 9}}, {9}),
+        ({}, {"eos_token_id": None}, set()),
+    ],
+)
+def test_end_tokens_are_read_as_transformers_writes_them(
+    tmp_path: Path, stored: dict[str, object] | None, config: dict[str, object], expected: set[int]
+) -> None:
+    if stored is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(stored))
+    assert eos_token_ids(tmp_path, config) == expected
+
+
+def test_speed_counts_the_tokens_after_the_first(checkpoint: Checkpoint) -> None:
+    completion = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=9))
+    times = [piece.at for piece in completion.pieces]
+    assert completion.ttft_s == times[0] - completion.started_at > 0
+    assert completion.tokens_per_s == pytest.approx(8 / (times[-1] - times[0]))
+    assert Completion(0.0).tokens_per_s == Completion(0.0, completion.pieces[:1]).tokens_per_s == 0.0

@@ -1,0 +1,133 @@
+"""Sampling: the same distribution as transformers' logits processors, reproducible, and clear about bad options."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shoal.client.sampling import Sampler, Sampling, SamplingError, filtered, penalize
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+VOCAB = 97
+
+
+def scores_of(seed: int, scale: float = 3.0) -> torch.Tensor:
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def theirs(sampling: Sampling) -> LogitsProcessorList:
+    """transformers' chain for these options, in the order in which its `generate` builds it."""
+    chain = LogitsProcessorList()
+    if sampling.repetition_penalty != 1.0:
+        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    chain.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        chain.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        chain.append(MinPLogitsWarper(sampling.min_p))
+    return chain
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.floats(0.05, 4.0),
+    top_k=st.integers(0, VOCAB + 20),
+    top_p=st.one_of(st.just(1.0), st.floats(0.01, 1.0)),
+    min_p=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
+    repetition_penalty=st.one_of(st.just(1.0), st.floats(0.3, 3.0)),
+)
+
+
+@given(samplings, st.integers(0, 2**32), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_filters_equal_transformers(sampling: Sampling, seed: int, seen: list[int]) -> None:
+    scores, ids = scores_of(seed), torch.tensor(seen)
+    expected = theirs(sampling)(ids[None], scores.clone()[None])[0]
+    penalized = penalize(scores, ids, sampling.repetition_penalty) if sampling.repetition_penalty != 1.0 else scores
+    torch.testing.assert_close(filtered(penalized, sampling), expected, rtol=0, atol=0)
+
+
+@given(samplings, st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_chosen_token_is_never_filtered_out(sampling: Sampling, seed: int) -> None:
+    scores, seen = scores_of(seed), [1, 2, 3]
+    allowed = theirs(sampling)(torch.tensor([seen]), scores.clone()[None])[0] > -math.inf
+    assert allowed[Sampler(sampling).choose(scores, seen).token_id]
+
+
+def test_greedy_takes_the_best_and_reports_its_probability() -> None:
+    scores = scores_of(5)
+    choice = Sampler(Sampling()).choose(scores, [0])
+    assert choice.token_id == int(scores.argmax())
+    assert choice.logprob == pytest.approx(scores.log_softmax(0).max().item(), abs=1e-5)
+
+
+def test_penalty_changes_the_greedy_choice() -> None:
+    scores = torch.tensor([1.0, 3.0, 2.9])
+    assert Sampler(Sampling()).choose(scores, [1]).token_id == 1
+    assert Sampler(Sampling(repetition_penalty=1.5)).choose(scores, [1]).token_id == 2
+
+
+def draws(sampling: Sampling, count: int = 40) -> list[int]:
+    sampler = Sampler(sampling)
+    return [sampler.choose(scores_of(n), [0]).token_id for n in range(count)]
+
+
+def test_a_seed_repeats_whatever_else_draws_random_numbers() -> None:
+    first = draws(Sampling(temperature=1.5, seed=7))
+    torch.manual_seed(0)
+    torch.rand(100)
+    assert draws(Sampling(temperature=1.5, seed=7)) == first
+    assert draws(Sampling(temperature=1.5, seed=8)) != first
+    assert draws(Sampling(temperature=1.5)) != draws(Sampling(temperature=1.5))
+
+
+def test_frequencies_follow_the_softmax() -> None:
+    scores = torch.tensor([0.0, 1.0, 2.0])
+    sampler, counts = Sampler(Sampling(temperature=1.0, seed=1)), [0, 0, 0]
+    for _ in range(3000):
+        counts[sampler.choose(scores, [0]).token_id] += 1
+    expected = scores.softmax(0)
+    for count, share in zip(counts, expected.tolist(), strict=True):
+        assert abs(count / 3000 - share) < 4 * math.sqrt(share * (1 - share) / 3000)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_k": -1}, "top-k"),
+        ({"top_p": 0.0}, "top-p"),
+        ({"top_p": 1.01}, "top-p"),
+        ({"min_p": 1.5}, "min-p"),
+        ({"min_p": math.nan}, "min-p"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1 << 63}, "seed"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, float], name: str) -> None:
+    with pytest.raises(SamplingError, match=name):
+        Sampling(**options)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_broken_scores_are_refused(bad: float) -> None:
+    scores = scores_of(1)
+    scores[11] = bad
+    with pytest.raises(SamplingError, match="not numbers"):
+        Sampler(Sampling()).choose(scores, [0])
