@@ -247,4 +247,4 @@ class RemoteSession:
 
 def _bytes(rows: torch.Tensor) -> Buffer:
     """The tensor's own memory, without a copy."""
-    return memoryview(rows.view(torch.uint8).numpy()).cast("B")
+    return rows.view(torch.uint8).numpy().data.cast("B")

@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.routing.announcement import MAX_CHUNK, Announcement, State, encode
+from shoal.routing.announcement import Announcement, State, encode
 
 if TYPE_CHECKING:
     from shoal.dht.directory import Directory
     from shoal.peer.node import Node
 
+MAX_CHUNK = 4096  # prompt tokens in one message
 PERIOD_S = 15.0
 TTL_S = 45.0
 CHANGED_S = 2.0  # at most this often when the load changes
@@ -67,7 +68,7 @@ class Announcer:
         return Announcement(
             peer_id=facts.peer_id, sequence=0, expiry=0.0, start=node.engine.start, stop=node.engine.stop, state=state,
             quantization=facts.quantization, dtype=facts.dtype, decode_s=facts.decode_s, prefill_s=facts.prefill_s,
-            queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=min(MAX_CHUNK, 4096), addrs=facts.addrs,
+            queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=MAX_CHUNK, addrs=facts.addrs,
             rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
         )  # fmt: skip
 

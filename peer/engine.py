@@ -172,5 +172,5 @@ def _split(result: torch.Tensor, pieces: list[Piece]) -> list[Output]:
         end += piece.count
         rows = host[end - piece.keep_rows : end].to(getattr(torch, piece.dtype)).contiguous()
         good = finite or bool(torch.isfinite(host[end - piece.count : end]).all())
-        outputs.append(Output(memoryview(rows.view(torch.uint8).numpy()).cast("B"), good))
+        outputs.append(Output(rows.view(torch.uint8).numpy().data.cast("B"), good))
     return outputs

@@ -60,7 +60,7 @@ def _piece(engine: Engine, dtype: str, count: int, position: int) -> Piece:
 
 
 async def measured(engine: Engine, dtype: str, facts: Mapping[str, str], cache: Path) -> tuple[Throughput, bool]:
-    """The cached figures of a machine and span described by `facts`, else new ones; True if they come from the cache."""
+    """Cached figures of a machine and span described by `facts`, else new ones; True if from the cache."""
     path = cache / f"{hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:24]}.json"
     try:
         stored = json.loads(path.read_text())

@@ -77,8 +77,9 @@ class Node:
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         await self._pool.__aenter__()
-        self._running = [self._tasks.create_task(self._compute()), self._tasks.create_task(self._sweep())]
-        await self.transport.serve(self._serve)
+        work = (self._compute(), self._sweep(), self.transport.serve(self._serve))
+        self._running = [self._tasks.create_task(part) for part in work]
+        await self.transport.serving.wait()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -134,10 +135,9 @@ class Node:
 
     def _on_open(self, channel: Channel, request: Open) -> None:
         self._settle_replaced(request, channel.remote)
-        answer = self.book.open(request, channel.remote)
-        if not isinstance(answer, Refused):
-            answer = Opened(session=request.session, epoch=request.epoch)
-        channel.send(answer)
+        lease = self.book.open(request, channel.remote)
+        opened = Opened(session=request.session, epoch=request.epoch)
+        channel.send(lease if isinstance(lease, Refused) else opened)
 
     def _on_close(self, channel: Channel, message: Close) -> None:
         lease = self.book.find(message.session, channel.remote)

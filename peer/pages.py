@@ -23,7 +23,7 @@ class PageAllocator:
         return self.n_pages - len(self._used)
 
     def allocate(self, count: int) -> tuple[int, ...] | None:
-        """`count` page ids, consecutive if any free run is long enough; None (and nothing taken) if too few are free."""
+        """`count` page ids, consecutive if a free run is long enough; None (nothing taken) if too few are free."""
         if count > self.free:
             return None
         pages: list[int] = []

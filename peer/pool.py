@@ -1,4 +1,4 @@
-"""Channels that this node has opened to others, one a peer, opened when first needed. Knows no sessions and no tensors."""
+"""Channels that this node opened to others, one a peer, when first needed. Knows no sessions and no tensors."""
 
 from __future__ import annotations
 

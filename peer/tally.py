@@ -1,4 +1,4 @@
-"""What a peer has served so far: counts and speeds for its log and its announcements. No clock, no tensors, no content."""
+"""What a peer has served so far: counts and speeds for its log and announcements. No clock, tensors or content."""
 
 from __future__ import annotations
 

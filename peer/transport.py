@@ -1,8 +1,8 @@
 """Byte streams between peers: the protocols the rest is written against, and libp2p behind them. No messages, no state.
 
-The only file of this package with sockets. Every foreign error becomes `HopClosed` here and nowhere else. A stream is one
-libp2p stream, which the daemon pipes through a unix socket; bytes are read straight from that socket's transport, since
-asyncio's StreamReader copies each of them twice more.
+The only file of this package with sockets. Every foreign error becomes `HopClosed` here and nowhere else. A stream is
+one libp2p stream, which the daemon pipes through a unix socket; bytes are read straight from that socket's transport,
+since asyncio's StreamReader copies each of them twice more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from shoal.peer.errors import HopClosed
 
@@ -58,6 +58,7 @@ class Transport(Protocol):
     """Opens streams to peers and takes theirs."""
 
     peer_id: str
+    serving: asyncio.Event  # set once streams of others are taken
 
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> Stream:
         """Open a stream. Raises HopClosed if the peer cannot be reached or does not serve."""
@@ -69,11 +70,12 @@ class Transport(Protocol):
 
 
 class SocketStream(asyncio.Protocol):
-    """A `Stream` over an asyncio transport whose protocol it takes over."""
+    """A `Stream` over the transport of an asyncio writer, whose protocol it takes over. received: bytes read already."""
 
-    def __init__(self, remote: str, transport: asyncio.Transport, received: bytes) -> None:
+    def __init__(self, remote: str, writer: asyncio.StreamWriter, received: bytes) -> None:
         self.remote = remote
-        self._transport = transport
+        self._writer = writer  # kept, because a writer that is collected closes its transport
+        self._transport = transport = cast("asyncio.Transport", writer.transport)
         self._chunks: deque[bytes] = deque([received] if received else [])
         self._unread_bytes = len(received)
         self._reading_paused = False
@@ -211,7 +213,7 @@ class P2PTransport:
         """See `Transport`."""
         accepted: asyncio.Queue[SocketStream] = asyncio.Queue()
 
-        async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: RUF029
+        async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             accepted.put_nowait(_take_over(info.peer_id.to_base58(), reader, writer))
 
         with _closed_if_fails(self.peer_id):
@@ -246,7 +248,7 @@ class P2PTransport:
 def _take_over(peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> SocketStream:
     """Our stream in place of asyncio's pair, with whatever the reader holds already."""
     received = bytes(reader._buffer)  # type: ignore[attr-defined]  # there is no public way to ask
-    stream = SocketStream(peer_id, writer.transport, received)
+    stream = SocketStream(peer_id, writer, received)
     if reader.at_eof() or reader._eof:  # type: ignore[attr-defined]
         stream.eof_received()
     return stream

@@ -69,6 +69,18 @@ def _one_of(values: frozenset[Any], kind: Callable[[Any], Any] = lambda value: v
     return field(metadata={"check": lambda value: value in values, "make": kind})
 
 
+def _reason() -> Any:
+    return _one_of(frozenset(Reason), Reason)
+
+
+def _want() -> Any:
+    return _one_of(frozenset(Want), Want)
+
+
+def _dtype() -> Any:
+    return _one_of(frozenset(DTYPE_BYTES))
+
+
 def _addrs() -> Any:
     def check(value: object) -> bool:
         return type(value) is tuple and len(value) <= MAX_ADDRS and all(type(a) is str and len(a) <= 256 for a in value)
@@ -119,7 +131,7 @@ class Open(Message):
     stop: int = _integer(1 << 16)
     max_tokens: int = _integer(MAX_COUNT + 1)
     next_step: int = _integer(1 << 31)
-    dtype: str = _one_of(frozenset(DTYPE_BYTES))
+    dtype: str = _dtype()
     prev: str = _text(128)
     next: str = _text(128)
     next_addrs: tuple[str, ...] = _addrs()
@@ -149,7 +161,7 @@ class Refused(Message):
     kind = 3
     session: bytes = _session()
     epoch: int = _integer(1 << 31)
-    reason: Reason = _one_of(frozenset(Reason), Reason)
+    reason: Reason = _reason()
     text: str = _text(512)
     retry_s: float = _seconds()
 
@@ -168,11 +180,11 @@ class Hidden(Message):
     step: int = _integer(1 << 31)
     position: int = _integer(MAX_COUNT)
     count: int = _integer(MAX_COUNT)
-    want: Want = _one_of(frozenset(Want), Want)
+    want: Want = _want()
     replay: bool = _flag()
     rows: int = _integer(MAX_COUNT)
     width: int = _integer(1 << 17)
-    dtype: str = _one_of(frozenset(DTYPE_BYTES))
+    dtype: str = _dtype()
     payload: Buffer = field(default=b"", repr=False, metadata={"payload": True})
 
     def __post_init__(self) -> None:
@@ -286,6 +298,6 @@ def decode(header: Buffer, payload: Buffer) -> Message:
 def _build(kind: type[Message], values: list[Any], payload: Buffer) -> Message:
     try:
         made = [make(value) if make else value for make, value in zip(_MAKERS[kind], values, strict=True)]
-        return kind(*made, payload) if kind is Hidden else kind(*made)
+        return Hidden(*made, payload) if kind is Hidden else kind(*made)
     except (WireError, ValueError, TypeError) as error:
         raise RemoteProtocolError(f"a {kind.__name__} message is malformed: {error}") from error

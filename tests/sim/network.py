@@ -87,6 +87,7 @@ class SimNetwork:
         self.streams: list[SimStream] = []
         self.trace: list[tuple[float, str, str, int]] = []
         self.legs = 0  # frames that carried hidden states
+        self.resumed = asyncio.Event()
         self.tasks = asyncio.TaskGroup()
 
     def delay(self, _source: str, _target: str) -> float:
@@ -117,6 +118,8 @@ class SimNetwork:
     def resume(self, peer_id: str) -> None:
         for stream, data in self.hung.pop(peer_id, []):
             stream._arrive(data)
+        self.resumed.set()
+        self.resumed.clear()
 
     def _streams_of(self, peer_id: str) -> list[SimStream]:
         return [stream for stream in self.streams if stream.local == peer_id and not stream.is_closed]
@@ -127,11 +130,12 @@ class SimTransport:
 
     def __init__(self, net: SimNetwork, peer_id: str) -> None:
         self.net, self.peer_id = net, peer_id
+        self.serving = asyncio.Event()
 
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> SimStream:
         await asyncio.sleep(2 * self.net.delay(self.peer_id, peer_id))
-        while peer_id in self.net.hung:
-            await asyncio.sleep(0.05)
+        if peer_id in self.net.hung:
+            await self.net.resumed.wait()
         serve = self.net.servers.get(peer_id)
         if serve is None or self.net.dead & {peer_id, self.peer_id}:
             raise HopClosed(peer_id, f"{peer_id} cannot be reached")
@@ -143,6 +147,8 @@ class SimTransport:
 
     async def serve(self, on_stream: Callable[[SimStream], Awaitable[None]]) -> None:
         self.net.servers[self.peer_id] = on_stream
+        self.serving.set()
+        await asyncio.Event().wait()
 
 
 async def _quietly(serving: Awaitable[None]) -> None:

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-
 from shoal.client.swarm import Model, Place, SessionOptions, Swarm
 from shoal.dht.invite import Invite
 from shoal.dht.record import Record
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.book import Limits, Offer
 from shoal.peer.node import Node, NodeConfig
+
 from tests.sim.network import SimNetwork, SimTransport
-from tests.sim.toy import PAGE_TOKENS, ToyEngine, WIDTH, choose, embed
+from tests.sim.toy import PAGE_TOKENS, WIDTH, ToyEngine, choose, embed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

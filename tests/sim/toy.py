@@ -1,7 +1,7 @@
 """A toy model in whole numbers whose answers depend on every token before, through real pages: any mix-up shows.
 
-Hidden states are `WIDTH` numbers below `PRIME`; a block stores one number per position in the KV and adds a weighted sum
-over all positions before. Float32 holds these numbers exactly.
+Hidden states are `WIDTH` numbers below `PRIME`; a block stores one number per position in the KV and adds a weighted
+sum over all positions before. Float32 holds these numbers exactly.
 """
 
 from __future__ import annotations

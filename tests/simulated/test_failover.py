@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 
 import pytest
@@ -35,7 +36,7 @@ def disturbed(seed: int, disturb, spans=TRIPLE, count: int = 24, wait_s: float =
                 await disturb(it, session, number, rng)
 
             tokens = await generate(swarm, PROMPT, count, wait_s=wait_s, each=each)
-        stalls = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+        stalls = [b - a for a, b in itertools.pairwise(times)]
         return tokens, repairs, max(stalls)
 
     return run(main())

@@ -1,0 +1,41 @@
+"""What a volunteer chose for a peer: data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.dht.invite import Invite
+
+
+class PeerError(Exception):
+    """A peer cannot start or go on; the message says what to do."""
+
+
+def cache_folder() -> Path:
+    """Where measurements and identities of this user are kept."""
+    return Path.home() / ".cache" / "shoal"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """Everything that `shoal peer` was told. `blocks` None: chosen where it helps the swarm most."""
+
+    invite: Invite
+    model: str
+    blocks: range | None = None
+    num_blocks: int | None = None
+    quantization: str = "none"
+    device: str = "cpu"
+    dtype: str | None = None
+    listen: str = "127.0.0.1"
+    port: int = 0
+    announce: tuple[str, ...] = ()
+    identity: Path | None = None
+    revision: str | None = None
+    kv_tokens: int = 8192
+    drain_s: float = 30.0
+    name: str = ""
+    json: bool = False

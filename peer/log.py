@@ -1,0 +1,37 @@
+"""What a volunteer reads: whom this peer serves and how fast. Counts only, never content."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
+
+    from shoal.peer.node import Node
+
+REPORT_S = 15.0
+
+
+async def report(node: Node, logger: logging.Logger) -> None:
+    """One line every `REPORT_S` while somebody is served, and one when it falls quiet."""
+    tokens, busy_s, quiet = node.tally.tokens, node.tally.busy_s, True
+    while True:
+        await asyncio.sleep(REPORT_S)
+        done, busy = node.tally.tokens - tokens, node.tally.busy_s - busy_s
+        tokens, busy_s = node.tally.tokens, node.tally.busy_s
+        if done or node.book.leases:
+            logger.info("%s", line(node, done / REPORT_S, busy / REPORT_S))
+        elif not quiet:
+            logger.info("idle: nobody uses this peer now")
+        quiet = not done
+
+
+def line(node: Node, tokens_per_s: float, busy: float) -> str:
+    """Clients, sessions, speed and load, in words."""
+    pages = node.book.pages
+    used = 1 - pages.free / pages.n_pages if pages.n_pages else 0.0
+    return (
+        f"serving blocks {node.engine.start}:{node.engine.stop} to {len(node.book.clients())} clients in "
+        f"{len(node.book.leases)} sessions: {tokens_per_s:.1f} tokens/s, device busy {busy:.0%}, KV {used:.0%} full"
+    )

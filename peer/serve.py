@@ -1,0 +1,267 @@
+"""A peer's life: read the model, choose a span, load it, measure it, join, serve, leave. Puts the parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import platform
+import random
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from shoal.dht.errors import HostError
+from shoal.dht.identity import Identity
+from shoal.peer.announcer import Announcer, Facts
+from shoal.peer.book import Offer
+from shoal.peer.config import PeerError, cache_folder
+from shoal.peer.engine import DeviceEngine
+from shoal.peer.log import report
+from shoal.peer.measure import measured
+from shoal.peer.node import Node, NodeConfig
+from shoal.routing.announcement import AnnouncementError, decode
+from shoal.routing.knowledge import Speed
+from shoal.routing.placement import place_span
+from shoal.routing.view import View, fold
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shoal.blocks.checkpoint import Checkpoint
+    from shoal.blocks.span import Span
+    from shoal.blocks.spec import ModelSpec
+    from shoal.dht.directory import Directory
+    from shoal.dht.host import Host
+    from shoal.peer.config import PeerConfig
+    from shoal.peer.measure import Throughput
+
+logger = logging.getLogger("shoal.peer")
+
+PLACEMENT_DECODE_S = 1e-3  # speed assumed for choosing a span before anything can be measured
+REJOIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A checkpoint of which only config and index may be here, and its shape."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+
+
+async def serve(config: PeerConfig) -> int:
+    """Run a peer until SIGINT or SIGTERM; a second signal leaves at once. Returns the exit status.
+
+    Errors: `PeerError`, `BlocksError`, `DhtError`, each with one sentence.
+    """
+    leave = _leave_on_signals()
+    identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
+    model = await asyncio.to_thread(_open_model, config)
+    life = _Life(config, identity, model, leave)
+    try:
+        return await life.run()
+    finally:
+        life.close()
+
+
+class _Life:
+    """From the first join to the last good-bye. The span outlives a network that has to be started again."""
+
+    def __init__(self, config: PeerConfig, identity: Identity, model: _Model, leave: asyncio.Event) -> None:
+        self.config, self.identity, self.model, self.leave = config, identity, model, leave
+        self.engine: DeviceEngine | None = None
+        self.throughput: Throughput | None = None
+        self.dtype = config.dtype or str(model.spec.dtype).removeprefix("torch.")
+
+    async def run(self) -> int:
+        """Serve, and join again under the same identity if the network daemon dies."""
+        while not self.leave.is_set():
+            async with _join(self.config, self.identity, self.model) as (host, directory):
+                engine = await self._engine(directory)
+                if self.leave.is_set():
+                    break
+                await self._serve(host, directory, engine)
+            if not self.leave.is_set():
+                logger.warning("the network daemon died; joining again")
+                await asyncio.sleep(REJOIN_S)
+        return 0
+
+    def close(self) -> None:
+        """End the device thread."""
+        if self.engine is not None:
+            self.engine.close()
+
+    async def _engine(self, directory: Directory) -> DeviceEngine:
+        """The loaded span, measured; made at the first join, since the swarm decides which blocks it holds."""
+        if self.engine is None:
+            blocks = self.config.blocks or await _choose(self.config, self.model, directory)
+            span = await asyncio.to_thread(_load, self.config, self.model, blocks)
+            from shoal.blocks.kv import PAGE_TOKENS
+
+            self.engine = DeviceEngine(span, PAGE_TOKENS)
+            self.throughput = await self._measure(self.engine)
+        return self.engine
+
+    async def _measure(self, engine: DeviceEngine) -> Throughput:
+        import torch
+
+        device = torch.cuda.get_device_name(self.config.device) if self.config.device != "cpu" else platform.processor()
+        facts = {
+            "model": self.model.checkpoint.name, "revision": self.model.checkpoint.revision, "dtype": self.dtype,
+            "blocks": str(engine.stop - engine.start), "quantization": self.config.quantization, "device": device,
+            "host": platform.node(), "torch": torch.__version__, "threads": str(torch.get_num_threads()),
+        }  # fmt: skip
+        throughput, cached = await measured(engine, self.dtype, facts, cache_folder() / "throughput")
+        where = "measured earlier" if cached else "measured now"
+        logger.info(
+            "%s: one token takes %.2f ms, a prompt token %.3f ms (%s)", self.config.quantization,
+            1e3 * throughput.decode_s * (engine.stop - engine.start),
+            1e3 * throughput.prefill_s * (engine.stop - engine.start), where,
+        )  # fmt: skip
+        return throughput
+
+    async def _serve(self, host: Host, directory: Directory, engine: DeviceEngine) -> None:
+        from shoal.peer.transport import P2PTransport
+
+        node_config = NodeConfig(_offer(self.config, self.model, engine, host.peer_id), f"shoal/{version('shoal')}")
+        async with Node(node_config, engine, P2PTransport(host)) as node:
+            announcer = Announcer(directory, node, self._facts(host))
+            await announcer.announce()
+            self._say_online(host, engine)
+            await self._until_leaving(host, node, announcer)
+            if not host.died.is_set():
+                await _say_goodbye(announcer, node, self.config.drain_s, self.leave)
+
+    async def _until_leaving(self, host: Host, node: Node, announcer: Announcer) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            chores = [tasks.create_task(announcer.run()), tasks.create_task(report(node, logger))]
+            ends = [tasks.create_task(self.leave.wait()), tasks.create_task(host.died.wait())]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*chores, *ends):
+                task.cancel()
+
+    def _facts(self, host: Host) -> Facts:
+        if self.throughput is None:
+            raise PeerError("the span was not measured")
+        return Facts(
+            peer_id=host.peer_id, revision=self.model.checkpoint.revision, quantization=self.config.quantization,
+            dtype=self.dtype, decode_s=self.throughput.decode_s, prefill_s=self.throughput.prefill_s,
+            addrs=host.maddrs[:8], version=version("shoal"), name=self.config.name,
+        )  # fmt: skip
+
+    def _say_online(self, host: Host, engine: DeviceEngine) -> None:
+        if self.config.json:
+            event = {"event": "online", "peer": host.peer_id, "blocks": [engine.start, engine.stop]}
+            sys.stdout.write(json.dumps(event) + "\n")
+        else:
+            sys.stdout.write(f"online as {host.peer_id}, serving blocks {engine.start}:{engine.stop}\n")
+        sys.stdout.flush()
+
+
+def _leave_on_signals() -> asyncio.Event:
+    """Set at the first SIGINT or SIGTERM; the second one ends the process at once."""
+    leave, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if leave.is_set():
+            raise KeyboardInterrupt
+        logger.info("leaving: finishing running sessions (again to leave at once)")
+        leave.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return leave
+
+
+def _open_model(config: PeerConfig) -> _Model:
+    from shoal.blocks.checkpoint import resolve
+    from shoal.blocks.spec import spec_of
+
+    checkpoint = resolve(config.model, wanted=lambda _name: False, revision=config.revision)
+    spec = spec_of(checkpoint)
+    if config.blocks is not None and not 0 <= config.blocks.start < config.blocks.stop <= spec.n_blocks:
+        wanted = f"{config.blocks.start}:{config.blocks.stop}"
+        raise PeerError(f"{config.model} has blocks 0:{spec.n_blocks}; {wanted} is no span of it")
+    return _Model(checkpoint, spec)
+
+
+def _load(config: PeerConfig, model: _Model, blocks: range) -> Span:
+    """Fetch the shards that hold these blocks if need be, and load them."""
+    import torch
+    from shoal.blocks.checkpoint import resolve
+    from shoal.blocks.hub_progress import Bar
+    from shoal.blocks.kv import PAGE_TOKENS
+    from shoal.blocks.span import SpanOptions, load_span
+
+    names = model.checkpoint.tensor_names()
+    needed = {name for block in blocks for name in model.spec.family.block_tensors(names, block)}
+    with Bar() as progress:
+        checkpoint = resolve(
+            config.model, wanted=needed.__contains__, revision=model.checkpoint.revision, progress=progress
+        )
+    logger.info("loading blocks %d:%d of %s as %s", blocks.start, blocks.stop, checkpoint.name, config.quantization)
+    options = SpanOptions(
+        kv_pages=-(-config.kv_tokens // PAGE_TOKENS), quantization=config.quantization, device=config.device,
+        dtype=getattr(torch, config.dtype) if config.dtype else None,
+    )  # fmt: skip
+    return load_span(checkpoint, blocks, options)
+
+
+@asynccontextmanager
+async def _join(config: PeerConfig, identity: Identity, model: _Model) -> AsyncIterator[tuple[Host, Directory]]:
+    from shoal.dht.directory import open_directory
+    from shoal.dht.host import HostConfig, open_host
+
+    host_config = HostConfig(
+        identity=identity, listen=config.listen, port=config.port, bootstrap=config.invite.peers,
+        announce=config.announce,
+    )  # fmt: skip
+    async with AsyncExitStack() as stack:
+        host = await stack.enter_async_context(open_host(host_config))
+        directory = await stack.enter_async_context(
+            open_directory(host, identity, config.invite, model.checkpoint.revision)
+        )
+        yield host, directory
+
+
+async def _choose(config: PeerConfig, model: _Model, directory: Directory) -> range:
+    """Where this peer helps most, among the blocks that others hold."""
+    announcements = []
+    for record in await directory.lookup():
+        try:
+            announcements.append(decode(record, model.spec.n_blocks))
+        except AnnouncementError:
+            continue
+    now = time.time()
+    view = fold(View(model.spec.n_blocks), announcements, now)
+    capacity = config.num_blocks or model.spec.n_blocks
+    speed = Speed(PLACEMENT_DECODE_S, PLACEMENT_DECODE_S)
+    placement = place_span(view, capacity, speed, now, random.Random())  # noqa: S311 - spreads joiners, no secret
+    logger.info("serving blocks %d:%d: %s", placement.start, placement.stop, placement.reason)
+    return range(placement.start, placement.stop)
+
+
+def _offer(config: PeerConfig, model: _Model, engine: DeviceEngine, peer_id: str) -> Offer:
+    invite = config.invite
+    return Offer(
+        namespace=invite.namespace, revision=model.checkpoint.revision, start=engine.start, stop=engine.stop,
+        width=engine.width, n_pages=engine.n_pages, page_tokens=engine.page_tokens,
+        check_proof=lambda proof, client, session: invite.check(proof, client, peer_id, session),
+    )  # fmt: skip
+
+
+async def _say_goodbye(announcer: Announcer, node: Node, drain_s: float, leave: asyncio.Event) -> None:
+    """Withdraw, so that nobody plans with us any more, then let running sessions finish."""
+    node.book.draining = True
+    try:
+        async with asyncio.timeout(5.0):
+            await announcer.withdraw()
+    except (TimeoutError, HostError) as error:
+        logger.warning("could not withdraw the announcement (%s); it expires by itself", error)
+    if leave.is_set() and not await node.drain(drain_s):
+        logger.warning("%d sessions did not finish within %g s", len(node.book.leases), drain_s)
