@@ -1,8 +1,8 @@
 """Owns attention over paged KV behind transformers' attention interface; must not know families or checkpoints.
 
 A block gets a `PagedCache` where it expects transformers' cache: `update` writes new keys and values into their pages.
-The block then calls `paged_attention` through the library's interface with the same object as the keyword `paged`, and it
-reads each row's pages: the keys and values that the block hands over are only the new tokens', and are not looked at.
+The block then calls `paged_attention` through the library's interface with the same object as the keyword `paged`, and
+it reads each row's pages: the keys and values that the block hands over are the new tokens' only, and are not looked at.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ _SCORES = 1 << 25  # elements of one tile of attention scores where they must be
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How scores become weights: `scale`; `softcap` (Gemma 2: cap * tanh(scores / cap)); `sinks`, one extra logit a head
-    that takes weight and gives no value (gpt-oss)."""
+    """How scores become weights: `scale`, `softcap` and `sinks`.
+
+    `softcap` is Gemma 2's, cap * tanh(scores / cap) (arXiv:2408.00118); `sinks` are gpt-oss's: one more logit a head,
+    which takes weight and gives no value.
+    """
 
     scale: float
     softcap: float | None = None
@@ -61,14 +64,7 @@ def write(pool: torch.Tensor, slots: slice | torch.Tensor, new: torch.Tensor) ->
         pool.index_copy_(0, slots, new.to(pool.dtype))
 
 
-def paged_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    **given: Any,
-) -> tuple[torch.Tensor, None]:
+def paged_attention(module: torch.nn.Module, query: torch.Tensor, *_: Any, **given: Any) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query `[1, heads, T, width]` to output `[1, T, heads, width]`."""
     cache: PagedCache = given["paged"]
     scale = given.get("scaling")
@@ -106,7 +102,7 @@ def attend(
 def _attend_row(
     query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor], read: Read, rules: Rules
 ) -> torch.Tensor:
-    keys, values = (read.gather(pool).transpose(0, 1)[None].to(query.dtype) for pool in pools)
+    keys, values = (read.gather(pool.transpose(0, 1)[None]).to(query.dtype) for pool in pools)
     if rules.needs_scores:
         return _by_scores(query, (keys, values), _mask_of(read, query.device), rules)
     if read.count == 1:
@@ -121,10 +117,13 @@ def _attend_tokens(
 ) -> torch.Tensor:
     """Rows of one token each, with as few operations as can be: on a small model their number is the cost."""
     tokens = query[0].transpose(0, 1).reshape(query.shape[2], pools[0].shape[1], -1, query.shape[3])
+    keys, values = (pool.transpose(0, 1)[None] for pool in pools)
     done = []
-    for token, read in zip(tokens.split(1), reads, strict=True):
-        keys, values = (read.gather(pool).transpose(0, 1)[None].to(query.dtype) for pool in pools)
-        done.append(scaled_dot_product_attention(token, keys, values, scale=rules.scale))
+    for token, read in zip(torch.split(tokens, 1), reads, strict=True):
+        seen = read.gather(keys), read.gather(values)
+        if keys.dtype != query.dtype:
+            seen = seen[0].to(query.dtype), seen[1].to(query.dtype)
+        done.append(scaled_dot_product_attention(token, *seen, scale=rules.scale))
     return torch.cat(done).view(1, query.shape[2], query.shape[1], -1)
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Row:
     """`count` new tokens of one sequence, the first at `position`; `pages` hold positions 0 to the last, in order.
 
-    `length`: tokens that the sequence will have when its prompt is in (0: position + count). Only rotary embeddings that
-    depend on the length (longrope, dynamic) look at it: it makes a prompt in chunks equal to the prompt in one piece.
+    `length`: tokens that the sequence will have when its prompt is in (0: position + count). Only rotary embeddings
+    that depend on the length (longrope, dynamic) look at it: a prompt in chunks then equals the prompt in one piece.
     """
 
     pages: Sequence[int]
@@ -48,8 +48,10 @@ class Read:
     causal: bool
 
     def gather(self, pool: torch.Tensor) -> torch.Tensor:
-        """The row's part of `[slots, heads, width]`: a view if its pages are consecutive, else a copy."""
-        return pool[self.slots] if isinstance(self.slots, slice) else pool.index_select(0, self.slots)
+        """The row's part of `[1, heads, slots, width]`: a view if its pages are consecutive, else a copy."""
+        if isinstance(self.slots, slice):
+            return pool.narrow(2, self.slots.start, self.slots.stop - self.slots.start)
+        return pool.index_select(2, self.slots)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Owns the client's ends of a model, embedding and head, and its tokenizer; must not know blocks, pages or the network."""
+"""Owns the client's ends of a model, embedding and head, and its tokenizer; must not know blocks or pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from shoal.blocks.errors import CheckpointError
+from shoal.blocks.errors import CheckpointError, PromptTooLong
+from shoal.blocks.packed import PackedLinear, can_pack
 from shoal.blocks.parts import library
 from shoal.blocks.spec import HasConfig, ModelSpec, spec_of
 from torch import nn
@@ -16,6 +17,9 @@ from torch.nn.functional import embedding, linear
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+
+_PACKED_TIED_BYTES = 1 << 28  # a tied head is packed, and so held twice, only up to this size
 
 
 class Checkpoint(HasConfig, Protocol):
@@ -35,10 +39,10 @@ class HasPath(Protocol):
 
 @dataclass(frozen=True)
 class _Weights:
-    """The ends' tensors; None where the family has no such part. `head` is the embedding where they are tied."""
+    """The ends' parts; None where the family has no such part. `head` is `[..., width]` to `[..., vocab_size]`."""
 
     embedding: torch.Tensor
-    head: torch.Tensor
+    head: nn.Module
     positions: torch.Tensor | None
     project_in: torch.Tensor | None
     project_out: torch.Tensor | None
@@ -57,7 +61,10 @@ class Ends:
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[T, hidden_size]` of token ids `[T]` at positions `[T]`; positions matter where learned."""
+        """Hidden states `[T, hidden_size]` of token ids `[T]` at positions `[T]`; positions matter where learned.
+
+        Raises PromptTooLong for a learned position that the model does not have.
+        """
         device = self._weights.embedding.device
         hidden = embedding(token_ids.to(device), self._weights.embedding)
         if self._scale is not None:
@@ -65,24 +72,35 @@ class Ends:
         if self._weights.project_in is not None:
             hidden = linear(hidden, self._weights.project_in)
         if self._weights.positions is not None:
-            hidden = hidden + embedding(positions.to(device) + self.spec.family.position_offset, self._weights.positions)
+            hidden = hidden + self._learned(positions.to(device))
         return hidden if self._first_norm is None else self._norm(self._first_norm, hidden)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[T, vocab_size]` in float32 of the last block's hidden states `[T, hidden_size]`."""
         weights = self._weights
-        hidden = hidden.to(weights.head.device, weights.head.dtype)
+        hidden = hidden.to(weights.embedding.device, weights.embedding.dtype)
         if self._final_norm is not None:
             hidden = self._norm(self._final_norm, hidden)
         if weights.project_out is not None:
             hidden = linear(hidden, weights.project_out)
-        logits = linear(hidden, weights.head)
+        logits: torch.Tensor = weights.head(hidden)
         if self._divisor is not None:
             logits = logits / self._divisor
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits.float()
+
+    def _learned(self, positions: torch.Tensor) -> torch.Tensor:
+        table, offset = self._weights.positions, self.spec.family.position_offset
+        if table is None:
+            raise ValueError("this family has no learned positions")
+        if positions.numel() and int(positions.max()) + offset >= table.shape[0]:
+            raise PromptTooLong(
+                f"Position {int(positions.max())} is past the model's context of {table.shape[0] - offset} tokens: "
+                "shorten the prompt or ask for fewer new tokens."
+            )
+        return embedding(positions + offset, table)
 
     @staticmethod
     def _norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -134,13 +152,17 @@ def _need(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         raise CheckpointError(f"The checkpoint lacks {name}: it is not complete.") from None
 
 
-def _head(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], table: torch.Tensor) -> torch.Tensor:
-    if spec.config.tie_word_embeddings:
-        return table
-    for name in spec.family.heads:
-        if name in tensors:
-            return tensors[name]
-    return table
+def _head(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], table: torch.Tensor) -> nn.Module:
+    weight = table
+    if not spec.config.tie_word_embeddings:
+        weight = next((tensors[name] for name in spec.family.heads if name in tensors), table)
+    with torch.device("meta"):
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    tied_and_large = weight is table and weight.nbytes > _PACKED_TIED_BYTES
+    if weight.device.type != "cpu" or tied_and_large or not can_pack(weight.dtype):
+        return head
+    return PackedLinear(head)
 
 
 def _load_norm(spec: ModelSpec, path: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -156,7 +178,9 @@ def _load_norm(spec: ModelSpec, path: str, tensors: Mapping[str, torch.Tensor]) 
 
 def _has_final_norm(config: Any) -> bool:
     """OPT's oldest sizes norm after each block and have none at the end."""
-    return bool(getattr(config, "do_layer_norm_before", True)) and not getattr(config, "_remove_final_layer_norm", False)
+    if getattr(config, "_remove_final_layer_norm", False):
+        return False
+    return bool(getattr(config, "do_layer_norm_before", True))
 
 
 def _entry(spec: ModelSpec, name: str | None) -> float | None:

@@ -86,9 +86,19 @@ class Family:
         """The checkpoint's tensor names that the client's ends need: embedding, positions, norms, projections, head."""
         found = frozenset(names)
         prefix = self.prefix(found)
-        parts = (self.embedding, self.positions, self.embedding_norm, self.final_norm, self.project_in, self.project_out)
+        norms, projections = (self.embedding_norm, self.final_norm), (self.project_in, self.project_out)
+        parts = (self.embedding, self.positions, *norms, *projections)
         starts = tuple(f"{prefix}{part}." for part in parts if part)
         return sorted(name for name in found if name.startswith(starts) or name in self.heads)
+
+    def wants(self, name: str, blocks: range, *, ends: bool) -> bool:
+        """Whether a tensor of that name may be needed to serve `blocks` or, if asked, the ends: to choose what to fetch."""
+        for prefix in self.prefixes:
+            start = f"{prefix}{self.blocks}."
+            if name.startswith(start):
+                index = name.removeprefix(start).partition(".")[0]
+                return index.isdecimal() and int(index) in blocks
+        return ends
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -103,10 +113,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
         return family
     if config.get("auto_map"):
         raise UnsafeCheckpoint(
-            f"Model type {model_type!r} would run code from the checkpoint, which Shoal never does; choose one of: "
+            f"Model type {model_type!r} would run code from the checkpoint, which Shoal never does: choose one of "
             f"{supported_families()}."
         )
-    raise UnsupportedFamily(f"Model type {model_type!r} is not served; choose a model of one of: {supported_families()}.")
+    raise UnsupportedFamily(f"Model type {model_type!r} is not served: choose one of {supported_families()}.")
 
 
 def supported_families() -> str:
@@ -144,9 +154,7 @@ _GEMMA: dict[str, Any] = {
 _LIST = (
     _like_llama("Llama", "llama", "Llama"),
     _like_llama("Mistral", "mistral", "Mistral"),
-    _like_llama(
-        "Mixtral", "mixtral", "Mixtral", fused=_MIXTRAL_EXPERTS, renamed=(("block_sparse_moe.", "mlp."),)
-    ),
+    _like_llama("Mixtral", "mixtral", "Mixtral", fused=_MIXTRAL_EXPERTS, renamed=(("block_sparse_moe.", "mlp."),)),
     _like_llama("Qwen2", "qwen2", "Qwen2"),
     _like_llama("Qwen3", "qwen3", "Qwen3"),
     _like_llama("Qwen3-MoE", "qwen3_moe", "Qwen3Moe", fused=_QWEN_EXPERTS),
@@ -155,9 +163,7 @@ _LIST = (
     _like_llama("Phi-3", "phi3", "Phi3"),
     _like_llama("OLMo 2", "olmo2", "Olmo2"),
     _like_llama("GLM-4", "glm4", "Glm4"),
-    _like_llama(
-        "Granite", "granite", "Granite", embed_scale="embedding_multiplier", logits_divisor="logits_scaling"
-    ),
+    _like_llama("Granite", "granite", "Granite", embed_scale="embedding_multiplier", logits_divisor="logits_scaling"),
     _like_llama("gpt-oss", "gpt_oss", "GptOss"),
     Family(
         "Falcon",

@@ -21,7 +21,7 @@ class KVPool:
     """Keys and values of `n_pages` pages for each block of a span.
 
     `keys(block)` and `values(block)` are `[n_pages * PAGE_TOKENS, kv_heads, head_dim]`, so that consecutive pages are
-    one view. On a CPU a head's slots lie together in memory: a row of 512 tokens is then read in two thirds of the time.
+    one view. On a CPU a head's slots lie together in memory: a row of 512 tokens is then read a third faster.
     Zeroed at the start: a slot that nobody wrote must hold numbers, not whatever the memory held before.
     """
 

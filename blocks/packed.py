@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of torch and this processor have the layout for `dtype`."""
-    if dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
+    if dtype not in _DTYPES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

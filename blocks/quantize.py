@@ -54,7 +54,7 @@ def quantize_(module: nn.Module, kind: str, device: torch.device | str, dtype: t
     if any(parameter.is_meta for parameter in module.parameters()):
         raise QuantizationError("The weights are not loaded yet: load them before quantizing.")
     if kind != "none":
-        _replace_matrices(module, functools.partial(_MAKERS[kind], device=torch.device(device), dtype=dtype))
+        replace_matrices(module, functools.partial(_MAKERS[kind], device=torch.device(device), dtype=dtype))
     _move_rest(module, torch.device(device), dtype)
     module.eval()
 
@@ -66,7 +66,11 @@ _MAKERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _replace_matrices(module: nn.Module, make: MakeLinear) -> None:
+def replace_matrices(module: nn.Module, make: MakeLinear) -> None:
+    """Put `make(weight [out, in], bias [out] or None)` in place of each linear map inside, routers excepted.
+
+    Raises QuantizationError for a `module` that is itself a linear map.
+    """
     if _is_linear(module) or is_fused(module):
         raise QuantizationError("A linear map cannot be quantized in place: pass the module that contains it.")
     for parent, name, child in list(_children(module)):

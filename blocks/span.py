@@ -40,7 +40,7 @@ class SpanOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Tokens that go through the blocks together: their indices `[B, n]` in the ragged batch (None: all, as `[1, T]`)."""
+    """Tokens that go through the blocks together: their indices `[B, n]` in the batch (None: all, as `[1, T]`)."""
 
     tokens: torch.Tensor | None
     arguments: dict[str, Any]

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers import AutoConfig
-
 from shoal.blocks.errors import CheckpointError
 from shoal.blocks.families import Family, family_of
+from transformers import AutoConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +66,13 @@ def spec_of(checkpoint: HasConfig) -> ModelSpec:
 
 
 def _library_config(family: Family, stored: dict[str, Any]) -> Any:
-    values = {key: value for key, value in stored.items() if key != "auto_map"}
+    values = {key: value for key, value in stored.items() if key not in ("auto_map", "quantization_config")}
+    method = (stored.get("quantization_config") or {}).get("quant_method")
+    if method not in (None, "mxfp4"):
+        raise CheckpointError(
+            f"The checkpoint's weights are stored as {method}, which is not read: choose the model's unquantized "
+            "checkpoint, and let the peer quantize it."
+        )
     try:
         return type(AutoConfig.for_model(family.model_type)).from_dict(values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

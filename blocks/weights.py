@@ -32,10 +32,10 @@ def load_block_(block: nn.Module, checkpoint: Tensors, family: Family, index: in
     stored = {local_name(family, name.removeprefix(prefix)): name for name in family.block_tensors(names, index)}
     wanted = [name for name, _ in block.named_parameters()]
     direct = {name: stored[name] for name in wanted if name in stored}
-    tensors = {name: held for name, held in zip(direct, _read(checkpoint, direct.values()), strict=True)}
-    for fused in family.fused:
-        if fused.target in wanted and fused.target not in tensors:
-            tensors[fused.target] = _stack(checkpoint, fused, stored)
+    tensors = dict(zip(direct, _read(checkpoint, direct.values()), strict=True))
+    lacking = [name for name in wanted if name not in tensors]
+    tensors |= {name: _unpack(checkpoint, name, stored) for name in lacking if f"{name}_blocks" in stored}
+    tensors |= {fused.target: _stack(checkpoint, fused, stored) for fused in family.fused if fused.target in lacking}
     _assign(block, tensors, f"block {index}")
 
 
@@ -52,24 +52,31 @@ def _read(checkpoint: Tensors, names: Iterable[str]) -> list[torch.Tensor]:
     return [found[name] for name in listed]
 
 
+def _unpack(checkpoint: Tensors, name: str, stored: Mapping[str, str]) -> torch.Tensor:
+    """A tensor stored in MXFP4 (OCP Microscaling Formats 1.0), as gpt-oss's experts are: in bfloat16."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    packed = [stored.get(f"{name}_{part}") for part in ("blocks", "scales")]
+    if None in packed:
+        raise CheckpointError(f"The checkpoint lacks the scales of {name}: it is not complete.")
+    out: torch.Tensor = convert_moe_packed_tensors(*_read(checkpoint, [str(part) for part in packed]))
+    return out
+
+
 def _stack(checkpoint: Tensors, fused: Fused, stored: Mapping[str, str]) -> torch.Tensor:
     """One expert after the other, so that no more than one is held beside the result."""
-    experts = []
-    for index in range(len(stored)):
-        if fused.sources[0].format(index) not in stored:
-            break
-        try:
-            parts = _read(checkpoint, [stored[source.format(index)] for source in fused.sources])
-        except KeyError as error:
-            raise CheckpointError(f"The checkpoint lacks the expert tensor {error}: it is not complete.") from None
-        experts.append(parts)
-    if not experts:
-        raise CheckpointError(f"The checkpoint has no tensors for {fused.target}: it is not complete.")
-    rows = sum(part.shape[0] for part in experts[0])
-    out = experts[0][0].new_empty((len(experts), rows, *experts[0][0].shape[1:]))
-    for index, parts in enumerate(experts):
-        torch.cat(parts, out=out[index])
+    count = sum(fused.sources[0].format(index) in stored for index in range(len(stored)))
+    if not count or any(source.format(index) not in stored for source in fused.sources for index in range(count)):
+        raise CheckpointError(f"The checkpoint lacks tensors that {fused.target} is made of: it is not complete.")
+    first = _expert(checkpoint, fused, stored, 0)
+    out = first.new_empty((count, *first.shape))
+    for index in range(count):
+        out[index] = first if index == 0 else _expert(checkpoint, fused, stored, index)
     return out
+
+
+def _expert(checkpoint: Tensors, fused: Fused, stored: Mapping[str, str], index: int) -> torch.Tensor:
+    return torch.cat(_read(checkpoint, [stored[source.format(index)] for source in fused.sources]))
 
 
 def _assign(module: nn.Module, tensors: Mapping[str, torch.Tensor], what: str) -> None:

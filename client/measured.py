@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.peer.errors import HopRefused, Reason
 from shoal.routing.health import Health
 from shoal.routing.knowledge import Knowledge
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.routing.planner import Hop
 
 DECAY = 0.5
+_BLAMELESS = frozenset({Reason.BUSY, Reason.DRAINING, Reason.UNKNOWN_LEASE, Reason.NO_SUCH_BLOCKS})
 
 
 class Measured:
@@ -33,8 +35,9 @@ class Measured:
                 self._waits_s[hop.peer_id] = DECAY * self._waits_s.get(hop.peer_id, wait_s) + (1 - DECAY) * wait_s
 
     def failed(self, error: HopError, now: float) -> None:
-        """A hop failed."""
-        self.health.failure(error.peer_id, now)
+        """A hop failed. One that is merely full, leaving or restarted did nothing wrong."""
+        if not isinstance(error, HopRefused) or error.reason not in _BLAMELESS:
+            self.health.failure(error.peer_id, now)
 
     def knowledge(self, rtts_s: Mapping[str, float], now: float) -> Knowledge:
         """Everything measured so far."""

@@ -74,6 +74,8 @@ class RemoteSession:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._error: ShoalError | None = None
+        self._stuck_since: float | None = None  # no answer since a plan was asked for then
+        self._forgiven = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -151,6 +153,7 @@ class RemoteSession:
 
     def _deliver(self, answer: Deliver) -> None:
         self._room.set()
+        self._stuck_since = None
         future = self._waiting.pop(answer.step, None)
         if future is not None and not future.done():
             future.set_result((answer.rows, answer.payload))
@@ -173,19 +176,23 @@ class RemoteSession:
         self._planning = self._tasks.create_task(self._find(plan))
 
     async def _find(self, plan: Plan) -> None:
-        """Plan until there is a route or the wait is over. Failed peers are tried again before giving up."""
-        end = self._loop.time() + self._shape.wait_s
-        forgiven = False
+        """Plan until there is a route or the wait is over. Failed peers are tried once more before giving up."""
+        if self._stuck_since is None:
+            self._stuck_since, self._forgiven = self._loop.time(), False
         while isinstance(found := self._backend.plan(plan, self._terms.max_tokens), NoRoute):
             if self._starts_over():
                 return
-            if forgiven and self._loop.time() >= end:
-                self._end(NoRouteError(found.reason, found.missing))
+            if self._forgiven and self._loop.time() >= self._stuck_since + self._shape.wait_s:
+                self._end(NoRouteError(self._why(found), found.missing))
                 return
             await self._backend.refresh()
-            plan, forgiven = self._core.forgive(), True
+            plan, self._forgiven = self._core.forgive(), True
             await asyncio.sleep(RETRY_S)
         self._perform(self._core.on_route(found, self._loop.time()))
+
+    def _why(self, found: NoRoute) -> str:
+        last = self._core.last_error
+        return f"{found.reason} The last failure: {last}." if last is not None else found.reason
 
     def _starts_over(self) -> bool:
         """Where the surviving hops stand in the way of a route, give them up (this plans anew)."""

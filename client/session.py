@@ -76,6 +76,7 @@ class Session:
         self.state = State.PLANNING
         self.position = 0
         self.stats = SessionStats()
+        self.last_error: HopError | None = None
         self._recall = recall
         self._hops: list[_Hop] = []
         self._lost = (terms.start, terms.stop)
@@ -221,6 +222,7 @@ class Session:
         """Some hops are gone: plan their span anew. Hops of an unfinished repair are given up with them."""
         if not hops or self.state is State.CLOSED:
             return []
+        self.last_error = error
         self._failed.update(hop.hop.peer_id for hop in hops)
         gone = [hop for hop in self._hops if hop in hops or hop.fresh]
         spans = [(hop.hop.start, hop.hop.stop) for hop in gone] + ([self._lost] if self.state is State.PLANNING else [])
@@ -236,7 +238,7 @@ class Session:
         self._epoch += 1
         self.stats.repairs += 1
         self.state, self._deadline = State.PLANNING, None
-        self._fruitless += 1
+        self._fruitless += not isinstance(self.last_error, HopRefused) or self.last_error.reason is not Reason.BUSY
         if self._fruitless > MAX_FRUITLESS_REPAIRS:
             return [*closes, *self.close(), GiveUp(f"{MAX_FRUITLESS_REPAIRS} repairs in a row brought no answer")]
         return [*closes, self._plan()]

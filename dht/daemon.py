@@ -6,6 +6,7 @@ As shipped, a call to a dead daemon waits forever, `is_alive` stays true and soc
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 from shoal.dht.foreign import P2P, P2PDaemonError
@@ -13,6 +14,8 @@ from shoal.dht.foreign import P2P, P2PDaemonError
 if TYPE_CHECKING:
     from pathlib import Path
 
+# A Ctrl-C in the terminal goes to the whole process group: the daemon must not die of it while we still drain.
+OWN_GROUP = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"
 DEATH_NOTE = "our own libp2p daemon has died"
 
 
@@ -22,6 +25,10 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
     def __init__(self) -> None:
         super().__init__()
         self.died = asyncio.Event()
+
+    @staticmethod
+    def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+        return [sys.executable, "-I", "-S", "-c", OWN_GROUP, *P2P._make_process_args(*args, **kwargs)]
 
     async def _read_outputs(self, ready: asyncio.Future[None]) -> None:
         await super()._read_outputs(ready)  # returns at the end of output; an orderly shutdown cancels it instead

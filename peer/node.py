@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from shoal.peer.book import LeaseBook, Limits, Offer
 from shoal.peer.channel import Channel
-from shoal.peer.engine import EngineFault, Piece
+from shoal.peer.engine import EngineFault
 from shoal.peer.errors import Reason
+from shoal.peer.gather import Gather
+from shoal.peer.job import Job, cut
 from shoal.peer.lease import Run, Send
 from shoal.peer.link import Patience
 from shoal.peer.pool import ChannelPool, PoolConfig
@@ -39,18 +42,6 @@ class NodeConfig:
     patience: Patience = Patience()
 
 
-@dataclass(slots=True)
-class _Job:
-    """One accepted step or replay on its way through the engine."""
-
-    lease: Lease
-    run: Run
-    arrived: float
-    queue_s: float | None = None
-    compute_s: float = 0.0
-    parts: list[Output] = field(default_factory=list)
-
-
 class Node:
     """Serves leases over `transport` with `engine`. `async with node:` runs it; leaving closes every link."""
 
@@ -61,7 +52,8 @@ class Node:
         self.book = LeaseBook(config.offer, config.limits)
         self.tally = Tally()
         self._scheduler = Scheduler(config.budget)
-        self._jobs: dict[int, _Job] = {}
+        self._gather = Gather()
+        self._jobs: dict[int, Job] = {}
         self._clients: dict[str, Channel] = {}
         self._finished: list[Lease] = []
         self._busy = False
@@ -168,7 +160,8 @@ class Node:
         for action in actions:
             if isinstance(action, Run):
                 number = self._scheduler.add(lease.session, action.hidden.count)
-                self._jobs[number] = _Job(lease, action, self._now())
+                self._jobs[number] = Job(lease, action, self._now())
+                self._gather.returned(lease.session)
                 self._wake.set()
             else:
                 self._send(lease, action)
@@ -192,8 +185,19 @@ class Node:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while batch := self._scheduler.next_batch():
-                await self._run_batch(batch)
+            while len(self._scheduler):
+                await self._wait_for_others()
+                if batch := self._scheduler.next_batch():
+                    await self._run_batch(batch)
+
+    async def _wait_for_others(self) -> None:
+        """Let sessions that were just answered join a step of decodes."""
+        while self._scheduler.only_decodes() and (wait_s := self._gather.wait_s(self._now(), self.tally.decode_step_s)):
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+        self._gather.started()
 
     async def _run_batch(self, batch: list[Slice]) -> None:
         started = self._now()
@@ -202,7 +206,7 @@ class Node:
             job.queue_s = started - job.arrived if job.queue_s is None else job.queue_s
         self._busy = True
         try:
-            outputs = await self.engine.run([_piece(self._jobs[piece.job], piece) for piece in batch])
+            outputs = await self.engine.run([cut(self._jobs[piece.job], piece) for piece in batch])
         except EngineFault as fault:
             self._fail(batch, str(fault))
         else:
@@ -224,8 +228,10 @@ class Node:
             elif piece.done:
                 self._finish(piece.job, job)
 
-    def _finish(self, number: int, job: _Job) -> None:
+    def _finish(self, number: int, job: Job) -> None:
         del self._jobs[number]
+        if job.run.hidden.count == 1:
+            self._gather.answered(job.lease.session, self._now())
         payload = job.parts[0].payload if len(job.parts) == 1 else b"".join(part.payload for part in job.parts)
         times_s = (max(0.0, job.queue_s or 0.0), max(0.0, job.compute_s))
         self._perform(job.lease, job.lease.finish(job.run.hidden, payload, job.run.keep_rows, times_s))
@@ -245,6 +251,7 @@ class Node:
             return
         self.book.detach(lease)
         self._scheduler.drop(lease.session)
+        self._gather.returned(lease.session)
         for number in [number for number, job in self._jobs.items() if job.lease is lease]:
             del self._jobs[number]
         self._finished.append(lease)
@@ -267,17 +274,6 @@ class Node:
             used = {lease.next for lease in self.book.leases.values()}
             for peer_id in set(self._pool.peers()) - used:
                 self._pool.drop(peer_id)
-
-
-def _piece(job: _Job, piece: Slice) -> Piece:
-    hidden, lease = job.run.hidden, job.lease
-    first_kept = hidden.count - job.run.keep_rows
-    end = piece.offset + piece.count
-    return Piece(
-        payload=hidden.payload, dtype=hidden.dtype, offset=piece.offset, count=piece.count, pages=lease.terms.pages,
-        position=hidden.position + piece.offset, start=lease.start, stop=lease.stop,
-        keep_rows=max(0, end - max(piece.offset, first_kept)),
-    )  # fmt: skip
 
 
 def _unknown(session: bytes, epoch: int) -> Refused:

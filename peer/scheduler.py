@@ -51,6 +51,10 @@ class Scheduler:
         """Tokens that wait."""
         return sum(job.left for queue in self._sessions.values() for job in queue)
 
+    def only_decodes(self) -> bool:
+        """Whether something waits and every head is a single token."""
+        return bool(self._sessions) and all(queue[0].left == 1 for queue in self._sessions.values())
+
     def add(self, session: bytes, count: int) -> int:
         """Queue `count` tokens of a session; returns the job's number."""
         self._number += 1

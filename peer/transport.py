@@ -70,7 +70,7 @@ class Transport(Protocol):
 
 
 class SocketStream(asyncio.Protocol):
-    """A `Stream` over the transport of an asyncio writer, whose protocol it takes over. received: bytes read already."""
+    """A `Stream` over an asyncio writer's transport, whose protocol it takes over. received: bytes read already."""
 
     def __init__(self, remote: str, writer: asyncio.StreamWriter, received: bytes) -> None:
         self.remote = remote

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from shoal.routing.columns import Columns
     from shoal.routing.view import View
 
-ALIKE: Final = 0.01  # bottlenecks this close (relative) count as equal
+ALIKE: Final = 0.01  # gains this close (relative) count as equal
+ROUNDING: Final = 1e-6
 TIMED: Final = 8  # spans, of those equally good for throughput, whose time per token is worked out
 
 
@@ -57,7 +58,7 @@ def place_span(
     rows = np.flatnonzero((columns.online | columns.joining) & (columns.expiry > now))
     before = _throughput(columns, knowledge, rows, view.n_blocks)
     after = _with_me(before, me, length)
-    starts, saved = _best_for_throughput(after), ""
+    starts, saved = _best_for_throughput(before, after), ""
     if after[starts[0]].min() > 0.0:
         pace = Pace.of(columns, knowledge, rows, view.n_blocks)
         starts, saved = _quickest(pace, me, starts, length, rng)
@@ -100,19 +101,20 @@ def _throughput(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64],
     return np.where(np.cumsum(held[:-1]) > 0, np.maximum(np.cumsum(change[:-1]), 0.0), 0.0)
 
 
-def _best_for_throughput(after: NDArray[np.float64]) -> list[int]:
+def _best_for_throughput(before: NDArray[np.float64], after: NDArray[np.float64]) -> list[int]:
     """Starts (rows of `after`) that are best by blocks without a holder, bottleneck, blocks at the bottleneck."""
     missing = (after <= 0.0).sum(axis=1)
     starts = np.flatnonzero(missing == missing.min())
     lowest = after[starts].min(axis=1)
-    starts = starts[lowest >= lowest.max() * (1.0 - ALIKE)]
-    at_bottleneck = (after[starts] <= after[starts].min(axis=1, keepdims=True) * (1.0 + ALIKE)).sum(axis=1)
+    gain = lowest.max() - before.min()
+    starts = starts[lowest >= lowest.max() * (1.0 - ROUNDING) - gain * ALIKE]
+    at_bottleneck = (after[starts] <= lowest.max() * (1.0 + ROUNDING)).sum(axis=1)
     return [int(start) for start in starts[at_bottleneck == at_bottleneck.min()]]
 
 
 def _without_splinters(before: NDArray[np.float64], starts: list[int], length: int) -> list[int]:
     """Of `starts`, those that leave the fewest separate runs of equally served blocks at the bottleneck."""
-    lowest = before.min() * (1.0 + ALIKE)
+    lowest = before.min() * (1.0 + ROUNDING)
 
     def runs(start: int) -> int:
         low = before <= lowest
@@ -131,8 +133,8 @@ def _reason(before: NDArray[np.float64], after: NDArray[np.float64], start: int,
         return f"{name_blocks(unheld)} {'has' if len(unheld) == 1 else 'have'} no holder{still}"
     slowest = [block for block in range(start, stop) if before[block] <= low * (1.0 + ALIKE)]
     if not slowest:
-        return f"the slowest blocks stay at {low:.3g} tokens/s wherever this peer goes"
+        return f"the slowest blocks stay at {low:.4g} tokens/s wherever this peer goes"
     holds = f"{name_blocks(slowest)} {'holds' if len(slowest) == 1 else 'hold'} the swarm back"
-    if high > low * (1.0 + ALIKE):
-        return f"{holds}: {low:.3g} tokens/s now, {high:.3g} with this peer"
-    return f"{holds} at {low:.3g} tokens/s, together with others that do not fit"
+    if high > low * (1.0 + ROUNDING):
+        return f"{holds}: {low:.4g} tokens/s now, {high:.4g} with this peer"
+    return f"{holds} at {low:.4g} tokens/s, together with others that do not fit"

@@ -70,7 +70,7 @@ def select(costs: Costs, chosen: NDArray[np.int64]) -> Costs:
 
 
 def between(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the legs [from, to] in seconds between the peers `rows`."""
+    """Return the legs [from, to] in seconds between the peers `rows`, infinite from one to itself."""
     ids = [columns.ids[row] for row in rows]
     place = {peer_id: i for i, peer_id in enumerate(ids)}
     legs = np.full((len(ids), len(ids)), leg_s(columns, knowledge, "", ""))
@@ -80,6 +80,7 @@ def between(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64]) -> 
         if i is not None and j is not None:
             legs[i, j] = leg_s(columns, knowledge, here, there)
             legs[j, i] = leg_s(columns, knowledge, there, here)
+    np.fill_diagonal(legs, np.inf)
     return legs
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BRANCH_RUNS: Final = 12  # tilings looked at to keep a candidate from serving twice, before settling for a good one
-CAPPED_RUNS: Final = 2  # the same, for each lower cap
+CAPPED_RUNS: Final = 4  # the same, for each lower cap
 CAP_STEPS: Final = 6  # tries with a lower cap on the slowest stage
 CAP_FACTOR: Final = 0.8
 
@@ -37,8 +37,8 @@ class Problem:
     """Tile blocks 0..`n_blocks` with P candidates; every array holds costs of one unit, all positive.
 
     `start`, `stop` [P]: spans. `first` [P]: cost of entering the route there. `between` [P, P]: cost of entering q
-    (column) from p (row). `last` [P]: cost of leaving the route. `block` [P]: cost per block. `stage` [P]: time per
-    block of one prompt chunk, and `waits`: how often the slowest hop's stage is paid on top.
+    (column) from p (row), infinite on the diagonal. `last` [P]: cost of leaving the route. `block` [P]: cost per block.
+    `stage` [P]: time per block of one prompt chunk, and `waits`: how often the slowest hop's stage is paid on top.
     """
 
     n_blocks: int
@@ -127,12 +127,12 @@ def _trace(
 def _without_repeats(problem: Problem, earliest: NDArray[np.int64], runs: int) -> list[Tile] | None:
     """Best first: if a candidate serves before and after block m, then it serves only before, only after, or m too."""
     order = count()
+    tiles: list[Tile] = []
     found = _shortest(problem, earliest)
     open_ = [(found[0], next(order), found[1], earliest)] if found else []
-    tiles: list[Tile] | None = None
     for _ in range(runs):
         if not open_:
-            return tiles
+            return None
         _, _, tiles, earliest = heapq.heappop(open_)
         repeat = _repeat(tiles)
         if repeat is None:
@@ -140,7 +140,7 @@ def _without_repeats(problem: Problem, earliest: NDArray[np.int64], runs: int) -
         for branch in _branches(earliest, *repeat):
             if (found := _shortest(problem, branch)) is not None:
                 heapq.heappush(open_, (found[0], next(order), found[1], branch))
-    return _absorb(tiles) if tiles else None
+    return _absorb(tiles)
 
 
 def _repeat(tiles: list[Tile]) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ALL: Final = 48  # with so few peers nobody is left out
 KEEP: Final = 8
+HEAD: Final = 512  # of the peers in order of price, how many to look at before looking at all
 
 
 def shortlist(columns: Columns, costs: Costs, n_blocks: int) -> NDArray[np.int64]:
@@ -32,9 +33,13 @@ def shortlist(columns: Columns, costs: Costs, n_blocks: int) -> NDArray[np.int64
 
 def _best_per_block(costs: Costs, leg_s: NDArray[np.float64], n_blocks: int) -> NDArray[np.bool_]:
     visit = costs.work.crossings * (leg_s + costs.visit_s)
-    order = np.argsort(costs.weight * (visit / (costs.stop - costs.start) + costs.block_s), kind="stable")
+    order = np.argsort(costs.weight * (visit / (costs.stop - costs.start) + costs.block_s))
     start, stop = costs.start[order], costs.stop[order]
     chosen = np.zeros(order.size, dtype=np.bool_)
     for block in range(n_blocks):
-        chosen[order[np.flatnonzero((start <= block) & (block < stop))[:KEEP]]] = True
+        for among in (slice(HEAD), slice(None)):
+            best = np.flatnonzero((start[among] <= block) & (block < stop[among]))[:KEEP]
+            if best.size == KEEP:
+                break
+        chosen[order[best]] = True
     return chosen

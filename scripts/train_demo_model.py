@@ -67,6 +67,9 @@ def train(args: argparse.Namespace) -> None:
     recipe = Recipe(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     dev_bytes = sum(len(text.encode()) for text in texts["dev"])
     result = fit(config, recipe, train_ids, dev_ids, dev_bytes, args.device)
+    if args.trial:
+        print(json.dumps(dataclasses.asdict(recipe) | {"dev_bits_per_byte": result.dev_bits, "steps": result.steps_run}))
+        return
     llama = as_llama(config, result.state, tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS))
     save(llama, tokenizer, args.out, config.context)
     per_step = recipe.batch_windows * (config.context + 1)
@@ -160,6 +163,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "train":
             step.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
             step.add_argument("--sizes", default="{}", help="JSON of NetConfig fields that differ from its defaults")
+            step.add_argument("--trial", action="store_true", help="only say what the dev files come to; write nothing")
             step.add_argument("--optimizer", choices=("adamw", "muon"))
             for option in ("epochs", "learning-rate", "weight-decay", "dropout", "average", "limit-s"):
                 step.add_argument(f"--{option}", type=float)

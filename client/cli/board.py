@@ -28,9 +28,11 @@ def board(title: str, view: View) -> Group:
 
 
 def console() -> Console:
-    """On a terminal colours and its width; elsewhere plain lines that are not cut."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, color_system=None, width=PLAIN_WIDTH)
+    """On a terminal colours and its width; elsewhere plain lines that are not cut. Strangers' names are not markup."""
+    made = Console(highlight=False, markup=False, emoji=False)
+    if made.is_terminal:
+        return made
+    return Console(highlight=False, markup=False, emoji=False, color_system=None, width=PLAIN_WIDTH)
 
 
 def as_json(view: View) -> dict[str, object]:

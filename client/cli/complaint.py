@@ -16,6 +16,7 @@ EXPECTED = (
     ("shoal.blocks.errors", "BlocksError"),
     ("shoal.dht.errors", "DhtError"),
     ("shoal.peer.errors", "ShoalError"),
+    ("shoal.peer.config", "PeerError"),
     ("shoal.routing.announcement", "AnnouncementError"),
 )
 OUT_OF_DEVICE_MEMORY = ("torch", "OutOfMemoryError")

@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help", "help"):
-        return say(_help(find_commands()))
+        return run(lambda: show_help, [])
     if first in ("-V", "--version", "version"):
-        return say(f"shoal {_version()}")
+        return run(lambda: show_version, [])
     commands = find_commands()
     if first not in commands:
         return _misused(first, commands)
@@ -64,23 +64,24 @@ def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
     return status
 
 
-def say(text: str) -> int:
-    """Print a result; a closed pipe is no error."""
-    return run(lambda: lambda _: sys.stdout.write(f"{text}\n") and 0, [])
-
-
-def _help(commands: Mapping[str, Command]) -> str:
+def show_help(_: list[str]) -> int:
+    """List the commands."""
+    commands = find_commands()
     width = max(map(len, commands), default=0)
     lines = [f"  {command.name:<{width}}  {command.summary}" for command in commands.values()]
     usage = "usage: shoal COMMAND [ARGUMENTS]\n\nLarge language models over volunteers' machines."
-    return "\n".join([usage, "", "Commands:", *lines, "", EXAMPLES])
+    sys.stdout.write("\n".join([usage, "", "Commands:", *lines, "", EXAMPLES, ""]))
+    return 0
 
 
-def _version() -> str:
+def show_version(_: list[str]) -> int:
+    """Name the version."""
     try:
-        return importlib.metadata.version("shoal")
+        version = importlib.metadata.version("shoal")
     except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
+        version = "(not installed)"
+    sys.stdout.write(f"shoal {version}\n")
+    return 0
 
 
 def _misused(name: str, commands: Mapping[str, Command]) -> int:

@@ -115,7 +115,7 @@ _install() {
 }
 
 _pip() {
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@" >&2 ||
+  "$PYTHON" -m pip install -qq --disable-pip-version-check "$@" >&2 ||
     die "could not install; the lines above say why. Run this again when that is mended."
 }
 

@@ -1,4 +1,4 @@
-"""Owns how the routing tests make swarms: one peer with defaults, and hypothesis strategies for many. Knows no planner."""
+"""Owns how the routing tests make swarms: one peer with defaults, hypothesis strategies for many. Knows no planner."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def peer(peer_id: str, start: int, stop: int, decode_s: float = 0.01, **fields) 
         "name": "",
         "revision": "r",
     }
-    return Announcement(
-        **{"peer_id": peer_id, "start": start, "stop": stop, "decode_s": decode_s, **defaults, **fields}
-    )
+    asked = {"peer_id": peer_id, "start": start, "stop": stop, "decode_s": decode_s}
+    return Announcement(**{**defaults, **asked, **fields})
 
 
 def swarm(n_blocks: int, *peers: Announcement) -> View:
@@ -43,8 +42,9 @@ def peer_ids(count: int) -> list[str]:
 
 @st.composite
 def announcements(draw, peer_id: str, others: list[str], n_blocks: int, seconds=None) -> Announcement:
-    seconds = seconds or st.sampled_from([0.0001, 0.001, 0.004, 0.01, 0.03, 0.1])
-    start = draw(st.integers(0, n_blocks - 1))
+    if seconds is None:
+        seconds = st.sampled_from([0.0001, 0.002, 0.02, 0.1, 0.5])
+    start = max(0, draw(st.integers(-n_blocks // 2, n_blocks - 1)))
     known = draw(st.lists(st.sampled_from(others), max_size=3, unique=True))
     return peer(
         peer_id,
@@ -53,9 +53,9 @@ def announcements(draw, peer_id: str, others: list[str], n_blocks: int, seconds=
         draw(seconds),
         prefill_s=draw(seconds),
         queue=draw(st.integers(0, 8)),
-        free_tokens=draw(st.sampled_from([0, 100, 10_000])),
-        state=draw(st.sampled_from(["online"] * 6 + ["joining", "draining"])),
-        expiry=draw(st.sampled_from([NOW - 1, NOW + 30, NOW + 30, NOW + 30])),
+        free_tokens=draw(st.sampled_from([10_000, 10_000, 100])),
+        state=draw(st.sampled_from(["online"] * 12 + ["joining", "draining"])),
+        expiry=draw(st.sampled_from([NOW + 30] * 9 + [NOW - 1])),
         rtts=tuple((other, draw(seconds)) for other in known),
     )
 
@@ -63,7 +63,7 @@ def announcements(draw, peer_id: str, others: list[str], n_blocks: int, seconds=
 @st.composite
 def views(draw, max_peers: int = 5, max_blocks: int = 5, seconds=None) -> View:
     """Any small swarm, often with holes. Expired peers stay in: a view ages while it is used."""
-    n_blocks = draw(st.integers(1, max_blocks))
-    ids = peer_ids(draw(st.integers(0, max_peers)))
+    n_blocks = draw(st.sampled_from([max_blocks, max_blocks - 1, 2, 1]))
+    ids = peer_ids(draw(st.sampled_from([max_peers, max_peers - 1, 2, 1, 0])))
     peers = [draw(announcements(i, ids, n_blocks, seconds)) for i in ids]
     return fold(View(n_blocks), peers, NOW - 100)

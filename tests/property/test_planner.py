@@ -21,21 +21,22 @@ SOME_SECONDS = st.sampled_from([0.0002, 0.002, 0.02, 0.2])
 @st.composite
 def requests(draw, view: View, prompt: bool = False) -> RouteRequest:
     ids = peer_ids(6)
-    start = draw(st.integers(0, view.n_blocks - 1))
-    some_ids = st.lists(st.sampled_from(ids), max_size=2).map(frozenset)
+    start = draw(st.sampled_from([0, 0, view.n_blocks // 2]))
+    some_ids = st.sampled_from([frozenset()] * 5 + [frozenset({i}) for i in ids])
     knowledge = Knowledge(
         rtts_s=draw(st.dictionaries(st.sampled_from(ids), SOME_SECONDS, max_size=4)),
         legs_s=draw(st.dictionaries(st.tuples(st.sampled_from(ids), st.sampled_from(ids)), SOME_SECONDS, max_size=4)),
         speeds=draw(st.dictionaries(st.sampled_from(ids), st.builds(Speed, SOME_SECONDS, SOME_SECONDS), max_size=3)),
         waits_s=draw(st.dictionaries(st.sampled_from(ids), SOME_SECONDS, max_size=2)),
         banned=draw(some_ids),
+        default_leg_s=draw(st.sampled_from([0.0002, 0.0002, 0.025])),
     )
     return RouteRequest(
         start,
-        draw(st.integers(start + 1, view.n_blocks)),
+        draw(st.sampled_from([view.n_blocks, view.n_blocks, start + 1])),
         prompt_tokens=draw(st.sampled_from([1, 100, 1000])) if prompt else 0,
         new_tokens=draw(st.integers(0, 3)),
-        kv_tokens=draw(st.sampled_from([0, 0, 50, 1000])),
+        kv_tokens=draw(st.sampled_from([0, 50, 50, 1000])),
         avoid=draw(some_ids),
         knowledge=knowledge,
         upstream=draw(st.sampled_from([None, None, "peer0"])),

@@ -77,7 +77,9 @@ def test_a_prompt_crosses_each_boundary_once_a_chunk_and_comes_back_once():
 
 def test_sessions_decode_in_one_forward():
     async def main():
-        async with world(5, [(0, 6)]) as it, it.client() as swarm:
+        async with world(5, []) as it, it.client() as swarm:
+            await it.add_peer("p0", 0, 6, step_s=0.05)  # the engine is what is short, not the network
+            await swarm.refresh()
             prompts = [[i + 1, 2 * i + 3, 7] for i in range(8)]
             async with asyncio.TaskGroup() as tasks:
                 runs = [tasks.create_task(generate(swarm, prompt, 12)) for prompt in prompts]
@@ -85,8 +87,8 @@ def test_sessions_decode_in_one_forward():
 
     got, wanted, engine = run(main())
     assert got == wanted
-    assert max(engine.batches) >= 7
-    assert len(engine.batches) < 8 * 12 / 2  # far fewer engine steps than one a token and session
+    assert max(engine.batches) == 8
+    assert len(engine.batches) <= 12 + 8  # sessions that fell out of step are waited for and come together
 
 
 def test_missing_blocks_are_named():

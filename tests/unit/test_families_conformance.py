@@ -15,7 +15,7 @@ from tiny_models import TINY, VOCAB, answers, save_tiny
 
 PAGES = 24
 TOLERANCE = 1e-4
-CUTS = (range(0, 1), range(1, 3), range(3, 4))
+CUTS = (range(1), range(1, 3), range(3, 4))
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,12 +80,18 @@ def checkpoint(folder: Path) -> Checkpoint:
     return resolve(str(folder))
 
 
+@cache
+def tokenizer_in(path: Path) -> PreTrainedTokenizerFast:
+    """Made once: transformers takes a second for it."""
+    return load_tokenizer(resolve(str(path)))
+
+
 def run(
     checkpoint: Checkpoint, prompt: list[int], options: GenerationOptions, session: LocalSession | None = None
 ) -> Completion:
     async def collect() -> Completion:
         completion = Completion(asyncio.get_running_loop().time())
-        pieces = generate(session or LocalSession(checkpoint), ends, load_tokenizer(checkpoint), prompt, options)
+        pieces = generate(session or LocalSession(checkpoint), ends, tokenizer_in(checkpoint.path), prompt, options)
         async for piece in pieces:
             completion.pieces.append(piece)
         return completion
@@ -113,7 +120,7 @@ def test_greedy_tokens_equal_transformers(folder: Path, checkpoint: Checkpoint, 
 
 def test_text_is_the_tokens_text(checkpoint: Checkpoint) -> None:
     completion = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=40))
-    assert completion.text == load_tokenizer(checkpoint).decode(completion.token_ids, skip_special_tokens=True)
+    assert completion.text == tokenizer_in(checkpoint.path).decode(completion.token_ids, skip_special_tokens=True)
     assert completion.finish == "length"
 
 
@@ -164,7 +171,7 @@ def test_an_end_token_ends_it_and_is_not_text(checkpoint: Checkpoint) -> None:
     first = free.token_ids.index(end)
     ended = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=20, eos_token_ids=frozenset([end, 255])))
     assert (ended.finish, ended.token_ids) == ("eos", free.token_ids[: first + 1])
-    assert ended.text == load_tokenizer(checkpoint).decode(free.token_ids[:first])
+    assert ended.text == tokenizer_in(checkpoint.path).decode(free.token_ids[:first])
 
 
 def test_a_stop_string_ends_it_before_it(checkpoint: Checkpoint) -> None:

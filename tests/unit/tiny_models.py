@@ -33,11 +33,15 @@ _MIXED = ["sliding_attention", "full_attention"] * 2
 
 @dataclass(frozen=True)
 class Tiny:
-    """One variant of a family: its config class, and the entries in which it differs from `_SMALL`."""
+    """One variant of a family: its config class, and the entries in which it differs from `_SMALL`.
+
+    `attention` names the implementation that the unsplit model must run with, where its default leaves something out.
+    """
 
     config: str
     entries: dict[str, Any]
     without: tuple[str, ...] = ()
+    attention: str | None = None
 
 
 def _rope(kind: str, **rest: Any) -> dict[str, Any]:
@@ -88,6 +92,7 @@ TINY: dict[str, Tiny] = {
             "query_pre_attn_scalar": 24,
             "tie_word_embeddings": True,
         },
+        attention="eager",  # older transformers run Gemma 2 through SDPA, which drops the softcap
     ),
     "gemma3": Tiny(
         "Gemma3TextConfig",
@@ -168,7 +173,8 @@ def save_tiny(variant: str, folder: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config)
     _spread(model)
     model.save_pretrained(folder)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    chosen = {"attn_implementation": tiny.attention} if tiny.attention else {}
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **chosen).eval()
 
 
 @torch.no_grad()

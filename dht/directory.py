@@ -1,0 +1,174 @@
+"""One swarm's directory: announce ourselves, withdraw, see who else is there. Knows records, not what their bodies mean.
+
+A record's body is an envelope (which run of the peer wrote it, where that run listens, which revision) around the caller's
+bytes; in a private swarm it is encrypted, and the model's name is left out of the clear part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from shoal.dht.envelope import Envelope
+from shoal.dht.errors import InviteError, JoinError, RecordError
+from shoal.dht.keys import SHARDS, record_key, shard_key
+from shoal.dht.node import Node, Sighting, open_node
+from shoal.dht.record import Record, open_record, seal
+from shoal.dht.twin import answers_at
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shoal.dht.host import Host
+    from shoal.dht.identity import Identity
+    from shoal.dht.invite import Invite
+
+logger = logging.getLogger(__name__)
+
+MAX_TTL_S = 285.0  # others refuse more than 300 s, and clocks may differ by a few
+TWIN_ADVICE = "stop it, or give this one another identity file"
+
+
+class Directory(Protocol):
+    """What a peer or client needs of the swarm's directory."""
+
+    async def announce(self, body: bytes, ttl_s: float) -> None:
+        """Publish `body` as ours for `ttl_s` seconds (at most 285 count). RecordError if too long, JoinError on a twin."""
+        ...
+
+    async def withdraw(self) -> None:
+        """Tell everybody that we have left."""
+        ...
+
+    async def lookup(self) -> list[Record]:
+        """The newest live record of each peer, verified and decrypted; `expiry` is in this machine's own clock."""
+        ...
+
+
+class Opened(NamedTuple):
+    """A verified record of this swarm and what its envelope said; a withdrawn one has none."""
+
+    record: Record
+    envelope: Envelope | None
+
+
+class DHTDirectory:
+    """`Directory` over a DHT node. Made by `open_directory`."""
+
+    def __init__(self, node: Node, identity: Identity, invite: Invite, revision: str) -> None:
+        self._node, self._identity, self._invite, self._revision = node, identity, invite, revision
+        self._key = record_key(invite.namespace, identity.peer_id)
+        self._run = round(time.time() * 1000).to_bytes(6, "big") + os.urandom(2)  # earlier runs compare lower
+        self._sequence = 0
+        self._expiry = 0.0
+        self._seen: dict[str, Record] = {}
+
+    async def announce(self, body: bytes, ttl_s: float) -> None:
+        """See `Directory`."""
+        (sighting,) = await self._node.look(self._key)
+        await self.refuse_twin(sighting)
+        here = self._node.host.maddrs[0].rpartition("/p2p/")[0] if self._node.host.maddrs else ""
+        content = Envelope(self._run, here, self._revision, body).encode()
+        expiry = self._node.now() + min(ttl_s, MAX_TTL_S)
+        await self._publish(self._invite.encrypt(content, self._context(self._identity.peer_id)), expiry, sighting)
+
+    async def withdraw(self) -> None:
+        """See `Directory`. The empty record outlives the last announcement, so that this cannot come back."""
+        if self._sequence:
+            (sighting,) = await self._node.look(self._key)
+            await self._publish(b"", max(self._expiry, self._node.now()) + 1.0, sighting)
+
+    async def lookup(self) -> list[Record]:
+        """See `Directory`."""
+        sightings = await self._node.look(*(shard_key(self._invite.namespace, shard) for shard in range(SHARDS)))
+        newest = self._newest(set[bytes]().union(*(sighting.records for sighting in sightings)))
+        offset_s = self._node.clock_offset_s
+        return [
+            replace(opened.record, model=self._invite.model, expiry=opened.record.expiry - offset_s)
+            for opened in newest.values()
+            if opened.envelope is not None
+        ]
+
+    async def refuse_twin(self, sighting: Sighting | None = None) -> None:
+        """JoinError if another running peer uses our identity: its record is live, and it answers where that says."""
+        if sighting is None:
+            (sighting,) = await self._node.look(self._key)
+        last = self._newest(sighting.records).get(self._identity.peer_id)
+        if last is None or last.record.sequence <= self._sequence:
+            return
+        other, first = last.envelope, not self._sequence
+        self._sequence = last.record.sequence  # ours must be higher than that of an earlier run
+        if other is None or other.run == self._run:
+            return
+        older = other.run < self._run
+        elsewhere = other.maddr not in {maddr.rpartition("/p2p/")[0] for maddr in self._node.host.maddrs}
+        if older and elsewhere and (not first or await answers_at(self._identity.peer_id, other.maddr)):
+            me = self._identity.peer_id
+            raise JoinError(f"Another running peer at {other.maddr} uses the identity {me}; {TWIN_ADVICE}.")
+
+    async def _publish(self, body: bytes, expiry: float, sighting: Sighting) -> None:
+        self._sequence = max(self._sequence + 1, round(self._node.now() * 1000))
+        self._expiry = max(self._expiry, expiry)
+        me, namespace = self._identity.peer_id, self._invite.namespace
+        raw = seal(Record(namespace, self._label, "", me, self._sequence, expiry, body), self._identity)
+        taken = await self._node.store(self._key, raw, sighting.nearest)
+        if sighting.nearest and not taken:
+            logger.warning("none of %d directory nodes took our record", len(sighting.nearest))
+
+    @property
+    def _label(self) -> str:
+        return self._invite.model if self._invite.secret is None else ""
+
+    def _context(self, peer_id: str) -> bytes:
+        return self._invite.namespace + peer_id.encode()
+
+    def _newest(self, raws: set[bytes]) -> dict[str, Opened]:
+        """The highest sequence number of each peer that was seen now, none lower than one seen before."""
+        newest: dict[str, Opened] = {}
+        now = self._node.now()
+        for opened in filter(None, (self._open(raw, now) for raw in raws)):
+            peer_id, sequence = opened.record.peer_id, opened.record.sequence
+            known = self._seen.get(peer_id)
+            if known is None or sequence >= known.sequence:
+                self._seen[peer_id] = opened.record
+                newest[peer_id] = opened
+        self._seen = {peer_id: record for peer_id, record in self._seen.items() if record.expiry > now}
+        return {peer_id: opened for peer_id, opened in newest.items() if self._seen[peer_id] is opened.record}
+
+    def _open(self, raw: bytes, now: float) -> Opened | None:
+        """None for anything that is not a good record of this swarm: one bad record hides no other."""
+        try:
+            record = open_record(raw, now)
+            if record.namespace != self._invite.namespace or record.model != self._label:
+                return None
+            if not record.body:
+                return Opened(record, None)
+            envelope = Envelope.decode(self._invite.decrypt(record.body, self._context(record.peer_id)))
+        except (RecordError, InviteError) as refusal:
+            logger.debug("skipped a record: %s", refusal)
+            return None
+        return Opened(replace(record, revision=envelope.revision, body=envelope.body), envelope)
+
+
+@asynccontextmanager
+async def open_directory(host: Host, identity: Identity, invite: Invite, revision: str) -> AsyncIterator[DHTDirectory]:
+    """Join a swarm's directory. JoinError if no bootstrap node answers or another live peer uses our identity.
+
+    revision: of the checkpoint that this peer serves, at most 64 bytes; "" for a client.
+    """
+    async with open_node(host, invite.peers) as node:
+        directory = DHTDirectory(node, identity, invite, revision)
+        await directory.refuse_twin()
+        yield directory
+
+
+async def watch(directory: Directory, period_s: float) -> AsyncIterator[list[Record]]:
+    """Look up at once, and again every `period_s` seconds after the last answer, for ever."""
+    while True:
+        yield await directory.lookup()
+        await asyncio.sleep(period_s)

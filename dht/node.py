@@ -1,0 +1,146 @@
+"""One node of the directory: joins, stays joined, finds and stores sealed records. Knows no swarm, secret or announcement.
+
+A bootstrap node is this and nothing more: it checks every record by itself, because a record says all that is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from shoal.dht.background import background
+from shoal.dht.clock import SwarmClock
+from shoal.dht.errors import JoinError
+from shoal.dht.foreign import DHTID, PeerID
+from shoal.dht.host import dial_all
+from shoal.dht.keys import KEY_BYTES
+from shoal.dht.protocol import BUCKET_SIZE, REPLICAS, Found, ShoalDHT
+from shoal.dht.record import parse
+from shoal.dht.search import Search
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from shoal.dht.host import Host
+
+logger = logging.getLogger(__name__)
+
+UPKEEP_PERIOD_S = 5.0
+REFRESH_EVERY = 12  # periods: once a minute
+MAX_REMEMBERED = 64
+STOP_TIMEOUT_S = 2.0
+
+
+class Sighting(NamedTuple):
+    """What a search for one key gave: sealed records, not verified, and the nodes that should hold more."""
+
+    records: set[bytes]
+    nearest: list[PeerID]
+
+
+class Node:
+    """A member of the directory. Made by `open_node`."""
+
+    def __init__(self, host: Host, protocol: ShoalDHT, bootstrap: Sequence[str]) -> None:
+        self.host = host
+        self.protocol = protocol
+        self._bootstrap = tuple(bootstrap)
+        self._remembered: dict[str, str] = {}  # peer id -> one full multiaddr
+
+    def now(self) -> float:
+        """Swarm time, unix seconds."""
+        return self.protocol.now()
+
+    @property
+    def clock_offset_s(self) -> float:
+        """Swarm time less this machine's wall clock as it stands now."""
+        offset = self.now() - time.time()
+        return offset if abs(offset) > 1.0 else 0.0
+
+    async def join(self) -> None:
+        """Meet the bootstrap nodes and our own neighbours; JoinError if there are bootstrap nodes and none answers."""
+        others = [maddr for maddr in self._bootstrap if not maddr.endswith(f"/p2p/{self.host.peer_id}")]
+        if others and not await self._meet(others):
+            raise JoinError(
+                f"No bootstrap node answers at {', '.join(others[:3])}; check that one runs and can be reached."
+            )
+        await self.look(self.protocol.node_id.to_bytes())
+
+    async def look(self, *keys: bytes) -> list[Sighting]:
+        """Search for keys, all at once, asking each node met for all of them in one call."""
+        async with asyncio.TaskGroup() as tasks:
+            asked: dict[PeerID, asyncio.Task[list[Found] | None]] = {}
+
+            async def ask(peer: PeerID, key: bytes) -> Found | None:
+                if peer not in asked:
+                    asked[peer] = tasks.create_task(self.protocol.call_find(peer, keys))
+                found = await asked[peer]
+                return found[keys.index(key)] if found is not None else None
+
+            searches = [Search(key, ask) for key in keys]
+            for search in searches:
+                tasks.create_task(search.run(self._seeds(search.key), self.host.p2p.peer_id))
+        for search in searches:
+            search.records.update(self.protocol.store.get(search.key, self.now()))
+        return [Sighting(search.records, search.nearest(REPLICAS)) for search in searches]
+
+    async def store(self, key: bytes, raw: bytes, nearest: Sequence[PeerID]) -> int:
+        """Offer a sealed record to nodes, and keep it here too; how many others took it."""
+        peer_id = parse(raw).peer_id
+        if not self.protocol.client_mode:
+            self.protocol.store.put(key, peer_id, raw, self.now())
+        answers = await asyncio.gather(*(self.protocol.call_store(peer, key, peer_id, raw) for peer in nearest))
+        return sum(bool(answer) for answer in answers)
+
+    async def upkeep(self) -> None:
+        """Rejoin when everybody is gone; once a minute look for new neighbours, drop dead ones and read others' clocks."""
+        for turn in range(1, 1 << 62):
+            await asyncio.sleep(UPKEEP_PERIOD_S)
+            if self.host.died.is_set():
+                return
+            if not self.protocol.routing_table.peers():
+                await self._meet([*self._bootstrap, *self._remembered.values()])
+            if turn % REFRESH_EVERY == 1:
+                await self._remember()
+                await self._ping(self.protocol.routing_table.least_recent())
+                await self.look(self.protocol.node_id.to_bytes(), os.urandom(KEY_BYTES))
+
+    async def _meet(self, maddrs: Sequence[str]) -> int:
+        return await self._ping([PeerID.from_base58(peer_id) for peer_id in await dial_all(self.host, maddrs)])
+
+    async def _ping(self, peers: Sequence[PeerID]) -> int:
+        answers = await asyncio.gather(*(self.protocol.call_ping(peer) for peer in peers))
+        return sum(answers)
+
+    async def _remember(self) -> None:
+        """Keep addresses of living nodes, to rejoin through them when the bootstrap nodes are gone."""
+        nodes = {str(peer) for peer in self.protocol.routing_table.peers()}
+        connected = await self.protocol.addresses()
+        known = {peer_id: f"{maddr}/p2p/{peer_id}" for peer_id, maddr in connected.items() if peer_id in nodes}
+        kept = (self._remembered | known).items()
+        self._remembered = dict(list(kept)[-MAX_REMEMBERED:])
+
+    def _seeds(self, key: bytes) -> list[PeerID]:
+        near = self.protocol.routing_table.get_nearest_neighbors(DHTID.from_bytes(key), BUCKET_SIZE)
+        return random.sample([peer for _, peer in near], len(near))
+
+
+@asynccontextmanager
+async def open_node(host: Host, bootstrap: Sequence[str] = ()) -> AsyncIterator[Node]:
+    """Join the directory through the bootstrap multiaddrs, or start one if there are none. Raises JoinError."""
+    clock = SwarmClock(time.time(), time.monotonic())
+    protocol = await ShoalDHT.open(host, clock)
+    node = Node(host, protocol, bootstrap)
+    try:
+        await node.join()
+        async with background(node.upkeep()):
+            yield node
+    finally:
+        if not host.died.is_set():
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await protocol.shutdown()

@@ -1,0 +1,242 @@
+"""The directory's three calls on the wire (ping, store, find), with a limit on everything a stranger sends. No searching.
+
+Subclasses hivemind's DHTProtocol and keeps its messages, routing table and transport. Replaced: every line that decodes,
+believes or stores. Nothing that comes from the network is unpacked with msgpack (hivemind's nested extension types kill the
+receiver), no pattern is matched against it, and its node ids are computed from the authenticated peer id, never read.
+Unlike hivemind, a node does not push its records to newcomers: peers announce anew long before that would matter.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import struct
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from shoal.dht.errors import RecordError
+from shoal.dht.foreign import DHTID, DHTProtocol, P2PContext, P2PDaemonError, P2PHandlerError, PeerID, dht_pb2
+from shoal.dht.keys import KEY_BYTES, network_of, node_key
+from shoal.dht.record import MAX_RECORD_BYTES
+from shoal.dht.store import MAX_RECORDS_PER_KEY, RecordStore
+from shoal.dht.table import LimitedTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.dht.clock import SwarmClock
+    from shoal.dht.host import Host
+
+logger = logging.getLogger(__name__)
+
+BUCKET_SIZE = 20
+DEPTH_MODULO = 5
+REPLICAS = 10
+CALL_TIMEOUT_S = 3.0
+SHUN_S = 15.0
+MAX_KEYS = 64
+MAX_PEER_ID_BYTES = 64
+MAX_REQUEST_BYTES = 512 * 1024
+REPLY_BUDGET_BYTES = 3 * 1024 * 1024  # the daemon drops replies over 4 MiB
+LENGTH = struct.Struct(">H")
+CALL_ERRORS = (P2PDaemonError, P2PHandlerError, OSError, EOFError, ValueError, TimeoutError)
+
+
+class Found(NamedTuple):
+    """A node's answer about one key: sealed records, not yet verified, and the nodes it knows nearest to the key."""
+
+    records: list[bytes]
+    peers: list[PeerID]
+
+
+class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
+    """One node's side of the protocol. The class's name is part of the wire's protocol id."""
+
+    _rpc_handlers = None  # hivemind caches these on the class, and would hand us its own
+    _stub_type = None
+    serializer = None
+    store: RecordStore
+    clock: SwarmClock
+    routing_table: LimitedTable
+    _shunned: dict[PeerID, float]
+
+    @classmethod
+    async def open(cls, host: Host, clock: SwarmClock) -> ShoalDHT:
+        """Start answering on a host. A relayed host only asks: it would be no use to others as a node."""
+        self: ShoalDHT = await super().create(
+            host.p2p,
+            node_id_of(host.p2p.peer_id),
+            bucket_size=BUCKET_SIZE,
+            depth_modulo=DEPTH_MODULO,
+            num_replicas=REPLICAS,
+            wait_timeout=CALL_TIMEOUT_S,
+            parallel_rpc=64,
+            client_mode=True,  # the handlers are added below, once the fields that they use are there
+        )
+        self.clock, self.store, self._shunned = clock, RecordStore(), {}
+        self.routing_table = LimitedTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
+        self.client_mode = host.relayed
+        if not self.client_mode:
+            await self.add_p2p_handlers(host.p2p)
+            self.node_info = dht_pb2.NodeInfo(node_id=self.node_id.to_bytes())
+        return self
+
+    def now(self) -> float:
+        """Swarm time, unix seconds."""
+        return self.clock.now(time.monotonic())
+
+    # What others ask of us
+
+    async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
+        """Say who we are and what time it is."""
+        await self._met(request.peer, context.remote_id)
+        return dht_pb2.PingResponse(peer=self.node_info, dht_time=self.now(), available=True)
+
+    async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
+        """Store records, each judged by itself; a request of wrong shape is refused whole."""
+        sizes = {len(request.keys), len(request.subkeys), len(request.values)}
+        if len(sizes) != 1 or len(request.keys) > MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES:
+            return dht_pb2.StoreResponse(store_ok=[False] * min(len(request.keys), MAX_KEYS), peer=self.node_info)
+        offers = zip(request.keys, request.subkeys, request.values, strict=True)
+        stored = [self._stored(*offer) for offer in offers]
+        await self._met(request.peer, context.remote_id)
+        return dht_pb2.StoreResponse(store_ok=stored, peer=self.node_info)
+
+    async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
+        """Give the records under up to 64 keys, within 3 MiB in all, and the nearest nodes known."""
+        keys = [key for key in request.keys if len(key) == KEY_BYTES]
+        if not keys or len(keys) != len(request.keys) or len(keys) > MAX_KEYS:
+            return dht_pb2.FindResponse(peer=self.node_info)
+        budget = REPLY_BUDGET_BYTES // len(keys)
+        results = [self._result(key, budget, context.remote_id) for key in keys]
+        await self._met(request.peer, context.remote_id)
+        return dht_pb2.FindResponse(results=results, peer=self.node_info)
+
+    def _stored(self, key: bytes, subkey: bytes, value: bytes) -> bool:
+        try:
+            if len(key) != KEY_BYTES or len(subkey) > MAX_PEER_ID_BYTES:
+                raise RecordError("The record's key or subkey has a wrong length.")
+            self.store.put(key, subkey.decode("ascii"), value, self.now())
+        except (RecordError, UnicodeDecodeError) as refusal:
+            logger.debug("refused a record: %s", refusal)
+            return False
+        return True
+
+    def _result(self, key: bytes, budget_bytes: int, asker: PeerID) -> dht_pb2.FindResult:
+        records = self.store.get(key, self.now())
+        near = self.routing_table.get_nearest_neighbors(DHTID.from_bytes(key), BUCKET_SIZE, exclude=node_id_of(asker))
+        return dht_pb2.FindResult(
+            type=dht_pb2.FOUND_DICTIONARY if records else dht_pb2.NOT_FOUND,
+            value=pack(records, budget_bytes),
+            nearest_node_ids=[node_id.to_bytes() for node_id, _ in near],
+            nearest_peer_ids=[peer.to_bytes() for _, peer in near],
+        )
+
+    # What we ask of others
+
+    async def call_ping(self, peer: PeerID) -> bool:
+        """Whether a peer answers; its clock is noted."""
+        asked_at = time.monotonic()
+        try:
+            response = await self.get_stub(peer).rpc_ping(
+                dht_pb2.PingRequest(peer=self.node_info), timeout=CALL_TIMEOUT_S
+            )
+        except CALL_ERRORS as error:
+            self._failed(peer, error)
+            return False
+        self.clock.observe(str(peer), response.dht_time, (asked_at + time.monotonic()) / 2)
+        await self._met(response.peer, peer)
+        return True
+
+    async def call_store(self, peer: PeerID, key: bytes, peer_id: str, raw: bytes) -> bool | None:
+        """Offer one sealed record: whether it was taken; None if the node does not answer."""
+        request = dht_pb2.StoreRequest(
+            keys=[key],
+            subkeys=[peer_id.encode()],
+            values=[raw],
+            expiration_time=[0.0],
+            in_cache=[False],
+            peer=self.node_info,
+        )
+        try:
+            response = await self.get_stub(peer).rpc_store(request, timeout=CALL_TIMEOUT_S)
+        except CALL_ERRORS as error:
+            self._failed(peer, error)
+            return None
+        return len(response.store_ok) == 1 and bool(response.store_ok[0])
+
+    async def call_find(self, peer: PeerID, keys: Sequence[bytes]) -> list[Found] | None:
+        """Ask for records and neighbours, one answer per key in order; None if the node does not answer sensibly."""
+        request = dht_pb2.FindRequest(keys=list(keys), peer=self.node_info)
+        if self._shunned.get(peer, 0.0) > time.monotonic():
+            return None
+        try:
+            async with self.rpc_semaphore:
+                response = await self.get_stub(peer).rpc_find(request, timeout=CALL_TIMEOUT_S)
+            if len(response.results) != len(keys):
+                raise ValueError(f"{len(response.results)} answers to {len(keys)} questions")
+            found = [Found(unpack(result.value), _peers(result.nearest_peer_ids)) for result in response.results]
+        except CALL_ERRORS as error:
+            self._failed(peer, error)
+            return None
+        await self._met(response.peer, peer)
+        return found
+
+    async def addresses(self) -> dict[str, str]:
+        """Peer id -> multiaddr of every connection that stands."""
+        try:
+            return {str(peer.peer_id): str(peer.addrs[0]) for peer in await self.p2p.list_peers() if peer.addrs}
+        except CALL_ERRORS as error:
+            logger.debug("our daemon does not answer: %s", error)
+            return {}
+
+    async def _met(self, info: dht_pb2.NodeInfo, peer: PeerID) -> None:
+        """A peer that says it is a node has answered or asked: remember it, under the node id that is its own."""
+        self._shunned.pop(peer, None)
+        node_id = node_id_of(peer)
+        if not info.node_id:
+            return
+        if node_id in self.routing_table:
+            self.routing_table.refresh(node_id, peer)
+        elif maddr := (await self.addresses()).get(str(peer)):
+            self.routing_table.admit(node_id, peer, network_of(maddr))
+
+    def _failed(self, peer: PeerID, error: Exception) -> None:
+        """Forget a node that did not answer, and do not ask it again for a while, whoever recommends it."""
+        logger.debug("no answer from %s: %s", peer, error)
+        now = time.monotonic()
+        self._shunned = {other: until for other, until in self._shunned.items() if until > now}
+        self._shunned[peer] = now + SHUN_S
+        if node_id_of(peer) in self.routing_table:
+            del self.routing_table[node_id_of(peer)]
+
+
+def node_id_of(peer: PeerID) -> DHTID:
+    """A peer's only node id."""
+    return DHTID.from_bytes(node_key(peer.to_bytes()))
+
+
+def pack(records: list[bytes], budget_bytes: int) -> bytes:
+    """Length-prefixed records; a random choice of them if they exceed the budget, so that repeated questions see all."""
+    if sum(map(len, records)) + LENGTH.size * len(records) > budget_bytes:
+        fitting = budget_bytes // (MAX_RECORD_BYTES + LENGTH.size)
+        records = random.sample(records, min(fitting, len(records)))
+    return b"".join(LENGTH.pack(len(record)) + record for record in records)
+
+
+def unpack(packed: bytes) -> list[bytes]:
+    """Inverse of `pack`: at most 512 records; ValueError if the lengths do not add up."""
+    records, at = [], 0
+    while at < len(packed):
+        start = at + LENGTH.size
+        if start > len(packed) or len(records) == MAX_RECORDS_PER_KEY:
+            raise ValueError("too many records or a broken length")
+        at = start + LENGTH.unpack_from(packed, start - LENGTH.size)[0]
+        records.append(packed[start:at])
+    if at != len(packed):
+        raise ValueError("a record is cut short")
+    return records
+
+
+def _peers(raw_ids: Sequence[bytes]) -> list[PeerID]:
+    return [PeerID(raw) for raw in raw_ids[:BUCKET_SIZE] if 0 < len(raw) <= MAX_PEER_ID_BYTES]

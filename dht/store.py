@@ -1,0 +1,74 @@
+"""The records that one node keeps for others: what it takes, how much, for how long. Pure: told the time, knows no network.
+
+Each record is checked by itself, so a bad one never hides the good ones beside it, and each lies under the one key that its own
+content gives. For each peer only the highest sequence number is kept, so nobody can replay an older record over it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from shoal.dht.errors import RecordError
+from shoal.dht.keys import record_key
+from shoal.dht.record import open_record
+
+if TYPE_CHECKING:
+    from shoal.dht.record import Record
+
+MAX_RECORDS_PER_KEY = 512
+MAX_RECORDS = 32_768  # 64 MiB at most
+SWEEP_EVERY_S = 10.0
+
+
+class Kept(NamedTuple):
+    """One stored record: its wire form, and what decides about it."""
+
+    raw: bytes
+    sequence: int
+    expiry: float
+
+
+class RecordStore:
+    """Records by key and peer id."""
+
+    def __init__(self) -> None:
+        self._shelves: dict[bytes, dict[str, Kept]] = {}
+        self._count = 0
+        self._swept_at = float("-inf")
+
+    def put(self, key: bytes, peer_id: str, raw: bytes, now: float) -> Record:
+        """Store a record offered under `key` as `peer_id`'s; RecordError says why it is refused. Repeats are welcome."""
+        record = open_record(raw, now)
+        if record.peer_id != peer_id or record_key(record.namespace, record.peer_id) != key:
+            raise RecordError("The record was offered under a key or peer id that is not its own.")
+        self._sweep(now)
+        shelf = self._shelves.get(key, {})
+        kept = shelf.get(peer_id)
+        if kept is None and (len(shelf) >= MAX_RECORDS_PER_KEY or self._count >= MAX_RECORDS):
+            raise RecordError("There is no room for more peers under this key.")
+        if kept is not None and kept.sequence >= record.sequence and kept.raw != raw:
+            raise RecordError("The record is older than the one stored.")
+        self._count += kept is None
+        shelf[peer_id] = Kept(raw, record.sequence, record.expiry)
+        self._shelves[key] = shelf
+        return record
+
+    def get(self, key: bytes, now: float) -> list[bytes]:
+        """Wire forms of the live records under a key, at most 512."""
+        return [kept.raw for kept in self._shelves.get(key, {}).values() if kept.expiry > now]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _sweep(self, now: float) -> None:
+        """Forget what has expired. Every 10 s, or at once when full."""
+        if now < self._swept_at + SWEEP_EVERY_S and self._count < MAX_RECORDS:
+            return
+        self._swept_at = now
+        alive = {key: _alive(shelf, now) for key, shelf in self._shelves.items()}
+        self._shelves = {key: shelf for key, shelf in alive.items() if shelf}
+        self._count = sum(map(len, self._shelves.values()))
+
+
+def _alive(shelf: dict[str, Kept], now: float) -> dict[str, Kept]:
+    return {peer_id: kept for peer_id, kept in shelf.items() if kept.expiry > now}

@@ -1,0 +1,161 @@
+"""Held-out perplexity and bytes per parameter under each quantization of the blocks' matrices."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import lzma
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from _int8 import SCHEMES, RoundedLinear
+from _quant_result import LABELS, Inputs, Result, print_results
+from _report import write_json
+from shoal.blocks.checkpoint import resolve
+from shoal.blocks.errors import BlocksError
+from shoal.blocks.quantize import quantize_, replace_matrices
+from shoal.blocks.quantize_linear import four_bit_linear
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HELD_OUT = Path(__file__).parents[2] / "tests" / "data" / "heldout_sample.py.txt"
+BATCH = 8  # windows a forward; "by tensor" takes one scale for all of them
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        model, windows = _load(options)
+    except (BlocksError, OSError) as error:
+        print(f"bench quant: {error}", file=sys.stderr)
+        return 1
+    inputs = _inputs(model, windows)
+    results = {name: _measure(name, model, windows) for name in LABELS}
+    print_results(results, inputs, windows)
+    figures = {f"ppl_{name}": result.perplexity for name, result in results.items()}
+    figures |= {f"bytes_per_param_{name}": result.bytes_per_param for name, result in results.items()}
+    write_json(options.json, figures | inputs.figures() | {"tokens": windows.numel() - len(windows)})
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench quant", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one JSON object")
+    parser.add_argument("--model", default="demo", help="directory, hub name or demo (default)")
+    parser.add_argument(
+        "--text", type=Path, default=HELD_OUT, help="held-out text, .xz or plain (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=16_384, help="tokens of it to score (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=256, help="tokens in a window (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
+    """The model in fp32 and the text as windows [n, context] of token ids, both on the device."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = resolve(options.model).path
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
+    opened = lzma.open if options.text.suffix == ".xz" else open
+    with opened(options.text, "rt", encoding="utf-8") as file:
+        ids = AutoTokenizer.from_pretrained(path, trust_remote_code=False)(file.read(), verbose=False)["input_ids"]
+    count = min(len(ids), options.tokens) // options.context
+    if count < 2:
+        raise OSError(f"{options.text} has only {len(ids)} tokens: two windows of {options.context} are needed.")
+    windows = torch.tensor(ids[: count * options.context]).reshape(count, options.context)
+    return model.to(options.device), windows.to(options.device)
+
+
+def _blocks(model: Any) -> nn.Module:
+    base = model.base_model
+    return base.h if hasattr(base, "h") else base.layers
+
+
+def _matrices(model: nn.Module) -> list[nn.Module]:
+    return [module for module in _blocks(model).modules() if _is_matrix(getattr(module, "weight", None))]
+
+
+def _is_matrix(weight: object) -> bool:
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2
+
+
+def _measure(name: str, original: nn.Module, windows: torch.Tensor) -> Result:
+    model = copy.deepcopy(original)
+    n_weights = sum(module.weight.numel() for module in _matrices(model))
+    _VARIANTS[name](model, windows.device)
+    stored = sum(_stored_bytes(module) for module in _blocks(model).modules())
+    return Result(_losses(model, windows), stored / n_weights)
+
+
+def _as_dtype(dtype: torch.dtype, model: nn.Module, device: torch.device) -> None:
+    quantize_(model, "none", device, dtype)
+
+
+def _rounded(name: str, model: nn.Module, _: torch.device) -> None:
+    replace_matrices(_blocks(model), functools.partial(RoundedLinear, scheme=SCHEMES[name]))
+
+
+def _kind(kind: str, model: nn.Module, device: torch.device) -> None:
+    quantize_(_blocks(model), kind, device, torch.float32)
+
+
+def _nf4_single(model: nn.Module, device: torch.device) -> None:
+    make = functools.partial(four_bit_linear, device=device, dtype=torch.float32, code="nf4", double=False)
+    replace_matrices(_blocks(model), make)
+
+
+_VARIANTS: dict[str, Callable[[nn.Module, torch.device], object]] = {
+    "fp32": functools.partial(_as_dtype, torch.float32),
+    "bf16": functools.partial(_as_dtype, torch.bfloat16),
+    **{name: functools.partial(_rounded, name) for name in SCHEMES},
+    "llm_int8": functools.partial(_kind, "int8"),
+    "fp4": functools.partial(_kind, "fp4"),
+    "nf4": _nf4_single,
+    "nf4_dq": functools.partial(_kind, "nf4"),
+}
+
+
+def _stored_bytes(module: nn.Module) -> int:
+    """Bytes of a matrix as it is held: its codes and their scales."""
+    if isinstance(module, RoundedLinear):
+        return module.stored_bytes
+    weight = getattr(module, "weight", None)
+    if getattr(weight, "SCB", None) is not None:
+        return weight.nbytes + weight.SCB.nbytes
+    if getattr(weight, "quant_state", None) is not None:
+        state = weight.quant_state
+        return weight.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+    return weight.nbytes if _is_matrix(weight) else 0
+
+
+@torch.inference_mode()
+def _losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([_window_losses(model(batch).logits.float(), batch) for batch in windows.split(BATCH)]).cpu()
+
+
+def _window_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    each = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    return each.mean(1)
+
+
+@torch.inference_mode()
+def _inputs(model: nn.Module, windows: torch.Tensor) -> Inputs:
+    """One batch, looked at on its way into each matrix."""
+    inputs = Inputs()
+    hooks = [module.register_forward_pre_hook(inputs.see) for module in _matrices(model)]
+    model(windows[:BATCH])
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

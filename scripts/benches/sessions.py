@@ -1,0 +1,75 @@
+"""Decode steps per second in all with 1 to 16 sessions on one peer: what batching across sessions gives."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from _report import print_table, write_json
+from _swarm import Shape, decode, run, swarm_of, tell
+from shoal.client.cli.completion import ClientModel, load_model
+from shoal.client.swarm import Model, SessionOptions, Swarm, join_swarm
+
+SHAPE = Shape(blocks=8, hidden=512, intermediate=2048, heads=8)
+COUNTS = (1, 2, 4, 8, 16)
+PETALS = {1: "80", 2: "67", 4: "82", 8: "79"}
+
+
+async def one(swarm: Swarm, model: ClientModel, steps: int) -> None:
+    """One session's decode steps."""
+    async with swarm.session(SessionOptions(max_tokens=steps + 16, wait_s=10)) as session:
+        await decode(session, model, steps)
+
+
+async def rate(swarm: Swarm, model: ClientModel, sessions: int, steps: int) -> float:
+    """Decode steps a second over all sessions, prompts included in the time."""
+    started = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(sessions):
+            tasks.create_task(one(swarm, model, steps))
+    return sessions * steps / (time.perf_counter() - started)
+
+
+async def measure(steps: int) -> dict[str, float]:
+    """steps/s for each number of sessions; one peer, one client process."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = SHAPE.save(Path(name) / "model")
+        model = load_model(str(folder), "float32")
+        info = Model(SHAPE.blocks, SHAPE.hidden, model.checkpoint.revision)
+        async with swarm_of(folder, [f"0:{SHAPE.blocks}"]) as invite, join_swarm(invite, info) as swarm:
+            await swarm.wait_covered(60)
+            await rate(swarm, model, 2, 20)
+            for sessions in COUNTS:
+                tell(f"{sessions} sessions ...")
+                figures[f"steps_per_s_{sessions}"] = await rate(swarm, model, sessions, steps)
+    figures["speedup_8"] = figures["steps_per_s_8"] / figures["steps_per_s_1"]
+    return figures
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="scripts/bench sessions", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--steps", type=int, default=150, help="decode steps of each session (default 150)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+
+    async def go() -> None:
+        figures.update(await measure(arguments.steps))
+
+    run(go())
+    rows = [[str(n), f"{figures[f'steps_per_s_{n}']:.0f}", PETALS.get(n, "")] for n in COUNTS]
+    print_table(["sessions", "steps/s in all", "Petals, as measured for the design"], rows)
+    print(f"\n8 sessions against one: {figures['speedup_8']:.2f} times")
+    print("8 Llama blocks of hidden 512, fp32, CPU, one peer and one client process, one thread each")
+    write_json(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Four peers, each a process, unquantized in fp32: they compute what transformers computes whole in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from processes import Processes
+from shoal.blocks.checkpoint import DEMO_PATH, resolve
+from shoal.blocks.ends import load_ends
+from shoal.blocks.spec import spec_of
+from shoal.client.swarm import Model, SessionOptions, join_swarm
+from shoal.dht.invite import Invite
+from shoal.peer.wire import Want
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+
+SPANS = ("0:4", "3:7", "6:10", "8:12")
+PROMPT = 'import os\n\n\ndef walk(path):\n    """Yield the files below path."""\n'
+TOKENS = 64
+SOURCE = Path(__file__).read_text(encoding="utf-8")[:1500]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    with Processes() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def invite(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A swarm of four peers that covers the demo model."""
+    keys = tmp_path_factory.mktemp("keys")
+    node = processes.start("bootstrap", "--json", "--identity", str(keys / "bootstrap"))
+    token: str = node.event("invite")["invite"]
+    options = ["--quant", "none", "--dtype", "float32", "--device", "cpu", "--json"]
+    peers = []
+    for n, span in enumerate(SPANS):
+        own = ["--blocks", span, "--identity", str(keys / f"peer-{n}")]
+        peers.append(processes.start("peer", "--model", "demo", "--join", token, *own, *options))
+    for peer in peers:
+        peer.event("event", "online")
+    return token
+
+
+@pytest.fixture(scope="module")
+def whole() -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(DEMO_PATH, dtype=torch.float32).eval()
+
+
+def test_64_greedy_tokens_are_those_of_transformers(processes: Processes, invite: str, whole: torch.nn.Module) -> None:
+    done = processes.run(
+        "generate", PROMPT, "--model", "demo", "--join", invite, "--max-new-tokens", str(TOKENS), "--dtype", "float32",
+        "--wait", "30", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_PATH)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    expected = whole.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False, pad_token_id=0
+    )[0, ids.shape[1] :].tolist()
+    assert out["prompt_token_ids"] == ids[0].tolist()
+    assert out["token_ids"] == expected
+    assert len(expected) == TOKENS
+    assert out["text"] == tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert len(out["route"]) >= 3
+    assert [hop["blocks"][0] for hop in out["route"]] == [0, *[hop["blocks"][1] for hop in out["route"][:-1]]]
+
+
+async def test_logits_are_those_of_transformers(invite: str, whole: torch.nn.Module) -> None:
+    checkpoint = resolve("demo")
+    spec, ends = spec_of(checkpoint), load_ends(checkpoint, dtype=torch.float32)
+    ids = torch.tensor(AutoTokenizer.from_pretrained(DEMO_PATH)(SOURCE)["input_ids"])
+    with torch.inference_mode():
+        expected = whole(ids[None]).logits[0]
+    model = Model(spec.n_blocks, spec.hidden_size, checkpoint.revision)
+    async with join_swarm(Invite.parse(invite), model) as swarm:
+        await swarm.wait_covered(30.0)
+        async with swarm.session(SessionOptions(max_tokens=len(ids), chunk_tokens=64)) as session:
+            hidden = ends.embed(ids, torch.arange(len(ids)))
+            prompt = await session.step(hidden[:-5], Want.ALL)
+            steps = [await session.step(hidden[n : n + 1], Want.ALL) for n in range(len(ids) - 5, len(ids))]
+            torch.testing.assert_close(ends.logits(torch.cat([prompt, *steps])), expected, atol=1e-4, rtol=0)
+
+
+def test_the_prompt_may_come_from_stdin_and_text_streams_to_stdout(processes: Processes, invite: str) -> None:
+    done = processes.run(
+        "generate", "-", "--model", "demo", "--join", invite, "--max-new-tokens", "8", "--dtype", "float32",
+        stdin=PROMPT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert "tokens/s" in done.stderr
+    assert "tokens/s" not in done.stdout
+
+
+def test_a_seed_draws_the_same_tokens_through_the_swarm(processes: Processes, invite: str) -> None:
+    def draw(seed: int) -> list[int]:
+        done = processes.run(
+            "generate", "--token-ids", "5,6,7", "--join", invite, "--max-new-tokens", "12", "--dtype", "float32",
+            "--temperature", "1.2", "--top-p", "0.95", "--seed", str(seed), "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        tokens: list[int] = json.loads(done.stdout)["token_ids"]
+        return tokens
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_status_shows_the_swarm(processes: Processes, invite: str) -> None:
+    done = processes.run("status", "--join", invite, "--model", "demo", "--json")
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert sorted(peer["blocks"] for peer in out["peers"]) == [[0, 4], [3, 7], [6, 10], [8, 12]]
+    assert [len(holders) for holders in out["blocks"]] == [1, 1, 1, 2, 1, 1, 2, 1, 2, 2, 1, 1]
+    assert out["missing"] == []
+    assert all(peer["decode_s_per_block"] > 0 for peer in out["peers"])
+    plain = processes.run("status", "--join", invite)
+    assert "Every block is held" in plain.stdout
+    assert "\x1b" not in plain.stdout

@@ -1,0 +1,259 @@
+"""The command line's frame: which command runs, what an error looks like, what is shown. No swarm is needed."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shoal.blocks.errors import UnknownModel
+from shoal.client.cli import arguments as kinds
+from shoal.client.cli.board import as_json, board, console
+from shoal.client.cli.commands import Command, closest, find_commands
+from shoal.client.cli.complaint import CommandError, complaint
+from shoal.client.cli.main import main, run
+from shoal.client.cli.status import view_of
+from shoal.client.cli.terminal import route_json, route_line, spans
+from shoal.dht.errors import HostError
+from shoal.dht.identity import Identity
+from shoal.dht.record import Record
+from shoal.peer.errors import NoRouteError
+from shoal.routing.announcement import Announcement, encode
+from shoal.routing.route import Hop
+from shoal.routing.view import View, fold
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def shoal(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shoal.client.cli.main", *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    commands = find_commands()
+    assert {"bootstrap", "invite", "peer", "generate", "status", "demo"} <= set(commands)
+    for command in commands.values():
+        assert f"  {command.name}" in shown
+        assert len(command.summary) > 10, command.name
+        assert command.summary in shown
+        assert "not installed" not in command.summary
+
+
+def test_every_command_can_be_loaded_and_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in find_commands().values():
+        with pytest.raises(SystemExit) as ended:
+            command.load()(["--help"])
+        assert ended.value.code == 0
+        assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_a_checkout_that_is_not_installed_has_the_same_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = find_commands()
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
+    assert find_commands() == installed
+
+
+def test_no_command_shows_help() -> None:
+    assert shoal().stdout == shoal("--help").stdout != ""
+
+
+def test_version() -> None:
+    assert shoal("--version").stdout.split()[0] == "shoal"
+
+
+def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["genrate"]) == 2
+    assert "did you mean `shoal generate`?" in one_line(capsys.readouterr().err)
+    assert main(["xyzzy"]) == 2
+    assert "--help" in one_line(capsys.readouterr().err)
+    assert closest("stat", {"status": Command("status", "a:b")}) == "status"
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def one_line(text: str) -> str:
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def failing(error: BaseException) -> int:
+    def command(_: list[str]) -> int:
+        raise error
+
+    return run(lambda: command, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UnknownModel("There is no model 'x'."), "There is no model 'x'."),
+        (HostError("Port 5 is taken;\n  choose another."), "Port 5 is taken; choose another."),
+        (NoRouteError("no peer serves blocks 3, 4", (3, 4)), "blocks 3, 4"),
+        (CommandError("peer 1 ended too early"), "peer 1 ended too early"),
+        (ExceptionGroup("tasks", [ExceptionGroup("inner", [HostError("no daemon")])]), "no daemon"),
+        (OSError(errno.ENOSPC, "No space left on device", "/models/x"), "/models/x: the disk is full"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "--port"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "key"), "key: No such file"),
+    ],
+)
+def test_expected_errors_are_one_line(error: Exception, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(error) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert one_line(said.err).startswith("shoal: ")
+    assert words in said.err
+
+
+@pytest.mark.parametrize("bug", [KeyError("oops"), ExceptionGroup("tasks", [HostError("x"), ValueError("oops")])])
+def test_a_bug_is_not_hidden(bug: Exception) -> None:
+    assert complaint(bug) is None
+    with pytest.raises(type(bug)):
+        failing(bug)
+
+
+def test_debugging_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_DEBUG", "1")
+    with pytest.raises(HostError):
+        failing(HostError("no daemon"))
+
+
+def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m shoal.client.cli.main --help"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 5; {command} > /dev/full"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "usage"
+    assert one_line(done.stderr) == "shoal: the disk is full; free some space and run this again"
+    assert done.returncode == 1
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["generate", "x"], "--join"),
+        (["generate", "--join", "shoal1x"], "a prompt, or --token-ids"),
+        (["generate", "x", "--token-ids", "1", "--join", "shoal1x"], "not both"),
+        (["generate", "x", "--join", "shoal1x", "--max-new-tokens", "0"], "from 1 up"),
+        (["generate", "--token-ids", "1,b", "--join", "shoal1x"], "1,2,3"),
+        (["generate", "x", "--join", "shoal1x", "--dtype", "int3"], "float32"),
+        (["generate", "x", "--join", "shoal1x", "--wait", "nan"], "number of seconds"),
+        (["demo", "--device", "tpu"], "cuda"),
+        (["status"], "--join"),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert words in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["generate", "status"])
+@pytest.mark.parametrize("token", ["nonsense", "shoal1AAAA", ""])
+def test_a_wrong_invite_is_one_line(command: str, token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = ["x"] if command == "generate" else []
+    assert main([command, *prompt, "--join", token]) == 1
+    assert "invite" in one_line(capsys.readouterr().err)
+
+
+def test_kinds_of_values() -> None:
+    assert kinds.token_ids("1,22,3") == (1, 22, 3)
+    assert kinds.whole(0)("0") == 0
+    assert kinds.seconds("2.5") == 2.5
+    for kind, text in ((kinds.whole(0), "-1"), (kinds.whole(0), "1.5"), (kinds.seconds, "inf"), (kinds.seconds, "-1")):
+        with pytest.raises(argparse.ArgumentTypeError):
+            kind(text)
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def announcement(start: int, stop: int, name: str = "", revision: str = "r1") -> Announcement:
+    return Announcement(
+        peer_id=Identity.generate().peer_id, sequence=1, expiry=100.0, start=start, stop=stop, state="online",
+        quantization="nf4", dtype="bfloat16", decode_s=0.002, prefill_s=0.0001, queue=3, free_tokens=4096,
+        max_chunk=512, addrs=(), rtts=(), version="0.1.0", name=name, revision=revision,
+    )  # fmt: skip
+
+
+def record(peer: Announcement) -> Record:
+    return Record(b"n" * 32, "m", peer.revision, peer.peer_id, peer.sequence, peer.expiry, encode(peer))
+
+
+def shown(view: View, capsys: pytest.CaptureFixture[str]) -> str:
+    console().print(board("swarm: model", view))
+    return capsys.readouterr().out
+
+
+def test_status_shows_holders_speeds_and_gaps(capsys: pytest.CaptureFixture[str]) -> None:
+    low, high = announcement(0, 4, "[red]:fish:"), announcement(2, 6)
+    text = shown(fold(View(20), [low, high], 60.0), capsys)
+    assert "\x1b" not in text
+    row = next(line for line in text.splitlines() if low.peer_id[-6:] in line)
+    assert row.split()[1:] == ["[red]:fish:", "online", "0:4", "nf4", "8.0", "2500", "3", "4096", "+40", "s"]
+    lines = text.splitlines()
+    counts = [line.split()[1:] for line in lines if line.startswith("holders")]
+    assert counts == [["1", "1", "2", "2", "1", "1", *["0"] * 10], ["0"] * 4]
+    assert "Nobody serves blocks 6-19" in text
+
+
+def test_status_says_where_one_loss_would_break_it(capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = announcement(0, 4), announcement(2, 4)
+    assert "blocks 0-1 by one peer only" in shown(fold(View(4), [one, two], 60.0), capsys)
+    assert "by two peers or more" in shown(fold(View(4), [one, announcement(0, 4)], 60.0), capsys)
+    assert "Nobody serves" in shown(View(4), capsys)
+
+
+def test_status_json_lists_the_holders_of_each_block() -> None:
+    low, high = announcement(0, 2), announcement(1, 3)
+    out = json.loads(json.dumps(as_json(fold(View(4), [low, high], 60.0))))
+    assert out["missing"] == [3]
+    assert [sorted(holders) for holders in out["blocks"]] == [
+        [low.peer_id], sorted([low.peer_id, high.peer_id]), [high.peer_id], [],
+    ]  # fmt: skip
+    assert {peer["peer"]: peer["blocks"] for peer in out["peers"]} == {low.peer_id: [0, 2], high.peer_id: [1, 3]}
+
+
+def test_without_the_models_config_the_announcements_say_how_many_blocks_there_are() -> None:
+    peers = [announcement(0, 2), announcement(5, 7), announcement(0, 9, revision="r2")]
+    records = [record(peer) for peer in peers]
+    unknown = view_of(records, None, None, 60.0)
+    assert (unknown.n_blocks, unknown.missing()) == (7, [2, 3, 4])
+    known = view_of(records, 12, "r2", 60.0)
+    assert (known.n_blocks, known.missing()) == (12, [9, 10, 11])
+    assert view_of([], None, None, 60.0) == View(0, (), 60.0)
+
+
+def test_blocks_and_routes_for_people() -> None:
+    assert spans([5, 0, 1, 2, 7, 8]) == "0-2, 5, 7-8"
+    assert spans([]) == ""
+    hops = [Hop("12D3KooWabcdef", 0, 5), Hop("12D3KooWuvwxyz", 5, 12)]
+    assert route_line(hops) == "you > …abcdef [0:5] > …uvwxyz [5:12] > you"
+    assert route_json(hops)[1] == {"peer": "12D3KooWuvwxyz", "blocks": [5, 12]}
