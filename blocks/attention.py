@@ -2,7 +2,7 @@
 
 A block gets a `PagedCache` where it expects transformers' cache: `update` writes new keys and values into their pages.
 The block then calls `paged_attention` through the library's interface with the same object as the keyword `paged`, and
-it reads each row's pages: the keys and values that the block hands over are the new tokens' only, and are not looked at.
+it reads each row's pages: what the block hands over as keys and values is the new tokens' alone and is not looked at.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def attend(
     reads = batch.reads(window)
     if len(reads) == 1:
         return _attend_row(query, pools, reads[0], rules).transpose(1, 2)
-    if not query.is_cuda and batch.decodes_only and not rules.needs_scores:
+    together = batch.gathers
+    if batch.decodes_only and not together and not rules.needs_scores:
         return _attend_tokens(query, pools, reads, rules)
     out = query.new_empty((1, query.shape[2], query.shape[1], pools[1].shape[-1]))
-    together = query.is_cuda and sum(read.count == 1 for read in reads) > 1
     if together:
         _attend_padded(query, pools, batch, (window, rules, out))
     for read in reads:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+ROW_BY_ROW = frozenset({"cpu"})  # kinds of device on which a call for each row costs less than gathering for one call
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """`count` new tokens of one sequence, the first at `position`; `pages` hold positions 0 to the last, in order.
@@ -82,6 +85,11 @@ class Batch:
     def decodes_only(self) -> bool:
         """Whether every row has one token."""
         return self.n_tokens == len(self.rows)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether rows of one token are gathered and share a call."""
+        return self.device.type not in ROW_BY_ROW and sum(row.count == 1 for row in self.rows) > 1
 
     def reads(self, window: int | None) -> tuple[Read, ...]:
         """One read per row, for blocks that see `window` tokens back (None: all)."""

@@ -103,7 +103,7 @@ def resolve(
     path = DEMO_PATH if model == DEMO else Path(model).expanduser()
     if path.is_dir():
         return open_directory(path, model if model == DEMO else path.resolve().name, revision)
-    if model == DEMO or not is_repo_id(model):
+    if model == DEMO or path.exists() or not is_repo_id(model):
         raise UnknownModel(_no_directory(model, path))
     snapshot = hub.fetch(model, hub.Wish(wanted, revision, cache), progress)
     return Checkpoint(model, snapshot.commit, snapshot.path, read_config(snapshot.path), snapshot.weight_map)

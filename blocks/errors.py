@@ -15,15 +15,15 @@ class BlocksError(Exception):
     """Base of all errors that reading, placing or running blocks raises on purpose."""
 
 
-class UnknownModel(BlocksError):  # noqa: N818  the names read as the sentence they carry
+class UnknownModel(BlocksError):
     """There is no such model, or it is not open to this user."""
 
 
-class UnsupportedFamily(BlocksError):  # noqa: N818
+class UnsupportedFamily(BlocksError):
     """The checkpoint's architecture is not one that Shoal serves."""
 
 
-class UnsafeCheckpoint(BlocksError):  # noqa: N818
+class UnsafeCheckpoint(BlocksError):
     """Reading the checkpoint would run code or leave its directory."""
 
 
@@ -31,7 +31,7 @@ class CheckpointError(BlocksError):
     """The checkpoint is damaged, incomplete, or of another revision."""
 
 
-class NoSpace(BlocksError):  # noqa: N818
+class NoSpace(BlocksError):
     """The disk has no room for the files."""
 
 
@@ -39,5 +39,5 @@ class QuantizationError(BlocksError):
     """The quantization is unknown or cannot be applied."""
 
 
-class PromptTooLong(BlocksError):  # noqa: N818
+class PromptTooLong(BlocksError):
     """The prompt and the new tokens exceed the model's context."""

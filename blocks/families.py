@@ -92,7 +92,7 @@ class Family:
         return sorted(name for name in found if name.startswith(starts) or name in self.heads)
 
     def wants(self, name: str, blocks: range, *, ends: bool) -> bool:
-        """Whether a tensor of that name may be needed to serve `blocks` or, if asked, the ends: to choose what to fetch."""
+        """Whether a tensor of that name may be needed for `blocks` or, if asked, the ends: to choose what to fetch."""
         for prefix in self.prefixes:
             start = f"{prefix}{self.blocks}."
             if name.startswith(start):

@@ -85,7 +85,7 @@ def fetch(model: str, wish: Wish, progress: Progress | None = None) -> Snapshot:
     except NETWORK_ERRORS as error:
         snapshot = _from_cache(cache, revision, wish)
         if snapshot is None:
-            raise _unreachable(model) from error
+            raise _unreachable(model, error) from error
         return snapshot
     cache.remember(revision, listing.commit)
     return _Fetch(cache, listing, progress or Silent()).run(wish)
@@ -128,7 +128,7 @@ class _Fetch:
         except (SafetensorsParsingError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{SINGLE} of {repo} has no sound safetensors header on the hub.") from error
         except NETWORK_ERRORS as error:
-            raise _unreachable(repo) from error
+            raise _unreachable(repo, error) from error
 
     def _get(self, names: Iterable[str]) -> None:
         files = [self._file(name) for name in sorted(names)]
@@ -177,8 +177,9 @@ def _from_cache(cache: RepoCache, revision: str, wish: Wish) -> Snapshot | None:
     return Snapshot(commit, path, weight_map) if here else None
 
 
-def _unreachable(model: str) -> CheckpointError:
+def _unreachable(model: str, error: Exception) -> CheckpointError:
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return CheckpointError(
-        f"The hub cannot be reached and not all that is needed of {model} is on this machine: check the connection, "
-        "or pass a directory."
+        f"The hub cannot be asked ({reason}) and not all that is needed of {model} is on this machine: check the "
+        "connection, or pass a directory."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def check_revision(revision: str) -> str:
 
 def is_commit(revision: str) -> bool:
     return _COMMIT.fullmatch(revision) is not None
+
+
+def lock_of(blob: Path) -> Path:
+    """The lock that the hub library takes too while it writes this blob."""
+    folder = blob.parent.parent
+    return folder.parent / ".locks" / folder.name / f"{blob.name}.lock"
+
+
+def _fresh_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,7 @@ class RepoCache:
         target = os.path.relpath(blob, pointer.parent)
         if pointer.is_symlink() and pointer.readlink() == Path(target):
             return
-        fresh = pointer.with_name(f".{pointer.name}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
+        fresh = _fresh_name(pointer)
         fresh.symlink_to(target)
         fresh.replace(pointer)
 
@@ -60,7 +70,7 @@ class RepoCache:
             return
         ref = self.folder / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
-        fresh = ref.with_name(f".{ref.name}.{os.getpid()}")
+        fresh = _fresh_name(ref)
         fresh.write_text(commit)
         fresh.replace(ref)
 

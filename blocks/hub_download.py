@@ -16,6 +16,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     http_stream_backoff,
 )
 from shoal.blocks.errors import CheckpointError, NoSpace
+from shoal.blocks.hub_cache import lock_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,8 +66,10 @@ def download(file: RemoteFile, blob: Path, headers: dict[str, str], progress: Pr
     A broken connection is taken up again where it broke, also by a later call. Raises CheckpointError if the body does
     not match its hash (it is removed) or the hub cannot be reached, NoSpace if the disk fills.
     """
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(_partial(blob).with_suffix(".lock")):  # two peers of one machine fetch a shard once
+    lock = lock_of(blob)
+    for folder in (blob.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):  # two peers of one machine fetch a shard once
         if _is_whole(file, blob):
             return
         try:

@@ -1,7 +1,7 @@
 """Owns the way to run blocks that compute attention by themselves (BLOOM, Falcon); must not know weights or families.
 
 Such a block wants a rectangle: `[B, n]` tokens and the dense keys of all of them. Rows of equal count become one
-rectangle, so that all decode tokens share a call; `DenseCache` writes to pages and hands back what it gathered from them.
+rectangle, so that all decode tokens share a call; `DenseCache` writes to pages and hands back what they then hold.
 """
 
 from __future__ import annotations

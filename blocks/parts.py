@@ -51,6 +51,8 @@ def load_parts(checkpoint: Tensors, spec: ModelSpec, blocks: range, placement: P
     """Build and load blocks one after the other. Raises CheckpointError or QuantizationError."""
     config = copy.deepcopy(spec.config)
     config._attn_implementation = IMPLEMENTATION if spec.family.attention == "interface" else "sdpa"
+    # One expert after the other reads the fewest weights, but waits for the device to learn which: not on a GPU.
+    config._experts_implementation = "eager" if placement.device.type == "cpu" else "grouped_mm"
     layers = {}
     for index in blocks:
         with torch.device("meta"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -64,7 +65,7 @@ class GenerationOptions:
 class Piece:
     """One token. `text` is what became final with it: often "", sometimes several characters, never half a one.
 
-    `logprob`: natural logarithm of its probability under the model. `at`: seconds on the event loop's clock.
+    `logprob`: natural logarithm of its probability under the model. `at`: seconds of `time.perf_counter`.
     `finish`: on the last piece "eos", "stop" or "length", else "".
     """
 
@@ -77,7 +78,7 @@ class Piece:
 
 @dataclass
 class Completion:
-    """The pieces of one generation and what follows from them; `started_at` on the pieces' clock, in seconds."""
+    """The pieces of one generation and what follows from them; `started_at` in seconds of `time.perf_counter`."""
 
     started_at: float
     pieces: list[Piece] = field(default_factory=list)
@@ -121,14 +122,13 @@ async def generate(
         raise GenerationError(f"The session already holds {session.position} tokens; the prompt has {len(ids)}.")
     session.recall_with(lambda start, stop: _embed(ends, ids[start:stop], start))
     sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
-    loop = asyncio.get_running_loop()
     for left in reversed(range(count)):
         hidden = await session.step(_embed(ends, ids[session.position :], session.position), Want.LAST)
         logits = await _off_loop(ends, ends.logits, hidden)
         choice = sampler.choose(logits[-1], ids)
         ids.append(choice.token_id)
         text, finish = writer.write(choice.token_id, last=left == 0)
-        yield Piece(choice.token_id, text, choice.logprob, loop.time(), finish)
+        yield Piece(choice.token_id, text, choice.logprob, time.perf_counter(), finish)
         if finish:
             return
 

@@ -1,7 +1,7 @@
-"""One swarm's directory: announce ourselves, withdraw, see who else is there. Knows records, not what their bodies mean.
+"""One swarm's directory: announce ourselves, withdraw, see who is there. Knows records, not what their bodies mean.
 
-A record's body is an envelope (which run of the peer wrote it, where that run listens, which revision) around the caller's
-bytes; in a private swarm it is encrypted, and the model's name is left out of the clear part.
+A record's body is an envelope (which run of the peer wrote it, where that run listens, which revision) around the
+caller's bytes; in a private swarm it is encrypted, and the model's name is left out of the clear part.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Directory(Protocol):
     """What a peer or client needs of the swarm's directory."""
 
     async def announce(self, body: bytes, ttl_s: float) -> None:
-        """Publish `body` as ours for `ttl_s` seconds (at most 285 count). RecordError if too long, JoinError on a twin."""
+        """Publish `body` as ours for `ttl_s` seconds (at most 285). RecordError if too long, JoinError on a twin."""
         ...
 
     async def withdraw(self) -> None:
@@ -79,7 +79,7 @@ class DHTDirectory:
 
     async def withdraw(self) -> None:
         """See `Directory`. The empty record outlives the last announcement, so that this cannot come back."""
-        if self._sequence:
+        if self._expiry:
             (sighting,) = await self._node.look(self._key)
             await self._publish(b"", max(self._expiry, self._node.now()) + 1.0, sighting)
 
@@ -101,14 +101,15 @@ class DHTDirectory:
         last = self._newest(sighting.records).get(self._identity.peer_id)
         if last is None or last.record.sequence <= self._sequence:
             return
-        other, first = last.envelope, not self._sequence
+        other, first = last.envelope, not self._expiry
         self._sequence = last.record.sequence  # ours must be higher than that of an earlier run
         if other is None or other.run == self._run:
             return
-        older = other.run < self._run
+        me = self._identity.peer_id
         elsewhere = other.maddr not in {maddr.rpartition("/p2p/")[0] for maddr in self._node.host.maddrs}
-        if older and elsewhere and (not first or await answers_at(self._identity.peer_id, other.maddr)):
-            me = self._identity.peer_id
+        # When we are new, a twin must answer to be believed: we may have been killed and started again. Later, a record
+        # newer than ours is proof of a twin, and the run that started last must go.
+        if await answers_at(me, other.maddr) if first and elsewhere else not first and other.run < self._run:
             raise JoinError(f"Another running peer at {other.maddr} uses the identity {me}; {TWIN_ADVICE}.")
 
     async def _publish(self, body: bytes, expiry: float, sighting: Sighting) -> None:

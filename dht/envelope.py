@@ -20,7 +20,7 @@ class Envelope:
     body: bytes
 
     def encode(self) -> bytes:
-        """Run, then length (1 byte) and text of address and revision, then the body. An address too long is left out."""
+        """Run, length (1 byte) and text of address and of revision, then the body. Too long an address is left out."""
         maddr, revision = self.maddr.encode(), self.revision.encode()
         if len(revision) > MAX_TEXT_BYTES:
             raise RecordError(f"A revision has at most {MAX_TEXT_BYTES} bytes.")

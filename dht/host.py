@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import ipaddress
 import logging
 import shutil
 import socket
 import tempfile
+import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_SOCKET_FOLDER_CHARS = 70  # a unix socket's path has at most 107 characters
+FOLDER_PREFIX = "shoal-host-"
+LOCK_NAME = "lock"
+SWEEP_AGE_S = 60.0
+MAX_PARENT_CHARS = 50  # a unix socket's path has at most 107 characters
 DAEMON_IDLE_S = 10.0  # the daemon ends if nobody has opened its control connection by then
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
@@ -163,14 +168,28 @@ def _full(maddrs: Iterable[Any], peer_id: str) -> tuple[str, ...]:
 @contextmanager
 def _private_folder() -> Iterator[Path]:
     """A folder of mode 0700 whose path is short enough for a unix socket; removed with all in it."""
-    folder = tempfile.mkdtemp(prefix="shoal-")
-    if len(folder) > MAX_SOCKET_FOLDER_CHARS:
-        Path(folder).rmdir()
-        folder = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent)) > MAX_PARENT_CHARS:
+        parent = Path("/tmp")  # noqa: S108  mkdtemp makes the folder ours alone
+    _sweep(parent)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     try:
-        yield Path(folder)
+        with (folder / LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of processes that were killed: those whose lock nobody holds any more."""
+    for folder in parent.glob(FOLDER_PREFIX + "*"):
+        with suppress(OSError):
+            if folder.stat().st_mtime > time.time() - SWEEP_AGE_S:
+                continue  # its owner may not have locked it yet
+            with (folder / LOCK_NAME).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _start_daemon(config: HostConfig, folder: Path, key_file: Path) -> Any:

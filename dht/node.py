@@ -1,4 +1,4 @@
-"""One node of the directory: joins, stays joined, finds and stores sealed records. Knows no swarm, secret or announcement.
+"""One node of the directory: joins, stays joined, finds and stores sealed records. Knows no swarm and no secret.
 
 A bootstrap node is this and nothing more: it checks every record by itself, because a record says all that is needed.
 """
@@ -6,6 +6,7 @@ A bootstrap node is this and nothing more: it checks every record by itself, bec
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -66,9 +67,8 @@ class Node:
         """Meet the bootstrap nodes and our own neighbours; JoinError if there are bootstrap nodes and none answers."""
         others = [maddr for maddr in self._bootstrap if not maddr.endswith(f"/p2p/{self.host.peer_id}")]
         if others and not await self._meet(others):
-            raise JoinError(
-                f"No bootstrap node answers at {', '.join(others[:3])}; check that one runs and can be reached."
-            )
+            where = ", ".join(others[:3])
+            raise JoinError(f"No bootstrap node answers at {where}; check that one runs and can be reached.")
         await self.look(self.protocol.node_id.to_bytes())
 
     async def look(self, *keys: bytes) -> list[Sighting]:
@@ -98,8 +98,8 @@ class Node:
         return sum(bool(answer) for answer in answers)
 
     async def upkeep(self) -> None:
-        """Rejoin when everybody is gone; once a minute look for new neighbours, drop dead ones and read others' clocks."""
-        for turn in range(1, 1 << 62):
+        """Rejoin when all are gone; once a minute look for new neighbours, drop dead ones and read others' clocks."""
+        for turn in itertools.count(1):
             await asyncio.sleep(UPKEEP_PERIOD_S)
             if self.host.died.is_set():
                 return

@@ -1,9 +1,9 @@
-"""The directory's three calls on the wire (ping, store, find), with a limit on everything a stranger sends. No searching.
+"""The directory's calls on the wire (ping, store, find), with a limit on all that a stranger sends. No searching.
 
-Subclasses hivemind's DHTProtocol and keeps its messages, routing table and transport. Replaced: every line that decodes,
-believes or stores. Nothing that comes from the network is unpacked with msgpack (hivemind's nested extension types kill the
-receiver), no pattern is matched against it, and its node ids are computed from the authenticated peer id, never read.
-Unlike hivemind, a node does not push its records to newcomers: peers announce anew long before that would matter.
+Subclasses hivemind's DHTProtocol and keeps its messages, routing table and transport. Replaced: every line that
+decodes, believes or stores. Nothing that comes from the network is unpacked with msgpack (hivemind's nested extension
+types kill the receiver), no pattern is matched against it, and node ids are computed from the authenticated peer id,
+never read. Unlike hivemind, a node does not push its records to newcomers: peers announce anew before that matters.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def node_id_of(peer: PeerID) -> DHTID:
 
 
 def pack(records: list[bytes], budget_bytes: int) -> bytes:
-    """Length-prefixed records; a random choice of them if they exceed the budget, so that repeated questions see all."""
+    """Length-prefixed records; a random choice if they exceed the budget, so that repeated questions see all."""
     if sum(map(len, records)) + LENGTH.size * len(records) > budget_bytes:
         fitting = budget_bytes // (MAX_RECORD_BYTES + LENGTH.size)
         records = random.sample(records, min(fitting, len(records)))
@@ -226,7 +226,8 @@ def pack(records: list[bytes], budget_bytes: int) -> bytes:
 
 def unpack(packed: bytes) -> list[bytes]:
     """Inverse of `pack`: at most 512 records; ValueError if the lengths do not add up."""
-    records, at = [], 0
+    records: list[bytes] = []
+    at = 0
     while at < len(packed):
         start = at + LENGTH.size
         if start > len(packed) or len(records) == MAX_RECORDS_PER_KEY:

@@ -1,7 +1,7 @@
 """Searching the key space over disjoint paths. Knows how to walk, not how to ask: no sockets, no records' meaning.
 
-S/Kademlia (Baumgart and Mies, 2007): the seeds are dealt to 4 paths, and a node is asked by one path only, so a hostile node can
-mislead the path that meets it but not the others.
+S/Kademlia (Baumgart and Mies, 2007): the seeds are dealt to 4 paths, and a node is asked by one path only, so a hostile
+node can mislead the path that meets it but not the others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The records that one node keeps for others: what it takes, how much, for how long. Pure: told the time, knows no network.
+"""The records that one node keeps for others: what it takes, how much, for how long. Pure: told the time, no network.
 
-Each record is checked by itself, so a bad one never hides the good ones beside it, and each lies under the one key that its own
-content gives. For each peer only the highest sequence number is kept, so nobody can replay an older record over it.
+Each record is checked by itself, so a bad one never hides the good ones beside it, and each lies under the one key that
+its own content gives. Per peer only the highest sequence number is kept, so nobody can replay an older record over it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RecordStore:
         self._swept_at = float("-inf")
 
     def put(self, key: bytes, peer_id: str, raw: bytes, now: float) -> Record:
-        """Store a record offered under `key` as `peer_id`'s; RecordError says why it is refused. Repeats are welcome."""
+        """Store a record offered under `key` as `peer_id`'s; RecordError says why it is refused. Repeats are fine."""
         record = open_record(raw, now)
         if record.peer_id != peer_id or record_key(record.namespace, record.peer_id) != key:
             raise RecordError("The record was offered under a key or peer id that is not its own.")

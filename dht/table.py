@@ -1,7 +1,7 @@
 """The routing table with limits on how much of it one network may fill. Told where a peer is; asks nobody.
 
-At most 2 nodes of one /24 (IPv6: /48) in a bucket and 10 in the table; loopback and private networks are exempt. As shipped,
-2,000 identities of one host took nearly every place.
+At most 2 nodes of one /24 (IPv6: /48) in a bucket and 10 in the table; loopback and private networks are exempt. In
+hivemind's own table 2,000 identities of one host took nearly every place.
 """
 
 from __future__ import annotations

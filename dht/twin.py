@@ -14,8 +14,8 @@ TRY_TIMEOUT_S = 1.0
 async def answers_at(peer_id: str, maddr: str) -> bool:
     """Whether a peer that proves to be `peer_id` answers at `maddr` (without `/p2p/ID`).
 
-    A bare TCP connect rules out most addresses at once; only then a second, nameless daemon shakes hands, because libp2p
-    does not dial its own peer id.
+    A bare TCP connect rules out most addresses at once; only then does a second, nameless daemon shake hands, because
+    libp2p does not dial its own peer id.
     """
     full = f"{maddr}/p2p/{peer_id}"
     try:

@@ -58,7 +58,12 @@ class Link:
         return encode(message)
 
     def receive(self, data: Buffer, now: float) -> list[Message]:
-        """Messages completed by `data` (greetings and keep-alive are kept inside). Errors: `RemoteProtocolError`."""
+        """Messages completed by `data` (greetings and keep-alive are kept inside); none on a closed link.
+
+        Errors: `RemoteProtocolError`.
+        """
+        if self.state is LinkState.CLOSED:
+            return []
         self._heard = now
         self._bytes += data
         messages = []

@@ -49,8 +49,12 @@ def _integer(limit: int) -> Any:
     return field(metadata={"check": check})
 
 
+def _is_text(value: object, limit: int) -> bool:
+    return type(value) is str and len(value) <= limit and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
 def _text(limit: int) -> Any:
-    return field(metadata={"check": lambda value: type(value) is str and len(value) <= limit})
+    return field(metadata={"check": lambda value: _is_text(value, limit)})
 
 
 def _raw(*sizes: int) -> Any:
@@ -83,7 +87,7 @@ def _dtype() -> Any:
 
 def _addrs() -> Any:
     def check(value: object) -> bool:
-        return type(value) is tuple and len(value) <= MAX_ADDRS and all(type(a) is str and len(a) <= 256 for a in value)
+        return type(value) is tuple and len(value) <= MAX_ADDRS and all(_is_text(a, 256) for a in value)
 
     return field(metadata={"check": check, "make": tuple})
 
@@ -287,7 +291,7 @@ def decode(header: Buffer, payload: Buffer) -> Message:
     """One message from its header and payload. Errors: `RemoteProtocolError`."""
     try:
         parts = msgpack.unpackb(header, max_ext_len=0, max_map_len=0, max_array_len=32)
-    except Exception as error:
+    except ValueError as error:
         raise RemoteProtocolError("a frame's header is not msgpack") from error
     kind = _KINDS.get(parts[0]) if type(parts) is list and parts and type(parts[0]) is int else None
     if kind is None or len(parts) != len(_NAMES[kind]) + 1 or (payload and kind is not Hidden):

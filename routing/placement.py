@@ -133,8 +133,12 @@ def _reason(before: NDArray[np.float64], after: NDArray[np.float64], start: int,
         return f"{name_blocks(unheld)} {'has' if len(unheld) == 1 else 'have'} no holder{still}"
     slowest = [block for block in range(start, stop) if before[block] <= low * (1.0 + ALIKE)]
     if not slowest:
-        return f"the slowest blocks stay at {low:.4g} tokens/s wherever this peer goes"
+        return f"the slowest blocks stay at {_say(low)} tokens/s wherever this peer goes"
     holds = f"{name_blocks(slowest)} {'holds' if len(slowest) == 1 else 'hold'} the swarm back"
     if high > low * (1.0 + ROUNDING):
-        return f"{holds}: {low:.4g} tokens/s now, {high:.4g} with this peer"
-    return f"{holds} at {low:.4g} tokens/s, together with others that do not fit"
+        return f"{holds}: {_say(low)} tokens/s now, {_say(high)} with this peer"
+    return f"{holds} at {_say(low)} tokens/s, together with others that do not fit"
+
+
+def _say(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.3g}"

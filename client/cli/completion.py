@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.ends import load_ends, load_tokenizer
+from shoal.blocks.errors import CheckpointError
 from shoal.blocks.spec import spec_of
 from shoal.client.generation import Completion, eos_token_ids, generate, room
 from shoal.client.swarm import Model, SessionOptions, join_swarm
@@ -31,7 +32,7 @@ class ClientModel:
 
     checkpoint: Checkpoint
     ends: Ends
-    tokenizer: Any
+    tokenizer: Any | None
     dtype: str
     eos: frozenset[int]
 
@@ -78,10 +79,18 @@ def load_model(name: str, dtype: str | None, revision: str | None = None) -> Cli
     return ClientModel(
         checkpoint,
         load_ends(checkpoint, dtype=kind),
-        load_tokenizer(checkpoint),
+        _tokenizer(checkpoint),
         str(kind).removeprefix("torch."),
         eos_token_ids(checkpoint.path, checkpoint.config),
     )
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any | None:
+    """None for a checkpoint without a usable one: token ids can be continued all the same."""
+    try:
+        return load_tokenizer(checkpoint)
+    except CheckpointError:
+        return None
 
 
 def prompt_ids(model: ClientModel, request: Request) -> list[int]:
@@ -89,7 +98,8 @@ def prompt_ids(model: ClientModel, request: Request) -> list[int]:
     if request.token_ids is not None:
         ids = list(request.token_ids)
     else:
-        ids = list(model.tokenizer(request.prompt or "")["input_ids"])
+        tokenizer = model.tokenizer or load_tokenizer(model.checkpoint)  # says what is wrong with it
+        ids = list(tokenizer(request.prompt or "")["input_ids"])
     room(model.ends.spec, ids, request.options.max_new_tokens)
     return ids
 
@@ -109,7 +119,7 @@ async def complete(model: ClientModel, invite: Invite, request: Request, listene
 
 async def _run(swarm: Swarm, model: ClientModel, ids: list[int], request: Request, listener: Listener) -> Outcome:
     tokens = len(ids) + room(model.ends.spec, ids, request.options.max_new_tokens)
-    outcome = Outcome(ids, Completion(asyncio.get_running_loop().time()))
+    outcome = Outcome(ids, Completion(time.perf_counter()))
     terms = SessionOptions(max_tokens=tokens, dtype=model.dtype, wait_s=request.wait_s)
     options = replace(request.options, eos_token_ids=model.eos)
     async with swarm.session(terms) as session:

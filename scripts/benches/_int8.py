@@ -67,7 +67,7 @@ class RoundedLinear(nn.Module):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scheme: Scheme) -> None:
         super().__init__()
-        self.register_buffer("weight", scheme.weights(weight.detach()))
+        self.weight = nn.Parameter(scheme.weights(weight.detach()), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self._round = scheme.activations
         self.stored_bytes = scheme.stored_bytes(weight)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
 from _report import print_table
 from shoal.blocks.quantize_linear import INT8_THRESHOLD
-from torch import nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 LABELS = {
     "fp32": "fp32",
@@ -83,7 +86,7 @@ def _notes(results: dict[str, Result], inputs: Inputs) -> list[str]:
     share = inputs.outlier_columns / inputs.columns
     notes = [
         f"LLM.int8() is {1000 * excess['llm_int8']:+.2f} mnat from fp32, bf16 {1000 * excess['bf16']:+.2f}.",
-        f"{share:.1%} of the columns that go into matrices reach {INT8_THRESHOLD:g}: LLM.int8() keeps those in 16 bits.",
+        f"{share:.1%} of the columns going into matrices reach {INT8_THRESHOLD:g}; LLM.int8() keeps them in 16 bits.",
         _better(results, "nf4", "fp4"),
         *(_better(results, name, "int8_tensor") for name in ("int8_row", "int8_vector", "llm_int8")),
     ]

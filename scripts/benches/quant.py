@@ -76,10 +76,11 @@ def _load(options: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
 
 def _blocks(model: Any) -> nn.Module:
     base = model.base_model
-    return base.h if hasattr(base, "h") else base.layers
+    blocks: nn.Module = base.h if hasattr(base, "h") else base.layers
+    return blocks
 
 
-def _matrices(model: nn.Module) -> list[nn.Module]:
+def _matrices(model: nn.Module) -> list[Any]:
     return [module for module in _blocks(model).modules() if _is_matrix(getattr(module, "weight", None))]
 
 
@@ -123,22 +124,27 @@ _VARIANTS: dict[str, Callable[[nn.Module, torch.device], object]] = {
 }
 
 
-def _stored_bytes(module: nn.Module) -> int:
+def _stored_bytes(module: Any) -> int:
     """Bytes of a matrix as it is held: its codes and their scales."""
     if isinstance(module, RoundedLinear):
         return module.stored_bytes
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if getattr(weight, "SCB", None) is not None:
-        return weight.nbytes + weight.SCB.nbytes
+        return _bytes(weight, weight.SCB)
     if getattr(weight, "quant_state", None) is not None:
         state = weight.quant_state
-        return weight.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
-    return weight.nbytes if _is_matrix(weight) else 0
+        return _bytes(weight, state.absmax, *([state.state2.absmax] if state.nested else []))
+    return _bytes(weight) if _is_matrix(weight) else 0
+
+
+def _bytes(*tensors: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 @torch.inference_mode()
 def _losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([_window_losses(model(batch).logits.float(), batch) for batch in windows.split(BATCH)]).cpu()
+    batches = [windows[start : start + BATCH] for start in range(0, len(windows), BATCH)]
+    return torch.cat([_window_losses(model(batch).logits.float(), batch) for batch in batches]).cpu()
 
 
 def _window_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ def test_the_slowest_blocks_are_strengthened():
     view = swarm(12, peer("a", 0, 6), peer("b", 6, 12), peer("c", 0, 6))
     found = place(view, 6)
     assert (found.start, found.stop) == (6, 12)
-    assert "blocks 6-11 hold the swarm back: 16.67 tokens/s now, 33.33 with this peer" in found.reason
+    assert "blocks 6-11 hold the swarm back: 16.7 tokens/s now, 33.3 with this peer" in found.reason
 
 
 def test_who_is_joining_counts_and_who_leaves_does_not():

@@ -169,6 +169,8 @@ def test_an_unknown_directory_is_one_sentence_with_names_close_to_it(small):
     (small / "Tiny-Llama").mkdir()
     with pytest.raises(UnknownModel, match=r"no model directory .*close to it: Tiny-Llama.*or demo\.$"):
         resolve(str(small / "Tiny-Lama"))
+    with pytest.raises(UnknownModel, match="no model directory"):
+        resolve(str(small / "s0.safetensors"))
     with pytest.raises(UnknownModel, match=r"has no config\.json"):
         resolve(str(small / "Tiny-Llama"))
 

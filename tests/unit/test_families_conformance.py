@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from shoal.blocks import batch
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.ends import Ends, load_ends
 from shoal.blocks.kv import PAGE_TOKENS
@@ -15,6 +16,7 @@ from tiny_models import TINY, VOCAB, answers, save_tiny
 
 PAGES = 24
 TOLERANCE = 1e-4
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 CUTS = (range(1), range(1, 3), range(3, 4))
 
 
@@ -32,7 +34,7 @@ class Split:
         hidden = self.ends.embed(torch.tensor(tokens), positions)
         for span in self.spans:
             hidden = span.forward(hidden, rows)
-        return self.ends.logits(hidden)
+        return self.ends.logits(hidden).cpu()
 
     def take(self, tokens: int) -> list[int]:
         return [self.free.pop() for _ in range(-(-tokens // PAGE_TOKENS))]
@@ -45,11 +47,12 @@ def tiny(request, tmp_path_factory):
     return model, resolve(str(folder))
 
 
-@pytest.fixture
-def split(tiny) -> Split:
+@pytest.fixture(params=DEVICES)
+def split(tiny, request) -> Split:
     model, checkpoint = tiny
-    spans = [load_span(checkpoint, cut, SpanOptions(kv_pages=PAGES, dtype=torch.float32)) for cut in CUTS]
-    return Split(model, spans, load_ends(checkpoint, dtype=torch.float32))
+    options = SpanOptions(kv_pages=PAGES, dtype=torch.float32, device=request.param)
+    spans = [load_span(checkpoint, cut, options) for cut in CUTS]
+    return Split(model, spans, load_ends(checkpoint, device=request.param, dtype=torch.float32))
 
 
 def random_tokens(count: int, seed: int) -> list[int]:
@@ -74,8 +77,10 @@ def test_prefill_decode_and_greedy_equal_the_unsplit_model(split: Split) -> None
     assert picked == greedy
 
 
-def test_chunks_and_ragged_batches_equal_each_sequence_alone(split: Split) -> None:
+@pytest.mark.parametrize("row_by_row", [frozenset({"cpu", "cuda"}), frozenset()], ids=["row-by-row", "gathered"])
+def test_chunks_and_ragged_batches_equal_each_sequence_alone(split: Split, row_by_row, monkeypatch) -> None:
     """Three sequences in shuffled pages; each forward mixes prompt chunks of several sizes with decode tokens."""
+    monkeypatch.setattr(batch, "ROW_BY_ROW", row_by_row)
     prompts = [random_tokens(41, 3), random_tokens(5, 4), random_tokens(22, 5)]
     forced = [random_tokens(8, 6 + i) for i in range(3)]
     expected = [answers(split.model, prompt, more)[0] for prompt, more in zip(prompts, forced, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,7 @@ def run(
     checkpoint: Checkpoint, prompt: list[int], options: GenerationOptions, session: LocalSession | None = None
 ) -> Completion:
     async def collect() -> Completion:
-        completion = Completion(asyncio.get_running_loop().time())
+        completion = Completion(time.perf_counter())
         pieces = generate(session or LocalSession(checkpoint), ends, tokenizer_in(checkpoint.path), prompt, options)
         async for piece in pieces:
             completion.pieces.append(piece)

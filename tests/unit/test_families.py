@@ -1,0 +1,65 @@
+"""Families as data: who is served, and which tensors of a checkpoint are whose."""
+
+from __future__ import annotations
+
+import pytest
+from shoal.blocks.errors import UnsafeCheckpoint, UnsupportedFamily
+from shoal.blocks.families import FAMILIES, family_of, supported_families
+from shoal.blocks.parts import library
+
+SERVED = (
+    "Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 2, Gemma 3, Phi-3, OLMo 2, GLM-4, Granite, gpt-oss, "
+    "Falcon, BLOOM, OPT, GPT-2, GPT-NeoX"
+)
+
+
+def test_the_promised_families_are_served() -> None:
+    assert supported_families() == SERVED
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_named_classes_are_in_the_installed_library(family) -> None:
+    modeling = library(family)
+    for name in (family.block, family.rotary, family.norm, family.alibi):
+        assert name is None or hasattr(modeling, name)
+
+
+@pytest.mark.parametrize("config", [{"model_type": "t5"}, {"model_type": None}, {}, {"model_type": ["llama"]}])
+def test_another_family_is_refused_with_the_list(config) -> None:
+    with pytest.raises(UnsupportedFamily, match=r"Llama, Mistral, .* GPT-NeoX"):
+        family_of(config)
+
+
+def test_a_family_that_lives_in_the_checkpoint_is_refused_as_code() -> None:
+    config = {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}
+    with pytest.raises(UnsafeCheckpoint, match="code"):
+        family_of(config)
+
+
+def test_a_known_family_is_served_by_the_library_though_the_checkpoint_brings_code() -> None:
+    assert family_of({"model_type": "phi3", "auto_map": {"AutoConfig": "configuration_phi3.X"}}).name == "Phi-3"
+
+
+def test_tensors_of_a_block_and_of_the_ends() -> None:
+    family = FAMILIES["llama"]
+    names = {
+        "model.embed_tokens.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "model.layers.10.mlp.up_proj.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    }
+    assert family.block_tensors(names, 1) == ["model.layers.1.mlp.up_proj.weight"]
+    assert family.end_tensors(names) == ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"]
+    assert {name for name in names if family.wants(name, range(2, 11), ends=False)} == {
+        "model.layers.10.mlp.up_proj.weight"
+    }
+    assert {name for name in names if family.wants(name, range(0), ends=True)} == set(family.end_tensors(names))
+
+
+def test_checkpoints_without_the_usual_prefix() -> None:
+    names = {"h.0.ln_1.weight", "h.1.ln_1.weight", "wte.weight"}
+    assert FAMILIES["gpt2"].block_tensors(names, 1) == ["h.1.ln_1.weight"]
+    assert FAMILIES["gpt2"].end_tensors(names) == ["wte.weight"]
+    assert FAMILIES["gpt2"].wants("h.1.ln_1.weight", range(1, 2), ends=False)
+    assert not FAMILIES["gpt2"].wants("h.0.ln_1.weight", range(1, 2), ends=True)
