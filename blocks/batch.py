@@ -112,16 +112,21 @@ def make_batch(rows: Sequence[Row], n_slots: int, device: torch.device) -> Batch
     held = tuple(rows)
     for row in held:
         _check(row, n_slots)
-    slots = [slots_of(row.pages, row.position, row.end) for row in held]
-    n_tokens = sum(row.count for row in held)
     positions = np.concatenate([np.arange(row.position, row.end) for row in held])
     return Batch(
         rows=held,
         device=device,
-        n_tokens=n_tokens,
-        write=_as_source(np.concatenate(slots), device),
+        n_tokens=len(positions),
+        write=_write_of(held, device),
         positions=torch.from_numpy(positions).to(device)[None],
     )
+
+
+def _write_of(rows: tuple[Row, ...], device: torch.device) -> slice | torch.Tensor:
+    if len(rows) == 1:
+        return _source(rows[0].pages, rows[0].position, rows[0].end, device)
+    slots = np.concatenate([slots_of(row.pages, row.position, row.end) for row in rows])
+    return torch.from_numpy(slots).to(device)
 
 
 def _check(row: Row, n_slots: int) -> None:
@@ -141,11 +146,14 @@ def slots_of(pages: Sequence[int], start: int, stop: int) -> np.ndarray[tuple[in
     return held[positions // PAGE_TOKENS - first] * PAGE_TOKENS + positions % PAGE_TOKENS
 
 
-def _as_source(slots: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.device) -> slice | torch.Tensor:
-    first, n = int(slots[0]), len(slots)
-    if int(slots[-1]) - first == n - 1 and bool((np.diff(slots) == 1).all()):
-        return slice(first, first + n)
-    return torch.from_numpy(slots).to(device)
+def _source(pages: Sequence[int], start: int, stop: int, device: torch.device) -> slice | torch.Tensor:
+    """The slots of positions `start` to `stop`: a slice where the pages that hold them are consecutive."""
+    first = start // PAGE_TOKENS
+    held = np.asarray(pages[first : (stop - 1) // PAGE_TOKENS + 1], dtype=np.int64)
+    if bool((held[1:] - held[:-1] == 1).all()):
+        offset = (int(held[0]) - first) * PAGE_TOKENS
+        return slice(offset + start, offset + stop)
+    return torch.from_numpy(slots_of(pages, start, stop)).to(device)
 
 
 def _start(row: Row, window: int | None) -> int:
@@ -155,7 +163,7 @@ def _start(row: Row, window: int | None) -> int:
 
 def _read(row: Row, first: int, window: int | None, device: torch.device) -> Read:
     start = _start(row, window)
-    source = _as_source(slots_of(row.pages, start, row.end), device)
+    source = _source(row.pages, start, row.end, device)
     if row.count == 1:
         return Read(first, 1, source, mask=None, causal=False)
     if start == row.position == 0 and (window is None or row.end <= window):

@@ -123,7 +123,8 @@ class RemoteSession:
         if self.position + len(hidden) > self._terms.max_tokens:
             raise ValueError(f"the session was opened for {self._terms.max_tokens} tokens")
         hidden = hidden.detach().to("cpu", self._dtype).contiguous()
-        answers = [await self._send_chunk(chunk, wanted) for chunk, wanted in self._chunks(hidden, want)]
+        length = self.position + len(hidden) if len(hidden) > 1 else 0
+        answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in self._chunks(hidden, want)]
         parts = [self._tensor(*answer) for answer in await asyncio.gather(*answers)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -224,7 +225,7 @@ class RemoteSession:
         inner = Want.ALL if want is Want.ALL else Want.NONE
         return [(piece, want if piece is pieces[-1] else inner) for piece in pieces]
 
-    async def _send_chunk(self, chunk: torch.Tensor, want: Want) -> asyncio.Future[tuple[int, Buffer]]:
+    async def _send_chunk(self, chunk: torch.Tensor, want: Want, length: int) -> asyncio.Future[tuple[int, Buffer]]:
         while self._core.full() and self._error is None:
             self._room.clear()
             await self._room.wait()
@@ -232,7 +233,7 @@ class RemoteSession:
             raise self._error
         if self._recall is None:
             self._inputs.append(chunk)
-        number, actions = self._core.step(len(chunk), want, _bytes(chunk), self._loop.time())
+        number, actions = self._core.step(len(chunk), want, _bytes(chunk), self._loop.time(), length)
         future = self._waiting[number] = self._loop.create_future()
         self._perform(actions)
         return future

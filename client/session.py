@@ -66,6 +66,7 @@ class _Step:
     count: int
     want: Want
     payload: Buffer
+    length: int = 0
 
 
 class Session:
@@ -93,11 +94,14 @@ class Session:
         """Ask for a first route."""
         return [self._plan()]
 
-    def step(self, count: int, want: Want, payload: Buffer, now: float) -> tuple[int, list[Action]]:
-        """Number and send one step of `count` tokens at `position`. Errors: `ValueError` past the agreed tokens."""
+    def step(self, count: int, want: Want, payload: Buffer, now: float, length: int = 0) -> tuple[int, list[Action]]:
+        """Number and send one step of `count` tokens at `position`, part of a prompt that ends at `length` (0: here).
+
+        Errors: `ValueError` past the agreed tokens.
+        """
         if self.position + count > self.terms.max_tokens:
             raise ValueError(f"the session was opened for {self.terms.max_tokens} tokens")
-        step = _Step(self._next_step, self.position, count, want, payload)
+        step = _Step(self._next_step, self.position, count, want, payload, length)
         self._next_step += 1
         self.position += count
         self.stats.steps += 1
@@ -303,7 +307,7 @@ class Session:
         message = Hidden(
             session=self.terms.session, epoch=self._epoch, step=step.number, position=step.position, count=step.count,
             want=step.want, replay=replay, rows=step.count, width=self.terms.width, dtype=self.terms.dtype,
-            payload=step.payload,
+            length=step.length, payload=step.payload,
         )  # fmt: skip
         return Send(self._hops[0].hop.peer_id, message)
 

@@ -30,6 +30,7 @@ class Piece:
     """`count` tokens of one lease for one engine step: rows `[offset, offset + count)` of `payload`.
 
     `position`: tokens of the lease already in its KV pages. `keep_rows`: how many of the last rows are to be returned.
+    `length`: tokens of the sequence once its prompt is in (0: position + count).
     """
 
     payload: Buffer
@@ -41,6 +42,7 @@ class Piece:
     start: int
     stop: int
     keep_rows: int
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class DeviceEngine:
 
         inputs = [_to_tensor(piece, self.width) for piece in pieces]
         hidden = inputs[0] if len(inputs) == 1 else torch.cat([tensor.to(self.span.dtype) for tensor in inputs])
-        rows = [Row(piece.pages, piece.position, piece.count) for piece in pieces]
+        rows = [Row(piece.pages, piece.position, piece.count, piece.length) for piece in pieces]
         result = self.span.forward(hidden.to(self.span.device, self.span.dtype), rows, start, stop)
         return _split(result, pieces)
 

@@ -34,4 +34,5 @@ def cut(job: Job, piece: Slice) -> Piece:
         payload=hidden.payload, dtype=hidden.dtype, offset=piece.offset, count=piece.count, pages=lease.terms.pages,
         position=hidden.position + piece.offset, start=lease.start, stop=lease.stop,
         keep_rows=max(0, end - max(piece.offset, first_kept)),
+        length=hidden.length or (hidden.position + hidden.count if hidden.count > 1 else 0),
     )  # fmt: skip

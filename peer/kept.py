@@ -10,10 +10,12 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shoal.peer.wire import Want
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shoal.peer.wire import Buffer, Want
+    from shoal.peer.wire import Buffer
 
 ALWAYS_KEPT = 64  # newest outputs that no budget takes: a client has at most this many steps in flight
 
@@ -28,6 +30,7 @@ class Kept:
     want: Want
     rows: int
     payload: Buffer
+    length: int = 0
 
 
 class KeptOutputs:
@@ -60,17 +63,20 @@ class KeptOutputs:
         """What step `step` gave, or None if it is gone."""
         return next((output for output in reversed(self._outputs) if output.step == step), None)
 
-    def replay(self, stop: int, max_rows: int) -> list[tuple[int, int, bytes]] | None:
-        """`(position, count, payload)` pieces that tile `[0, stop)`, joined up to `max_rows` each; None if not kept."""
-        pieces: list[tuple[int, int, bytes]] = []
+    def replay(self, stop: int, max_rows: int) -> list[Kept] | None:
+        """Outputs that tile `[0, stop)`, neighbours of one length joined up to `max_rows` each; None if not kept."""
+        groups: list[list[Kept]] = []
+        rows = 0
         for output in self._until(stop):
-            if pieces and pieces[-1][1] + output.count <= max_rows:
-                position, count, payload = pieces.pop()
-                pieces.append((position, count + output.count, payload + bytes(output.payload)))
+            joins = groups and groups[-1][0].length == output.length and rows + output.count <= max_rows
+            if joins:
+                groups[-1].append(output)
             else:
-                pieces.append((output.position, output.count, bytes(output.payload)))
-        reached = pieces[-1][0] + pieces[-1][1] if pieces else 0
-        return pieces if self.whole and reached == stop else None
+                groups.append([output])
+                rows = 0
+            rows += output.count
+        reached = groups[-1][-1].position + groups[-1][-1].count if groups else 0
+        return [_join(group) for group in groups] if self.whole and reached == stop else None
 
     def _until(self, stop: int) -> Iterator[Kept]:
         for output in self._outputs:
@@ -82,6 +88,13 @@ class KeptOutputs:
         cut = _cut(output, count)
         self._outputs.append(cut)
         self.bytes += _size(cut)
+
+
+def _join(outputs: list[Kept]) -> Kept:
+    """Neighbouring outputs as one, which answers no step."""
+    count = sum(output.count for output in outputs)
+    payload = b"".join(output.payload for output in outputs)
+    return replace(outputs[0], step=-1, want=Want.NONE, count=count, rows=count, payload=payload)
 
 
 def _size(output: Kept) -> int:

@@ -87,7 +87,8 @@ class Lease:
 
     def finish(self, hidden: Hidden, payload: Buffer, rows: int, times_s: tuple[float, float]) -> list[Action]:
         """Turn the span's output for `hidden` into messages. `times_s`: (queued, computed)."""
-        kept = Kept(-1 if hidden.replay else hidden.step, hidden.position, hidden.count, hidden.want, rows, payload)
+        step = -1 if hidden.replay else hidden.step
+        kept = Kept(step, hidden.position, hidden.count, hidden.want, rows, payload, hidden.length)
         self.kept.add(kept)
         if hidden.replay:
             return [self._forward(kept, replay=True)] if self.forward_replay else []
@@ -104,10 +105,7 @@ class Lease:
         pieces = self.kept.replay(message.replay_to, REPLAY_ROWS)
         if pieces is None:
             return self.refuse(Reason.NO_REPLAY, f"outputs up to position {message.replay_to} are no longer kept")
-        sends: list[Action] = [
-            self._forward(Kept(-1, position, count, Want.NONE, count, payload), replay=True)
-            for position, count, payload in pieces
-        ]
+        sends = [self._forward(piece, replay=True) for piece in pieces]
         return [*sends, Send(self.owner, Opened(session=self.session, epoch=self.epoch))]
 
     def refuse(self, reason: Reason, text: str) -> list[Action]:
@@ -162,7 +160,7 @@ class Lease:
         message = Hidden(
             session=self.session, epoch=self.epoch, step=max(kept.step, 0), position=kept.position, count=kept.count,
             want=kept.want, replay=replay, rows=kept.rows, width=self.terms.width, dtype=self.dtype,
-            payload=kept.payload,
+            length=kept.length, payload=kept.payload,
         )  # fmt: skip
         return Send(self.next, message)
 

@@ -70,7 +70,7 @@ class Scheduler:
         heads = [queue[0] for queue in self._sessions.values()]
         prefills = [job for job in heads if job.left > 1]
         room = self.budget.tokens - (self.budget.prefill_tokens if prefills else 0)
-        decodes = [job for job in heads if job.left == 1][:room]
+        decodes = [job for job in heads if job.left == 1][: max(0, room)]
         batch = [self._take(job, 1) for job in decodes]
         room = self.budget.tokens - len(decodes)
         for job in prefills:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgpack
 from shoal.peer.errors import LocalProtocolError, Reason, RemoteProtocolError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from shoal.peer.fields import WireError, addrs, flag, integer, one_of, raw, seconds, text
 
 VERSION = 1
 PREFIX = struct.Struct(">II")
@@ -24,7 +22,6 @@ MAX_HEADER_BYTES = 8 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 SESSION_BYTES = 16
 MAX_COUNT = 1 << 20
-MAX_ADDRS = 8
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -38,62 +35,20 @@ class Want(IntEnum):
     ALL = 2
 
 
-class WireError(ValueError):
-    """A field is out of bounds; mapped to a local or a remote protocol error at the border."""
-
-
-def _integer(limit: int) -> Any:
-    def check(value: object) -> bool:
-        return type(value) is int and 0 <= value < limit
-
-    return field(metadata={"check": check})
-
-
-def _is_text(value: object, limit: int) -> bool:
-    return type(value) is str and len(value) <= limit and not any("\ud800" <= char <= "\udfff" for char in value)
-
-
-def _text(limit: int) -> Any:
-    return field(metadata={"check": lambda value: _is_text(value, limit)})
-
-
-def _raw(*sizes: int) -> Any:
-    return field(metadata={"check": lambda value: type(value) is bytes and len(value) in sizes})
-
-
-def _flag() -> Any:
-    return field(metadata={"check": lambda value: type(value) is bool})
-
-
-def _seconds() -> Any:
-    return field(metadata={"check": lambda value: type(value) is float and 0.0 <= value < 1e6})
-
-
-def _one_of(values: frozenset[Any], kind: Callable[[Any], Any] = lambda value: value) -> Any:
-    return field(metadata={"check": lambda value: value in values, "make": kind})
+def _session() -> Any:
+    return raw(SESSION_BYTES)
 
 
 def _reason() -> Any:
-    return _one_of(frozenset(Reason), Reason)
+    return one_of(frozenset(Reason), Reason)
 
 
 def _want() -> Any:
-    return _one_of(frozenset(Want), Want)
+    return one_of(frozenset(Want), Want)
 
 
 def _dtype() -> Any:
-    return _one_of(frozenset(DTYPE_BYTES))
-
-
-def _addrs() -> Any:
-    def check(value: object) -> bool:
-        return type(value) is tuple and len(value) <= MAX_ADDRS and all(_is_text(a, 256) for a in value)
-
-    return field(metadata={"check": check, "make": tuple})
-
-
-def _session() -> Any:
-    return _raw(SESSION_BYTES)
+    return one_of(frozenset(DTYPE_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +68,8 @@ class Hello(Message):
     """First frame on every link, from both sides."""
 
     kind = 0
-    version: int = _integer(1 << 16)
-    agent: str = _text(64)
+    version: int = integer(1 << 16)
+    agent: str = text(64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +83,20 @@ class Open(Message):
 
     kind = 1
     session: bytes = _session()
-    epoch: int = _integer(1 << 31)
-    namespace: bytes = _raw(32)
-    revision: str = _text(64)
-    start: int = _integer(1 << 16)
-    stop: int = _integer(1 << 16)
-    max_tokens: int = _integer(MAX_COUNT + 1)
-    next_step: int = _integer(1 << 31)
+    epoch: int = integer(1 << 31)
+    namespace: bytes = raw(32)
+    revision: str = text(64)
+    start: int = integer(1 << 16)
+    stop: int = integer(1 << 16)
+    max_tokens: int = integer(MAX_COUNT + 1)
+    next_step: int = integer(1 << 31)
     dtype: str = _dtype()
-    prev: str = _text(128)
-    next: str = _text(128)
-    next_addrs: tuple[str, ...] = _addrs()
-    final: bool = _flag()
-    forward_replay: bool = _flag()
-    proof: bytes = _raw(0, 32)
+    prev: str = text(128)
+    next: str = text(128)
+    next_addrs: tuple[str, ...] = addrs()
+    final: bool = flag()
+    forward_replay: bool = flag()
+    proof: bytes = raw(0, 32)
 
     def __post_init__(self) -> None:
         super(Open, self).__post_init__()
@@ -155,7 +110,7 @@ class Opened(Message):
 
     kind = 2
     session: bytes = _session()
-    epoch: int = _integer(1 << 31)
+    epoch: int = integer(1 << 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +119,10 @@ class Refused(Message):
 
     kind = 3
     session: bytes = _session()
-    epoch: int = _integer(1 << 31)
+    epoch: int = integer(1 << 31)
     reason: Reason = _reason()
-    text: str = _text(512)
-    retry_s: float = _seconds()
+    text: str = text(512)
+    retry_s: float = seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,20 +130,22 @@ class Hidden(Message):
     """Hidden states of positions `[position, position + count)`: one step's input to a hop or answer to the client.
 
     `payload`: `rows * width` numbers of `dtype`, row-major; an answer to `Want.LAST` has one row. `replay` marks kept
-    states that refill a new hop's KV: they have no step of their own and are never answered.
+    states that refill a new hop's KV: they have no step of their own and are never answered. `length`: tokens that the
+    sequence has once its prompt is in (0: position + count), for rotary embeddings that depend on it.
     """
 
     kind = 4
     session: bytes = _session()
-    epoch: int = _integer(1 << 31)
-    step: int = _integer(1 << 31)
-    position: int = _integer(MAX_COUNT)
-    count: int = _integer(MAX_COUNT)
+    epoch: int = integer(1 << 31)
+    step: int = integer(1 << 31)
+    position: int = integer(MAX_COUNT)
+    count: int = integer(MAX_COUNT)
     want: Want = _want()
-    replay: bool = _flag()
-    rows: int = _integer(MAX_COUNT)
-    width: int = _integer(1 << 17)
+    replay: bool = flag()
+    rows: int = integer(MAX_COUNT)
+    width: int = integer(1 << 17)
     dtype: str = _dtype()
+    length: int = integer(MAX_COUNT + 1, default=0)
     payload: Buffer = field(default=b"", repr=False, metadata={"payload": True})
 
     def __post_init__(self) -> None:
@@ -205,10 +162,10 @@ class Receipt(Message):
 
     kind = 5
     session: bytes = _session()
-    epoch: int = _integer(1 << 31)
-    step: int = _integer(1 << 31)
-    queue_s: float = _seconds()
-    compute_s: float = _seconds()
+    epoch: int = integer(1 << 31)
+    step: int = integer(1 << 31)
+    queue_s: float = seconds()
+    compute_s: float = seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +175,11 @@ class Reroute(Message):
 
     kind = 6
     session: bytes = _session()
-    epoch: int = _integer(1 << 31)
-    prev: str = _text(128)
-    next: str = _text(128)
-    next_addrs: tuple[str, ...] = _addrs()
-    replay_to: int = _integer(MAX_COUNT + 1)
+    epoch: int = integer(1 << 31)
+    prev: str = text(128)
+    next: str = text(128)
+    next_addrs: tuple[str, ...] = addrs()
+    replay_to: int = integer(MAX_COUNT + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +188,7 @@ class Close(Message):
 
     kind = 7
     session: bytes = _session()
-    epoch: int = _integer(1 << 31)
+    epoch: int = integer(1 << 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +196,7 @@ class Ping(Message):
     """Is anybody there? Answered at once with the same nonce."""
 
     kind = 8
-    nonce: int = _integer(1 << 63)
+    nonce: int = integer(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +204,7 @@ class Pong(Message):
     """Answer to `Ping`."""
 
     kind = 9
-    nonce: int = _integer(1 << 63)
+    nonce: int = integer(1 << 63)
 
 
 _KINDS: dict[int, type[Message]] = {

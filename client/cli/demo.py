@@ -27,10 +27,10 @@ from shoal.dht.invite import Invite
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from shoal.client.cli.children import Children
-    from shoal.client.cli.completion import Outcome
+    from shoal.client.cli.completion import ClientModel, Outcome
 
 MODEL = "demo"
 PROMPT = '''\
@@ -55,6 +55,15 @@ class DemoPeer:
     peer_id: str
     blocks: tuple[int, int]
     quantization: str
+
+
+@dataclass(frozen=True)
+class DemoSwarm:
+    """All peers are online; `model` is the client's part of the model."""
+
+    invite: Invite
+    peers: list[DemoPeer]
+    model: ClientModel
 
 
 def demo(argv: list[str]) -> int:
@@ -102,12 +111,12 @@ async def _demo(arguments: argparse.Namespace) -> tuple[Outcome, list[DemoPeer]]
     me = asyncio.current_task()
     if me is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
-    async with _swarm(arguments.device) as (invite, peers):
-        return await _complete(arguments, invite), peers
+    async with _swarm(arguments.device) as swarm:
+        return await _complete(arguments, swarm), swarm.peers
 
 
 @asynccontextmanager
-async def _swarm(device: str) -> AsyncIterator[tuple[Invite, list[DemoPeer]]]:
+async def _swarm(device: str) -> AsyncIterator[DemoSwarm]:
     """A bootstrap node and the peers, all online; gone at the end, with their identities."""
     from shoal.client.cli.children import Children
 
@@ -120,7 +129,8 @@ async def _swarm(device: str) -> AsyncIterator[tuple[Invite, list[DemoPeer]]]:
             tell(f"starting {len(SPANS)} peers (some seconds: each loads its blocks and measures its speed)")
             async with asyncio.TaskGroup() as starting:
                 tasks = [starting.create_task(_peer(children, n, invite, device, folder)) for n in range(len(SPANS))]
-            yield Invite.parse(invite), [task.result() for task in tasks]
+                model = starting.create_task(asyncio.to_thread(_client_model))
+            yield DemoSwarm(Invite.parse(invite), [task.result() for task in tasks], model.result())
             tell("stopping everything")
 
 
@@ -139,23 +149,32 @@ def _identity(folder: str, name: str) -> list[str]:
     return ["--identity", str(Path(folder) / f"{name}.key")]
 
 
-async def _complete(arguments: argparse.Namespace, invite: Invite) -> Outcome:
-    from shoal.client.cli.completion import Listener, Request, complete, load_model
+def _client_model() -> ClientModel:
+    from shoal.client.cli.completion import load_model
+
+    return load_model(MODEL, None)
+
+
+async def _complete(arguments: argparse.Namespace, swarm: DemoSwarm) -> Outcome:
+    from shoal.client.cli.completion import Listener, Request, complete
     from shoal.client.generation import GenerationOptions
 
-    model = await asyncio.to_thread(load_model, MODEL, None)
     request = Request(arguments.prompt, None, GenerationOptions(arguments.max_new_tokens), COVERED_S)
-    if arguments.json:
-        return await complete(model, invite, request, Listener(lambda _: None, tell, gap_teller()))
+    on_text = (lambda _: None) if arguments.json else _writer(arguments.prompt)
+    return await complete(swarm.model, swarm.invite, request, Listener(on_text, tell, gap_teller()))
+
+
+def _writer(prompt: str) -> Callable[[str], None]:
+    """Writes the prompt before the first text."""
     begun: list[str] = []
 
     def on_text(text: str) -> None:
         if not begun:
-            write(f"\n{arguments.prompt}")
+            write(f"\n{prompt}")
         begun.append(text)
         write(text)
 
-    return await complete(model, invite, request, Listener(on_text, tell, gap_teller()))
+    return on_text
 
 
 def _figures(outcome: Outcome) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+NEXT_TO = 0.005  # nats a token: half a percent of perplexity
 LABELS = {
     "fp32": "fp32",
     "bf16": "bf16",
@@ -29,19 +30,32 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Result:
-    """Mean loss of each window in nats a token, and bytes a weight of the blocks' matrices takes."""
+    """Of each window the mean loss and the mean divergence from fp32's predictions (Kullback-Leibler), both in nats a
+    token, and the bytes that a weight of the blocks' matrices takes."""
 
     losses: torch.Tensor
+    divergences: torch.Tensor
     bytes_per_param: float
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.losses.mean().item())
 
+    @property
+    def divergence(self) -> float:
+        return self.divergences.mean().item()
+
+    def further(self, other: Result) -> tuple[float, float]:
+        """How much more it diverges from fp32 than another on the same windows, and twice the standard error of that."""
+        return _mean_and_error(self.divergences - other.divergences)
+
     def above(self, other: Result) -> tuple[float, float]:
         """Mean loss above another's on the same windows, and twice its standard error."""
-        excess = self.losses - other.losses
-        return excess.mean().item(), 2 * excess.std().item() / math.sqrt(len(excess))
+        return _mean_and_error(self.losses - other.losses)
+
+
+def _mean_and_error(each: torch.Tensor) -> tuple[float, float]:
+    return each.mean().item(), 2 * each.std().item() / math.sqrt(len(each))
 
 
 @dataclass
@@ -71,9 +85,16 @@ def print_results(results: dict[str, Result], inputs: Inputs, windows: torch.Ten
     rows = []
     for name, result in results.items():
         excess, error = result.above(results["fp32"])
-        figures = (result.perplexity, 1000 * excess, 1000 * error, result.bytes_per_param)
-        rows.append([LABELS[name], "{:.4f}|{:+.2f}|{:.2f}|{:.4f}".format(*figures)])
-    header = ["weights of the blocks", "perplexity", "loss above fp32, mnat", "2 s.e.", "bytes per parameter"]
+        figures = (result.perplexity, 1000 * excess, 1000 * error, 1000 * result.divergence, result.bytes_per_param)
+        rows.append([LABELS[name], "{:.4f}|{:+.2f}|{:.2f}|{:.3f}|{:.4f}".format(*figures)])
+    header = [
+        "weights of the blocks",
+        "perplexity",
+        "loss above fp32, mnat",
+        "2 s.e.",
+        "KL, mnat",
+        "bytes per parameter",
+    ]
     print_table(header, [[label, *figures.split("|")] for label, figures in rows])
     print(f"{windows.numel() - len(windows)} tokens scored in windows of {windows.shape[1]}.")
     for line in _notes(results, inputs):
@@ -82,22 +103,29 @@ def print_results(results: dict[str, Result], inputs: Inputs, windows: torch.Ten
 
 def _notes(results: dict[str, Result], inputs: Inputs) -> list[str]:
     """Whether the published order appeared, and where it did not, what the model's activations say about it."""
-    excess = {name: result.above(results["fp32"])[0] for name, result in results.items()}
     share = inputs.outlier_columns / inputs.columns
     notes = [
-        f"LLM.int8() is {1000 * excess['llm_int8']:+.2f} mnat from fp32, bf16 {1000 * excess['bf16']:+.2f}.",
+        "KL is the divergence of the predictions from fp32's: it shows distances that chance hides in the loss.",
+        _next_to_float(results),
         f"{share:.1%} of the columns going into matrices reach {INT8_THRESHOLD:g}; LLM.int8() keeps them in 16 bits.",
         _better(results, "nf4", "fp4"),
         *(_better(results, name, "int8_tensor") for name in ("int8_row", "int8_vector", "llm_int8")),
     ]
-    worst = max(excess, key=lambda name: excess[name])
+    worst = max(results, key=lambda name: results[name].divergence)
     return notes if worst == "int8_tensor" else [*notes, _why_not_worst(worst, inputs)]
+
+
+def _next_to_float(results: dict[str, Result]) -> str:
+    excess, error = results["llm_int8"].above(results["fp32"])
+    near = abs(excess) < max(error, NEXT_TO)
+    said = f"LLM.int8() loses {1000 * excess:.2f} mnat to fp32 (2 s.e. {1000 * error:.2f})"
+    return f"{said}: next to float, as published." if near else f"{said}: not next to float, unlike what is published."
 
 
 def _better(results: dict[str, Result], first: str, second: str) -> str:
     """The verdict on two schemes, of which the first is published as the better one."""
-    gain, error = results[second].above(results[first])
-    said = f"{LABELS[first]} against {LABELS[second]}: {1000 * gain:.2f} mnat better (2 s.e. {1000 * error:.2f})"
+    gain, error = results[second].further(results[first])
+    said = f"{LABELS[first]} against {LABELS[second]}: KL lower by {1000 * gain:.3f} mnat (2 s.e. {1000 * error:.3f})"
     if gain > error:
         return f"{said}, as published."
     return f"{said}, {'the reverse of what is published' if gain < -error else 'not to be told apart on this text'}."

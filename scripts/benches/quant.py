@@ -35,9 +35,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"bench quant: {error}", file=sys.stderr)
         return 1
     inputs = _inputs(model, windows)
-    results = {name: _measure(name, model, windows) for name in LABELS}
+    results = {
+        name: _measure(name, model, windows) for name in LABELS
+    }  # the model itself stays as it is: the reference
     print_results(results, inputs, windows)
     figures = {f"ppl_{name}": result.perplexity for name, result in results.items()}
+    figures |= {f"kl_{name}": result.divergence for name, result in results.items()}
     figures |= {f"bytes_per_param_{name}": result.bytes_per_param for name, result in results.items()}
     write_json(options.json, figures | inputs.figures() | {"tokens": windows.numel() - len(windows)})
     return 0
@@ -50,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text", type=Path, default=HELD_OUT, help="held-out text, .xz or plain (default: %(default)s)"
     )
-    parser.add_argument("--tokens", type=int, default=16_384, help="tokens of it to score (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of it to score (default: %(default)s)")
     parser.add_argument("--context", type=int, default=256, help="tokens in a window (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     return parser
@@ -93,7 +96,7 @@ def _measure(name: str, original: nn.Module, windows: torch.Tensor) -> Result:
     n_weights = sum(module.weight.numel() for module in _matrices(model))
     _VARIANTS[name](model, windows.device)
     stored = sum(_stored_bytes(module) for module in _blocks(model).modules())
-    return Result(_losses(model, windows), stored / n_weights)
+    return Result(*_scores(model, original, windows), stored / n_weights)
 
 
 def _as_dtype(dtype: torch.dtype, model: nn.Module, device: torch.device) -> None:
@@ -142,14 +145,15 @@ def _bytes(*tensors: Any) -> int:
 
 
 @torch.inference_mode()
-def _losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    batches = [windows[start : start + BATCH] for start in range(0, len(windows), BATCH)]
-    return torch.cat([_window_losses(model(batch).logits.float(), batch) for batch in batches]).cpu()
-
-
-def _window_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    each = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-    return each.mean(1)
+def _scores(model: nn.Module, reference: nn.Module, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss, and divergence from the reference's predictions, of each window, in nats a token."""
+    losses, divergences = [], []
+    for start in range(0, len(windows), BATCH):
+        batch = windows[start : start + BATCH]
+        predicted, expected = (which(batch).logits[:, :-1].float().log_softmax(-1) for which in (model, reference))
+        losses.append(-predicted.gather(-1, batch[:, 1:, None]).mean((1, 2)))
+        divergences.append((expected.exp() * (expected - predicted)).sum(-1).mean(1))
+    return torch.cat(losses).cpu(), torch.cat(divergences).cpu()
 
 
 @torch.inference_mode()

@@ -1,0 +1,206 @@
+"""The book of leases: who may open, what is set aside, who is forgotten when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from shoal.peer.book import BUSY_RETRY_S, LeaseBook, Limits, Offer
+from shoal.peer.errors import Reason
+from shoal.peer.lease import Lease
+from shoal.peer.wire import Open, Refused
+
+NS = b"n" * 32
+OPEN = Open(
+    session=b"s" * 16, epoch=1, namespace=NS, revision="r1", start=2, stop=4, max_tokens=10, next_step=0,
+    dtype="float32", prev="", next="", next_addrs=(), final=True, forward_replay=False, proof=b"",
+)  # fmt: skip
+
+
+def book(n_pages: int = 8, limits: Limits = Limits(), proof: bytes = b"") -> LeaseBook:
+    offer = Offer(NS, "r1", 2, 6, 4, n_pages, 4, lambda given, client, session: given == proof)
+    return LeaseBook(offer, limits)
+
+
+def request(number: int = 0, **changes) -> Open:
+    return replace(OPEN, session=bytes([number]) * 16, **changes)
+
+
+def reason(answer: Lease | Refused) -> Reason:
+    assert isinstance(answer, Refused)
+    return answer.reason
+
+
+def test_pages_are_set_aside_when_a_lease_is_opened():
+    it = book()
+    lease = it.open(request(max_tokens=9), "c")
+    assert isinstance(lease, Lease)
+    assert len(lease.terms.pages) == 3  # rounded up
+    assert it.free_tokens == 20
+    assert it.find(request().session) is lease
+    assert (lease.owner, lease.terms.width) == ("c", 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"namespace": b"x" * 32}, Reason.WRONG_MODEL),
+        ({"revision": "r2"}, Reason.WRONG_MODEL),
+        ({"proof": b"p" * 32}, Reason.FORBIDDEN),
+        ({"start": 1}, Reason.NO_SUCH_BLOCKS),
+        ({"stop": 7}, Reason.NO_SUCH_BLOCKS),
+        ({"max_tokens": 33}, Reason.LIMIT),
+    ],
+)
+def test_what_this_peer_does_not_offer_is_refused(changes, why):
+    it = book()
+    answer = it.open(request(**changes), "c")
+    assert reason(answer) is why
+    assert (answer.session, answer.epoch, answer.retry_s) == (request().session, 1, 0.0)
+    assert it.free_tokens == 32
+
+
+def test_the_proof_is_asked_for_this_client_and_session():
+    asked = []
+    offer = Offer(NS, "r1", 2, 6, 4, 8, 4, lambda *given: asked.append(given) or True)
+    LeaseBook(offer).open(request(proof=b"p" * 32), "c")
+    assert asked == [(b"p" * 32, "c", request().session)]
+
+
+def test_a_secret_is_needed_before_anything_is_told():
+    it = book(proof=b"q" * 32)
+    it.draining = True
+    assert reason(it.open(request(start=0), "c")) is Reason.FORBIDDEN
+    assert reason(it.open(request(proof=b"q" * 32), "c")) is Reason.DRAINING
+
+
+def test_the_whole_kv_can_be_leased_and_then_it_is_busy():
+    it = book()
+    lease = it.open(request(0, max_tokens=32), "a")
+    answer = it.open(request(1, max_tokens=1), "b")
+    assert (reason(answer), answer.retry_s) == (Reason.BUSY, BUSY_RETRY_S)
+    it.detach(lease)
+    assert reason(it.open(request(1, max_tokens=1), "b")) is Reason.BUSY  # something may still run on its pages
+    it.free(lease)
+    assert isinstance(it.open(request(1, max_tokens=1), "b"), Lease)
+
+
+def test_leases_are_bounded_per_client_and_in_all():
+    it = book(limits=Limits(leases=3, leases_per_client=2))
+    for number in range(2):
+        assert isinstance(it.open(request(number, max_tokens=1), "a"), Lease)
+    assert reason(it.open(request(2, max_tokens=1), "a")) is Reason.BUSY
+    assert isinstance(it.open(request(3, max_tokens=1), "b"), Lease)
+    assert reason(it.open(request(4, max_tokens=1), "c")) is Reason.BUSY
+    assert it.clients() == {"a", "b"}
+
+
+@pytest.mark.parametrize("client", ["a", "b"])
+def test_a_session_is_opened_once(client):
+    it = book()
+    lease = it.open(request(), "a")
+    assert reason(it.open(request(), client)) is Reason.FORBIDDEN
+    assert it.find(request().session) is lease
+
+
+def test_another_clients_lease_is_not_found():
+    it = book()
+    it.open(request(), "a")
+    assert it.find(request().session, "b") is None
+    assert it.find(request().session, "a") is not None
+    assert it.find(b"x" * 16) is None
+
+
+def test_a_lost_clients_leases_end_after_the_grace():
+    it = book(limits=Limits(grace_s=5.0))
+    mine, other = it.open(request(0), "a"), it.open(request(1), "b")
+    it.client_lost("a", 100.0)
+    assert it.sweep(104.9) == []
+    assert it.sweep(105.0) == [mine]
+    it.detach(mine)
+    assert it.sweep(1000.0) == []
+    assert it.find(other.session) is other
+
+
+def test_a_client_that_comes_back_keeps_no_lease_of_its_lost_link():
+    """A client takes a hop for lost with its link, and never comes back to that lease: it must not stay for ever."""
+    it = book(limits=Limits(grace_s=5.0))
+    old = it.open(request(0), "a")
+    it.client_lost("a", 100.0)
+    it.client_back("a")
+    new = it.open(request(1), "a")
+    assert it.sweep(106.0) == [old]
+    assert it.find(new.session) is new
+
+
+class Book(RuleBasedStateMachine):
+    """Random opens, ends, losses: pages are free, held by one lease, or detached, and never two of these."""
+
+    def __init__(self):
+        super().__init__()
+        self.book = book(n_pages=12, limits=Limits(leases=5, leases_per_client=3, grace_s=2.0))
+        self.detached: list[Lease] = []
+        self.now = 0.0
+        self.number = 0
+
+    @rule(client=st.sampled_from("abc"), tokens=st.integers(1, 60))
+    def open(self, client, tokens):
+        self.number += 1
+        free, held = self.book.free_tokens, len(self.book.leases)
+        mine = sum(lease.owner == client for lease in self.book.leases.values())
+        answer = self.book.open(replace(OPEN, session=self.number.to_bytes(16, "big"), max_tokens=tokens), client)
+        pages = -(-tokens // 4)
+        if tokens > 48:
+            assert reason(answer) is Reason.LIMIT
+        elif held >= 5 or mine >= 3 or pages * 4 > free:
+            assert reason(answer) is Reason.BUSY
+        else:
+            assert len(answer.terms.pages) == pages
+
+    @precondition(lambda self: self.book.leases)
+    @rule(data=st.data())
+    def end(self, data):
+        self._detach(data.draw(st.sampled_from(sorted(self.book.leases.values(), key=lambda lease: lease.session))))
+
+    @precondition(lambda self: self.detached)
+    @rule()
+    def free(self):
+        self.book.free(self.detached.pop())
+
+    @rule(client=st.sampled_from("abc"))
+    def lose(self, client):
+        self.book.client_lost(client, self.now)
+
+    @rule(passed_s=st.floats(0.0, 3.0))
+    def sweep(self, passed_s):
+        self.now += passed_s
+        for lease in self.book.sweep(self.now):
+            self._detach(lease)
+
+    def _detach(self, lease):
+        self.book.detach(lease)
+        self.detached.append(lease)
+
+    @invariant()
+    def pages_are_conserved(self):
+        self.book.pages.check()
+        held = [page for lease in [*self.book.leases.values(), *self.detached] for page in lease.terms.pages]
+        assert len(held) == len(set(held))
+        assert len(held) + self.book.pages.free == 12
+
+    def teardown(self):
+        for client in "abc":
+            self.book.client_lost(client, self.now)
+        for lease in self.book.sweep(self.now + 2.0):
+            self._detach(lease)
+        assert not self.book.leases
+        while self.detached:
+            self.free()
+        assert self.book.free_tokens == 48
+
+
+TestBook = Book.TestCase
+TestBook.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

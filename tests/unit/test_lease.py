@@ -1,0 +1,300 @@
+"""The lease's table, row by row, and what it keeps: steps, duplicates, gaps, replays, epochs, strangers, limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from shoal.peer.errors import Reason
+from shoal.peer.kept import ALWAYS_KEPT
+from shoal.peer.lease import REPLAY_ROWS, Lease, Run, Send, Terms
+from shoal.peer.wire import Hidden, Open, Opened, Receipt, Refused, Reroute, Want
+
+S = b"s" * 16
+WIDTH = 2
+OPEN = Open(
+    session=S, epoch=1, namespace=b"n" * 32, revision="r", start=0, stop=2, max_tokens=600, next_step=0,
+    dtype="float32", prev="before", next="after", next_addrs=("/a",), final=False, forward_replay=False, proof=b"",
+)  # fmt: skip
+
+
+def lease(kept_bytes: int = 1 << 20, **changes) -> Lease:
+    return Lease(replace(OPEN, **changes), Terms("client", (0, 1), WIDTH, kept_bytes))
+
+
+def payload(position: int, count: int, salt: int = 0) -> bytes:
+    return b"".join(bytes([salt, (position + i) >> 8, (position + i) & 255, 0] * WIDTH) for i in range(count))
+
+
+def hidden(step: int, position: int, count: int = 1, **changes) -> Hidden:
+    fields = {"epoch": 1, "want": Want.LAST, "replay": False, "rows": count, "width": WIDTH, "dtype": "float32"}
+    fields |= changes
+    fields.setdefault("payload", bytes(fields["rows"] * fields["width"] * 4))
+    return Hidden(session=S, step=step, position=position, count=count, **fields)
+
+
+def finish(it: Lease, run: Run, salt: int = 0):
+    """The span ran: rows that name their positions."""
+    first = run.hidden.position + run.hidden.count - run.keep_rows
+    return it.finish(run.hidden, payload(first, run.keep_rows, salt), run.keep_rows, (0.25, 0.5))
+
+
+def step(it: Lease, number: int, position: int, count: int = 1, salt: int = 0, **changes):
+    (run,) = it.accept(hidden(number, position, count, **changes), "before")
+    return finish(it, run, salt)
+
+
+def refused(actions) -> Reason:
+    """The only action is a refusal to the owner; its reason."""
+    (action,) = actions
+    assert isinstance(action, Send)
+    assert isinstance(action.message, Refused)
+    assert action.to == "client"
+    return action.message.reason
+
+
+def pushed(actions) -> list[tuple[str, Hidden]]:
+    return [(a.to, a.message) for a in actions if isinstance(a, Send) and isinstance(a.message, Hidden)]
+
+
+def test_the_next_step_runs_and_goes_on_with_a_receipt():
+    it = lease()
+    (run,) = it.accept(hidden(0, 0, 3), "before")
+    assert run == Run(hidden(0, 0, 3), keep_rows=3)
+    (to, message), (receipt_to, receipt) = ((a.to, a.message) for a in finish(it, run))
+    assert (to, message.step, message.position, message.count, message.replay) == ("after", 0, 0, 3, False)
+    assert message.payload == payload(0, 3)
+    assert (receipt_to, receipt) == (
+        "client", Receipt(session=S, epoch=1, step=0, queue_s=0.25, compute_s=0.5),
+    )  # fmt: skip
+
+
+def test_steps_may_queue_before_the_first_has_run():
+    it = lease()
+    runs = [it.accept(hidden(n, n), "before")[0] for n in range(5)]
+    assert [run.hidden.step for run in runs] == list(range(5))
+    assert [pushed(finish(it, run))[0][1].step for run in runs] == list(range(5))
+
+
+def test_a_duplicate_is_answered_again_and_runs_nothing():
+    it = lease()
+    first = step(it, 0, 0, 3)
+    step(it, 1, 3)
+    again = it.accept(hidden(0, 0, 3), "before")
+    assert not any(isinstance(action, Run) for action in again)
+    assert pushed(again) == pushed(first)
+    assert [type(a.message) for a in again] == [Hidden, Receipt]
+
+
+def test_a_duplicate_of_a_running_step_waits_for_it():
+    it = lease()
+    (run,) = it.accept(hidden(0, 0), "before")
+    assert it.accept(hidden(0, 0), "before") == []
+    assert len(pushed(finish(it, run))) == 1
+
+
+@pytest.mark.parametrize(("number", "position"), [(2, 1), (5, 5), (1, 2)])
+def test_a_gap_is_refused_and_changes_nothing(number, position):
+    it = lease()
+    step(it, 0, 0)
+    assert refused(it.accept(hidden(number, position), "before")) is Reason.GAP
+    assert len(step(it, 1, 1)) == 2
+
+
+def test_a_step_before_the_end_rewinds():
+    it = lease()
+    step(it, 0, 0, 4)
+    step(it, 1, 4)
+    step(it, 2, 2, 1, salt=9)
+    assert it.position == 3
+    sends = pushed(it.reroute(reroute(2, replay_to=3)))
+    assert b"".join(message.payload for _, message in sends) == payload(0, 2) + payload(2, 1, 9)
+    assert refused(it.accept(hidden(3, 4, epoch=2), "before")) is Reason.GAP
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_another_epoch_is_ignored(epoch):
+    it = lease()
+    step(it, 0, 0)
+    for number in (0, 1, 2):
+        for replay in (False, True):
+            assert it.accept(hidden(number, number, epoch=epoch, replay=replay), "before") == []
+    assert it.position == 1
+
+
+def test_a_strangers_states_are_ignored():
+    it = lease()
+    for sender in ("stranger", "after", ""):
+        for replay in (False, True):
+            assert it.accept(hidden(0, 0, replay=replay), sender) == []
+    assert it.position == 0
+    assert it.accept(hidden(0, 0), "client")
+
+
+def test_the_first_hop_takes_from_the_client_alone():
+    it = lease(prev="")
+    assert it.accept(hidden(0, 0), "before") == []
+    assert it.accept(hidden(0, 0), "client")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        hidden(0, 599, 2),
+        hidden(0, 0, 2, rows=1),
+        hidden(0, 0, width=3),
+        hidden(0, 0, dtype="float16", payload=bytes(4)),
+        hidden(0, 600, replay=True),
+    ],
+)
+def test_states_out_of_bounds_are_refused(wrong):
+    it = lease()
+    assert refused(it.accept(wrong, "before")) is Reason.LIMIT
+    assert it.position == 0
+
+
+def test_the_last_position_is_within_bounds():
+    it = lease()
+    step(it, 0, 0, 599)
+    assert len(step(it, 1, 599)) == 2
+
+
+# -- replay ------------------------------------------------------------------------------------------------------------
+
+
+def test_replayed_states_refill_without_an_answer():
+    it = lease(next_step=7)
+    (run,) = it.accept(hidden(0, 0, 5, replay=True), "before")
+    assert run.keep_rows == 5  # its own successor may be lost one day
+    assert finish(it, run) == []
+    assert it.position == 5
+    assert len(step(it, 7, 5)) == 2
+    assert pushed(it.reroute(reroute(2, replay_to=6)))[0][1].payload == payload(0, 6)
+
+
+def test_replayed_states_are_passed_on_where_the_next_hop_is_new():
+    it = lease(forward_replay=True, next_step=3)
+    (run,) = it.accept(hidden(0, 0, 5, replay=True), "before")
+    ((to, message),) = pushed(finish(it, run))
+    assert (to, message.replay, message.position, message.count) == ("after", True, 0, 5)
+    assert message.payload == payload(0, 5)
+
+
+def test_replayed_states_that_are_there_already_are_ignored():
+    it = lease()
+    step(it, 0, 0, 5)
+    assert it.accept(hidden(0, 0, 5, replay=True), "before") == []
+    assert it.accept(hidden(0, 3, 1, replay=True), "before") == []
+
+
+@pytest.mark.parametrize(("position", "count"), [(6, 1), (3, 4)])
+def test_a_replay_that_does_not_begin_at_the_end_is_refused(position, count):
+    it = lease()
+    step(it, 0, 0, 5)
+    assert refused(it.accept(hidden(0, position, count, replay=True), "before")) is Reason.GAP
+
+
+def test_a_step_that_was_only_replayed_cannot_be_answered_again():
+    it = lease(next_step=3)
+    finish(it, it.accept(hidden(0, 0, 5, replay=True), "before")[0])
+    assert refused(it.accept(hidden(2, 4), "before")) is Reason.NO_REPLAY
+
+
+# -- the last hop ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("want", "rows"), [(Want.NONE, 0), (Want.LAST, 1), (Want.ALL, 4)])
+def test_the_last_hop_cuts_its_output_to_what_the_client_wants(want, rows):
+    it = lease(final=True, next="")
+    (run,) = it.accept(hidden(0, 0, 4, want=want), "before")
+    assert run.keep_rows == rows
+    actions = finish(it, run)
+    assert [(to, m.rows, m.payload) for to, m in pushed(actions)] == (
+        [("client", rows, payload(4 - rows, rows))] if rows else []
+    )
+    again = it.accept(hidden(0, 0, 4, want=want), "before")
+    assert pushed(again) == pushed(actions)
+    assert isinstance(again[-1].message, Receipt)
+
+
+def test_hops_before_the_last_pass_everything_on():
+    for want in Want:
+        ((_, message),) = pushed(step(lease(), 0, 0, 4, want=want))
+        assert (message.rows, message.want) == (4, want)
+
+
+def test_the_last_hop_keeps_nothing_of_a_replay():
+    (run,) = lease(final=True, next="").accept(hidden(0, 0, 4, replay=True), "before")
+    assert run.keep_rows == 0
+
+
+# -- reroute -----------------------------------------------------------------------------------------------------------
+
+
+def reroute(epoch: int, replay_to: int = 0, prev: str = "before", next: str = "new") -> Reroute:  # noqa: A002
+    return Reroute(session=S, epoch=epoch, prev=prev, next=next, next_addrs=("/n",), replay_to=replay_to)
+
+
+def test_a_reroute_refills_the_new_hop_before_it_confirms():
+    it = lease()
+    step(it, 0, 0, 300)
+    step(it, 1, 300, 299)
+    step(it, 2, 599)
+    actions = it.reroute(reroute(2, replay_to=600))
+    assert actions[-1] == Send("client", Opened(session=S, epoch=2))
+    sends = pushed(actions)
+    assert [(to, m.replay, m.epoch) for to, m in sends] == [("new", True, 2)] * len(sends)
+    assert b"".join(m.payload for _, m in sends) == payload(0, 600)
+    assert all(m.count <= REPLAY_ROWS for _, m in sends)
+    assert it.next_addrs == ("/n",)
+
+
+def test_a_survivor_behind_the_new_hop_answers_duplicates_to_its_next():
+    it = lease()
+    first = step(it, 0, 0, 3)
+    assert it.reroute(reroute(2, prev="new before", next="after")) == [Send("client", Opened(session=S, epoch=2))]
+    assert it.accept(hidden(0, 0, 3, epoch=2), "before") == []
+    ((to, message),) = pushed(it.accept(hidden(0, 0, 3, epoch=2), "new before"))
+    assert (to, message.payload, message.epoch) == ("after", pushed(first)[0][1].payload, 2)
+
+
+def test_a_step_that_runs_during_a_reroute_goes_to_the_new_hop():
+    it = lease()
+    step(it, 0, 0)
+    (run,) = it.accept(hidden(1, 1), "before")
+    it.reroute(reroute(2, replay_to=1))
+    ((to, message),) = pushed(finish(it, run))
+    assert (to, message.epoch, message.step) == ("new", 2, 1)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_old_reroute_is_ignored(epoch):
+    it = lease()
+    assert it.reroute(reroute(epoch)) == []
+    assert (it.epoch, it.next) == (1, "after")
+
+
+def test_a_reroute_to_the_client_itself():
+    it = lease()
+    it.reroute(reroute(2, prev="", next=""))
+    assert (it.prev, it.next) == ("client", "client")
+
+
+def test_what_was_not_run_cannot_be_replayed():
+    it = lease()
+    step(it, 0, 0, 2)
+    it.accept(hidden(1, 2), "before")
+    assert refused(it.reroute(reroute(2, replay_to=3))) is Reason.NO_REPLAY
+
+
+def test_what_the_budget_took_cannot_be_replayed():
+    it = lease(kept_bytes=8)
+    for number in range(ALWAYS_KEPT + 1):
+        step(it, number, number)
+    assert refused(it.reroute(reroute(2, replay_to=ALWAYS_KEPT))) is Reason.NO_REPLAY
+    assert refused(it.accept(hidden(0, 0, epoch=2), "before")) is Reason.NO_REPLAY
+    assert pushed(it.accept(hidden(1, 1, epoch=2), "before"))[0][1].payload == payload(1, 1)
+
+
+def test_a_refusals_text_fits_the_wire():
+    assert refused(lease().refuse(Reason.FAULT, "x" * 2000)) is Reason.FAULT
