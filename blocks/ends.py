@@ -12,7 +12,8 @@ from shoal.blocks.packed import PackedLinear, can_pack
 from shoal.blocks.parts import library
 from shoal.blocks.spec import HasConfig, ModelSpec, spec_of
 from torch import nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
+from torch.nn.functional import linear as project
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -70,7 +71,7 @@ class Ends:
         if self._scale is not None:
             hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype, device=device)
         if self._weights.project_in is not None:
-            hidden = linear(hidden, self._weights.project_in)
+            hidden = project(hidden, self._weights.project_in)
         if self._weights.positions is not None:
             hidden = hidden + self._learned(positions.to(device))
         return hidden if self._first_norm is None else self._norm(self._first_norm, hidden)
@@ -83,7 +84,7 @@ class Ends:
         if self._final_norm is not None:
             hidden = self._norm(self._final_norm, hidden)
         if weights.project_out is not None:
-            hidden = linear(hidden, weights.project_out)
+            hidden = project(hidden, weights.project_out)
         logits: torch.Tensor = weights.head(hidden)
         if self._divisor is not None:
             logits = logits / self._divisor
@@ -119,10 +120,10 @@ def load_ends(checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype | 
     kind = dtype or spec.dtype
     stored = checkpoint.read(family.end_tensors(names))
     tensors = {name.removeprefix(prefix): held.to(device, kind) for name, held in stored.items()}
-    table = _need(tensors, f"{family.embedding}.weight")
+    table, head = _table_and_head(spec, tensors)
     weights = _Weights(
         embedding=table,
-        head=_head(spec, tensors, table),
+        head=_linear(head, tied=head is table),
         positions=_need(tensors, f"{family.positions}.weight") if family.positions else None,
         project_in=tensors.get(f"{family.project_in}.weight"),
         project_out=tensors.get(f"{family.project_out}.weight"),
@@ -152,25 +153,33 @@ def _need(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         raise CheckpointError(f"The checkpoint lacks {name}: it is not complete.") from None
 
 
-def _head(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], table: torch.Tensor) -> nn.Module:
-    weight = table
+def _table_and_head(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedding and head as transformers ties them: where a checkpoint holds both, they are not tied, whatever its
+    config says; where it holds one and the config ties them, that one is both."""
+    name = f"{spec.family.embedding}.weight"
+    head = next((tensors[held] for held in spec.family.heads if held in tensors), None)
     if not spec.config.tie_word_embeddings:
-        weight = next((tensors[name] for name in spec.family.heads if name in tensors), table)
+        return _need(tensors, name), _need(tensors, spec.family.heads[0]) if head is None else head
+    table = _need(tensors, name) if head is None else tensors.get(name, head)
+    return table, table if head is None or torch.equal(head, table) else head
+
+
+def _linear(weight: torch.Tensor, *, tied: bool) -> nn.Module:
     with torch.device("meta"):
-        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    head.weight = nn.Parameter(weight, requires_grad=False)
-    tied_and_large = weight is table and weight.nbytes > _PACKED_TIED_BYTES
-    if weight.device.type != "cpu" or tied_and_large or not can_pack(weight.dtype):
-        return head
-    return PackedLinear(head)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if weight.device.type != "cpu" or not can_pack(weight.dtype) or (tied and weight.nbytes > _PACKED_TIED_BYTES):
+        return linear
+    return PackedLinear(linear)
 
 
 def _load_norm(spec: ModelSpec, path: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     family = spec.family
     modeling = library(family)
-    kind = getattr(modeling, family.norm) if family.norm else nn.LayerNorm
+    kind: Any = getattr(modeling, family.norm) if family.norm else nn.LayerNorm
     eps = (getattr(spec.config, family.norm_eps),) if family.norm_eps else ()
-    norm: nn.Module = kind(spec.hidden_size, *eps)
+    plain = not getattr(spec.config, "layer_norm_elementwise_affine", True)  # OPT's may have no weights
+    norm: nn.Module = kind(spec.hidden_size, *eps, **({"elementwise_affine": False} if plain else {}))
     for part, _ in list(norm.named_parameters()):
         norm.register_parameter(part, nn.Parameter(_need(tensors, f"{path}.{part}"), requires_grad=False))
     return norm

@@ -31,6 +31,8 @@ class Family:
     `cache_argument`: the block's keyword for its cache. `attention`: "interface" if the block calls transformers'
     attention interface, "own" if it computes attention by itself. `alibi`: the module's function that builds ALiBi
     biases (Press et al., 2021, arXiv:2108.12409); `alibi_in_mask`: the block wants them, scaled, inside the mask.
+    `fused`: parameters that stack what checkpoints hold per expert; `renamed`: old names inside a block, with the new.
+    `config_key`: where the text model's config lies inside the checkpoint's, if the checkpoint has more than text.
     `embed_scale`, `logits_divisor`, `logits_softcap`, `norm_eps`: names of the config's entries that hold the figure.
     """
 
@@ -62,6 +64,7 @@ class Family:
     logits_softcap: str | None = None
     fused: tuple[Fused, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    config_key: str | None = None
 
     def prefix(self, names: Iterable[str]) -> str:
         """What stands before the body's tensor names in a checkpoint that holds `names`."""
@@ -160,9 +163,20 @@ _LIST = (
     _like_llama("Qwen3-MoE", "qwen3_moe", "Qwen3Moe", fused=_QWEN_EXPERTS),
     _like_llama("Gemma 2", "gemma2", "Gemma2", **_GEMMA),
     _like_llama("Gemma 3", "gemma3_text", "Gemma3", module="gemma3", rotary_per_layer_type=True, **_GEMMA),
+    _like_llama(
+        "Gemma 3",
+        "gemma3",
+        "Gemma3",
+        rotary_per_layer_type=True,
+        prefixes=("language_model.model.", "model.language_model."),
+        heads=("language_model.lm_head.weight", "lm_head.weight"),
+        config_key="text_config",
+        **_GEMMA,
+    ),
     _like_llama("Phi-3", "phi3", "Phi3"),
     _like_llama("OLMo 2", "olmo2", "Olmo2"),
     _like_llama("GLM-4", "glm4", "Glm4"),
+    _like_llama("GLM-4", "glm", "Glm"),
     _like_llama("Granite", "granite", "Granite", embed_scale="embedding_multiplier", logits_divisor="logits_scaling"),
     _like_llama("gpt-oss", "gpt_oss", "GptOss"),
     Family(

@@ -37,8 +37,11 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def pack_(module: nn.Module) -> None:
-    """Replace every plain `nn.Linear` under `module`, on the CPU and of a dtype that can be packed, in place."""
+    """Replace every `nn.Linear` under `module`, on the CPU and of a dtype that can be packed, in place.
+
+    Falcon's own subclass as well: it differs only in rounding before it adds the bias.
+    """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.device.type == "cpu" and can_pack(child.weight.dtype):
+            if isinstance(child, nn.Linear) and child.weight.device.type == "cpu" and can_pack(child.weight.dtype):
                 setattr(parent, name, PackedLinear(child))

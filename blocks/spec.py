@@ -66,7 +66,8 @@ def spec_of(checkpoint: HasConfig) -> ModelSpec:
 
 
 def _library_config(family: Family, stored: dict[str, Any]) -> Any:
-    values = {key: value for key, value in stored.items() if key not in ("auto_map", "quantization_config")}
+    text = stored.get(family.config_key, {}) if family.config_key else stored
+    values = {key: value for key, value in text.items() if key not in ("auto_map", "quantization_config")}
     method = (stored.get("quantization_config") or {}).get("quant_method")
     if method not in (None, "mxfp4"):
         raise CheckpointError(
@@ -74,7 +75,7 @@ def _library_config(family: Family, stored: dict[str, Any]) -> Any:
             "checkpoint, and let the peer quantize it."
         )
     try:
-        return type(AutoConfig.for_model(family.model_type)).from_dict(values)
+        return type(AutoConfig.for_model(values.get("model_type"))).from_dict(values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"config.json of this {family.name} model cannot be read: {error}.") from error
 

@@ -177,19 +177,22 @@ class Session:
         """Hops that were silent past the deadline are lost."""
         if self._deadline is None or now < self._deadline or self.state in (State.CLOSED, State.PLANNING):
             return []
-        late = next((hop for hop in self._hops if self._owes(hop)), None)
-        if late is None:
-            return []
+        late = self._late()
         peer_id = late.hop.peer_id
         return self._lose([late], HopTimedOut(peer_id, f"{peer_id} did not answer in time"))
 
-    def _owes(self, hop: _Hop) -> bool:
-        """Whether a hop has not confirmed the epoch, or has not run the oldest step in flight."""
-        return not hop.ready or hop.seen < self._first_in_flight()
+    def _late(self) -> _Hop:
+        """Who is waited for: a hop that was asked and has not confirmed the epoch, or else the first that has not run
+        the oldest step in flight. The last hop, if all say that they did: its answer is missing."""
+        waiting = [hop for hop in self._hops if hop.fresh and not hop.ready] or [h for h in self._hops if not h.ready]
+        silent = (hop for hop in self._hops if hop.seen < self._first_in_flight())
+        return waiting[0] if waiting else next(silent, self._hops[-1])
 
     # -- opening and repair ---------------------------------------------------------------------------------------
 
     def _on_opened(self, index: int, now: float) -> list[Action]:
+        if self.state not in (State.OPENING, State.REPAIRING):
+            return []
         self._hops[index].ready = True
         if any(hop.fresh and not hop.ready for hop in self._hops):
             return []
@@ -230,7 +233,8 @@ class Session:
         self._failed.update(hop.hop.peer_id for hop in hops)
         gone = [hop for hop in self._hops if hop in hops or hop.fresh]
         spans = [(hop.hop.start, hop.hop.stop) for hop in gone] + ([self._lost] if self.state is State.PLANNING else [])
-        dead = frozenset(hop.hop.peer_id for hop in hops)
+        # A hop that refused or was silent may hold its lease still; one whose link is gone is not to be called again.
+        dead = frozenset(hop.hop.peer_id for hop in hops if isinstance(error, HopClosed))
         return [Blame(error), *self._replan(min(s for s, _ in spans), max(s for _, s in spans), dead)]
 
     def _replan(self, start: int, stop: int, dead: frozenset[str] = frozenset()) -> list[Action]:
@@ -280,14 +284,23 @@ class Session:
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def _on_hidden(self, index: int, message: Hidden, now: float) -> list[Action]:
-        if index != len(self._hops) - 1:
+        # While a repair is under way answers wait: new hops were told the first open step, and it comes again anyway.
+        step = self._in_flight.get(message.step)
+        if index != len(self._hops) - 1 or step is None or self.state is not State.STREAMING:
             return []
-        return self._answered(message.step, message.rows, message.payload, now)
+        rows = {Want.NONE: 0, Want.LAST: 1, Want.ALL: step.count}[step.want]
+        if (message.rows, message.width, message.dtype) == (rows, self.terms.width, self.terms.dtype):
+            return self._answered(message.step, message.rows, message.payload, now)
+        hop = self._hops[index]
+        text = f"{hop.hop.peer_id} answered in another shape than it was asked for"
+        return self._lose([hop], HopRefused(hop.hop.peer_id, Reason.BAD_OUTPUT, text))
 
     def _on_receipt(self, index: int, message: Receipt, now: float) -> list[Action]:
         self._hops[index].seen = max(self._hops[index].seen, message.step)
         self.stats.hops.setdefault(self._hops[index].hop.peer_id, HopTimes()).add(message.queue_s, message.compute_s)
-        if self._deadline is not None and self.state is State.STREAMING:
+        if self.state is not State.STREAMING:
+            return []
+        if self._deadline is not None:
             self._deadline = now + self.terms.step_timeout_s
         step = self._in_flight.get(message.step)
         if index == len(self._hops) - 1 and step is not None and step.want is Want.NONE:

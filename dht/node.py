@@ -11,13 +11,13 @@ import logging
 import os
 import random
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from shoal.dht.background import background
 from shoal.dht.clock import SwarmClock
-from shoal.dht.errors import JoinError
-from shoal.dht.foreign import DHTID, PeerID
+from shoal.dht.errors import HostError, JoinError
+from shoal.dht.foreign import DHTID, P2PDaemonError, PeerID
 from shoal.dht.host import dial_all
 from shoal.dht.keys import KEY_BYTES
 from shoal.dht.protocol import BUCKET_SIZE, REPLICAS, Found, ShoalDHT
@@ -132,9 +132,12 @@ class Node:
 
 @asynccontextmanager
 async def open_node(host: Host, bootstrap: Sequence[str] = ()) -> AsyncIterator[Node]:
-    """Join the directory through the bootstrap multiaddrs, or start one if there are none. Raises JoinError."""
+    """Join the directory through the bootstrap multiaddrs, or start one if there are none. JoinError, HostError."""
     clock = SwarmClock(time.time(), time.monotonic())
-    protocol = await ShoalDHT.open(host, clock)
+    try:
+        protocol = await ShoalDHT.open(host, clock)
+    except (P2PDaemonError, OSError) as error:
+        raise HostError("The libp2p daemon takes no directory: it has died, or already serves one.") from error
     node = Node(host, protocol, bootstrap)
     try:
         await node.join()
@@ -142,5 +145,6 @@ async def open_node(host: Host, bootstrap: Sequence[str] = ()) -> AsyncIterator[
             yield node
     finally:
         if not host.died.is_set():
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await protocol.shutdown()
+            with suppress(TimeoutError, P2PDaemonError, OSError):  # it may die while we leave
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await protocol.shutdown()

@@ -46,7 +46,8 @@ class Limits:
 
 
 class LeaseBook:
-    """All leases by session. A lost client's leases live on for `limits.grace_s`, then `sweep` ends them."""
+    """All leases by session. A client takes a hop for lost with its link, so the leases of a lost link are not used
+    again, even if the client comes back: they live on for `limits.grace_s`, then `sweep` ends them."""
 
     def __init__(self, offer: Offer, limits: Limits = Limits()) -> None:
         self.offer = offer
@@ -54,7 +55,7 @@ class LeaseBook:
         self.draining = False
         self.pages = PageAllocator(offer.n_pages)
         self.leases: dict[bytes, Lease] = {}
-        self._orphans: dict[str, float] = {}  # client -> when its leases end
+        self._orphans: dict[bytes, float] = {}  # session -> when its lease ends
 
     @property
     def free_tokens(self) -> int:
@@ -69,7 +70,6 @@ class LeaseBook:
         """A new lease, or why not."""
         if (refused := self._check(request, client)) is not None:
             return refused
-        self._orphans.pop(client, None)
         pages = self.pages.allocate(-(-request.max_tokens // self.offer.page_tokens))
         if pages is None:
             text = f"{self.free_tokens} of {request.max_tokens} tokens are free"
@@ -86,26 +86,21 @@ class LeaseBook:
     def detach(self, lease: Lease) -> None:
         """End a lease; its pages stay set aside until `free` says that nothing runs on them any more."""
         del self.leases[lease.session]
+        self._orphans.pop(lease.session, None)
 
     def free(self, lease: Lease) -> None:
         """Give the pages of a detached lease back."""
         self.pages.release(lease.terms.pages)
 
     def client_lost(self, client: str, now: float) -> None:
-        """The client's link is gone: its leases end after the grace unless it comes back."""
-        if any(lease.owner == client for lease in self.leases.values()):
-            self._orphans[client] = now + self.limits.grace_s
-
-    def client_back(self, client: str) -> None:
-        """The client has a link again."""
-        self._orphans.pop(client, None)
+        """The client's link is gone, or a new one takes its place: the leases that it has now end after the grace."""
+        for lease in self.leases.values():
+            if lease.owner == client:
+                self._orphans.setdefault(lease.session, now + self.limits.grace_s)
 
     def sweep(self, now: float) -> list[Lease]:
-        """Leases whose client stayed away for too long."""
-        gone = {client for client, end in self._orphans.items() if end <= now}
-        for client in gone:
-            del self._orphans[client]
-        return [lease for lease in self.leases.values() if lease.owner in gone]
+        """Leases whose link was lost the grace ago."""
+        return [self.leases[session] for session, end in self._orphans.items() if end <= now]
 
     def _check(self, request: Open, client: str) -> Refused | None:
         offer = self.offer

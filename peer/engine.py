@@ -172,7 +172,16 @@ def _split(result: torch.Tensor, pieces: list[Piece]) -> list[Output]:
     outputs, end = [], 0
     for piece in pieces:
         end += piece.count
-        rows = host[end - piece.keep_rows : end].to(getattr(torch, piece.dtype)).contiguous()
         good = finite or bool(torch.isfinite(host[end - piece.count : end]).all())
-        outputs.append(Output(rows.view(torch.uint8).numpy().data.cast("B"), good))
+        outputs.append(Output(_to_bytes(host[end - piece.keep_rows : end], piece.dtype, len(pieces) > 1), good))
     return outputs
+
+
+def _to_bytes(rows: torch.Tensor, dtype: str, shared: bool) -> Buffer:
+    """The rows' memory in `dtype`. `shared`: copy them, so that keeping one lease's rows does not keep all."""
+    import torch
+
+    if not rows.shape[0]:
+        return b""
+    own = rows.to(getattr(torch, dtype), copy=shared).contiguous()
+    return own.view(torch.uint8).numpy().data.cast("B")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import MISSING, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,11 +15,11 @@ class WireError(ValueError):
     """A field is out of bounds; mapped to a local or a remote protocol error at the border."""
 
 
-def integer(limit: int, **options: int) -> Any:
+def integer(limit: int, default: Any = MISSING) -> Any:
     def check(value: object) -> bool:
         return type(value) is int and 0 <= value < limit
 
-    return field(metadata={"check": check}, **options)
+    return field(default=default, metadata={"check": check})
 
 
 def _is_text(value: object, limit: int) -> bool:

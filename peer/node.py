@@ -107,7 +107,7 @@ class Node:
         """One incoming link, from a client or from a previous hop."""
         channel = Channel(stream, self.config.agent, self.config.patience)
         self._clients[channel.remote] = channel
-        self.book.client_back(channel.remote)
+        self.book.client_lost(channel.remote, self._now())  # whatever it held was opened over an earlier link
         try:
             await channel.run(self._on_message)
         finally:

@@ -70,15 +70,15 @@ class Transport(Protocol):
 
 
 class SocketStream(asyncio.Protocol):
-    """A `Stream` over an asyncio writer's transport, whose protocol it takes over. received: bytes read already."""
+    """A `Stream` that takes over an asyncio writer's transport. received: bytes read already; paused: reading is."""
 
-    def __init__(self, remote: str, writer: asyncio.StreamWriter, received: bytes) -> None:
+    def __init__(self, remote: str, writer: asyncio.StreamWriter, received: bytes, paused: bool) -> None:
         self.remote = remote
         self._writer = writer  # kept, because a writer that is collected closes its transport
         self._transport = transport = cast("asyncio.Transport", writer.transport)
         self._chunks: deque[bytes] = deque([received] if received else [])
         self._unread_bytes = len(received)
-        self._reading_paused = False
+        self._reading_paused = paused
         self._ended = transport.is_closing()
         self._reader: asyncio.Future[None] | None = None
         self._drainers: deque[asyncio.Future[None]] = deque()
@@ -247,8 +247,9 @@ class P2PTransport:
 
 def _take_over(peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> SocketStream:
     """Our stream in place of asyncio's pair, with whatever the reader holds already."""
-    received = bytes(reader._buffer)  # type: ignore[attr-defined]  # there is no public way to ask
-    stream = SocketStream(peer_id, writer, received)
+    # There is no public way to ask for these three.
+    received, paused = bytes(reader._buffer), reader._paused  # type: ignore[attr-defined]
+    stream = SocketStream(peer_id, writer, received, paused)
     if reader.at_eof() or reader._eof:  # type: ignore[attr-defined]
         stream.eof_received()
     return stream

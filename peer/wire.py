@@ -259,6 +259,7 @@ def decode(header: Buffer, payload: Buffer) -> Message:
 def _build(kind: type[Message], values: list[Any], payload: Buffer) -> Message:
     try:
         made = [make(value) if make else value for make, value in zip(_MAKERS[kind], values, strict=True)]
-        return Hidden(*made, payload) if kind is Hidden else kind(*made)
+        given = dict(zip(_NAMES[kind], made, strict=True))
+        return kind(**given, payload=payload) if kind is Hidden else kind(**given)
     except (WireError, ValueError, TypeError) as error:
         raise RemoteProtocolError(f"a {kind.__name__} message is malformed: {error}") from error

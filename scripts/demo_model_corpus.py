@@ -1,4 +1,4 @@
-"""Owns what the demo model reads: which files, under which licences, who is held out. Knows nothing of tensors or training.
+"""Owns what the demo model reads: which files, their licences, who is held out. Knows no tensors and no training.
 
 The corpus is the Python source of the running interpreter's standard library and of the installed distributions whose
 metadata names permissive licences only. Tables, generated files and vendored copies are left out, then duplicates, and
@@ -19,12 +19,29 @@ import sysconfig
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 PERMISSIVE = frozenset(
-    "0BSD Apache-2.0 BSD-2-Clause BSD-3-Clause BSL-1.0 CC0-1.0 CNRI-Python ISC LLVM-exception MIT MIT-0 PSF-2.0 Zlib".split()
+    [
+        "0BSD",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "BSL-1.0",
+        "CC0-1.0",
+        "CNRI-Python",
+        "ISC",
+        "LLVM-exception",
+        "MIT",
+        "MIT-0",
+        "PSF-2.0",
+        "Zlib",
+    ]
 )
 PLAIN_LICENCES = (  # what older metadata says in words, and the identifier it stands for
     (r"Apache( Software)?( License)?[ ,]*(Version )?2(\.0)?( License)?|Apache Software License", "Apache-2.0"),
@@ -61,7 +78,7 @@ class Source:
 
     @property
     def split(self) -> str:
-        """"train", "dev" (stops the training) or "test" (is reported), by the hash of the name alone."""
+        """One of "train", "dev" (stops the training) and "test" (is reported), by the hash of the name alone."""
         number = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big")
         if number % HELD_OUT_ONE_IN:
             return "train"
@@ -82,17 +99,21 @@ class Corpus:
     sources: list[Source] = field(default_factory=list)
     packages: list[dict[str, str]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    held_out_known_share: float = 0.0  # of the held-out files' shingles, the share that training files hold too
 
 
 def licence_of(metadata: importlib.metadata.PackageMetadata) -> str | None:
     """The distribution's licence as SPDX identifiers, or None unless every part of it is permissive."""
-    expression = metadata.get("License-Expression")
+    named = (metadata.get_all("License") or [""])[0].strip()
+    expression = next(iter(metadata.get_all("License-Expression") or []), None)
     if expression is None:
-        classifiers = [line.split("::")[-1].strip() for line in metadata.get_all("Classifier") or [] if "License ::" in line]
-        stated = classifiers or [(metadata.get("License") or "").strip()]
+        classifiers = [
+            line.split("::")[-1].strip() for line in metadata.get_all("Classifier") or [] if "License ::" in line
+        ]
+        stated = classifiers or [named]
         found = [_identifier(words) for words in stated if words != "DFSG approved"]
         if not found or None in found:
-            return _spdx(metadata.get("License") or "")
+            return _spdx(named)
         expression = " AND ".join(sorted({name for name in found if name}))
     return _spdx(expression)
 
@@ -199,6 +220,9 @@ def separated(corpus: Corpus, sources: list[Source]) -> list[Source]:
     known = frozenset().union(*(shingles[source.name] for source in train))
     sealed = [source for source in held if _share(shingles[source.name], known) <= MAX_LEAK_SHARE]
     corpus.left_out["held-out file covered by training text"] += len(held) - len(sealed)
+    sealed_shingles = [shingles[source.name] for source in sealed]
+    known_count = sum(len(mine & known) for mine in sealed_shingles)
+    corpus.held_out_known_share = known_count / max(1, sum(map(len, sealed_shingles)))
     return train + sealed
 
 
@@ -250,6 +274,7 @@ def save(corpus: Corpus, path: Path) -> dict[str, object]:
     names = Counter(source.name.split("/")[0] for source in corpus.sources)
     packages = [package | {"files": names[package["name"]]} for package in corpus.packages if names[package["name"]]]
     manifest: dict[str, object] = {"packages": packages, "left_out": dict(corpus.left_out), **sizes}
+    manifest["held_out_known_share"] = round(corpus.held_out_known_share, 4)
     with lzma.open(path, "wt", preset=6, encoding="utf-8") as out:
         out.write(json.dumps(manifest) + "\n")
         out.writelines(json.dumps(asdict(source)) + "\n" for source in corpus.sources)

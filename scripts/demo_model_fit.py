@@ -1,18 +1,21 @@
-"""Owns the training loop: recipe, order of the data, optimizers, averaging, early stop. Knows no files and no tokenizer."""
+"""Owns the training loop: recipe, order of data, optimizers, averaging, early stop. Knows no files, no tokenizer."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from demo_model_measure import bits_of
 from demo_model_net import DemoNet, NetConfig
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 TIMED_STEPS = range(30, 60)  # by then everything is compiled
 PATIENCE = 3
@@ -42,8 +45,13 @@ class Fit:
     dev_bits: float = math.inf
     step: int = 0
     steps_run: int = 0
+    steps_planned: int = 0
     seconds: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def stuck(self) -> bool:
+        """True when three evaluations have passed since the best one."""
+        return sum(step > self.step for step, _ in self.curve) >= PATIENCE
 
 
 def batches(documents: Sequence[np.ndarray], recipe: Recipe, context: int) -> Iterator[Tensor]:
@@ -65,14 +73,14 @@ def optimizers_of(net: DemoNet, recipe: Recipe) -> list[torch.optim.Optimizer]:
     embedding = [net.model.embed_tokens.weight]
     norms = [p for p in net.parameters() if p.ndim == 1]
     fused = next(net.parameters()).is_cuda
-    rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    adamed = [{"params": norms, "weight_decay": 0.0}, {"params": embedding}]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    adamed: list[dict[str, Any]] = [{"params": norms, "weight_decay": 0.0}, {"params": embedding}]
     muons: list[torch.optim.Optimizer] = []
     if recipe.optimizer == "muon":
-        muons = [torch.optim.Muon(matrices, **rates, momentum=0.95, adjust_lr_fn="match_rms_adamw")]
+        muons = [torch.optim.Muon(matrices, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")]
     else:
         adamed.append({"params": matrices})
-    return [torch.optim.AdamW(adamed, **rates, betas=(0.9, 0.95), fused=fused), *muons]
+    return [torch.optim.AdamW(adamed, lr=rate, weight_decay=decay, betas=(0.9, 0.95), fused=fused), *muons]
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -104,7 +112,7 @@ class Training:
                 group["lr"] = self.recipe.learning_rate * rate_at(number, steps)
         with torch.autocast(self.device, torch.bfloat16):
             loss = self.loss(ids.to(self.device, non_blocking=True))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -124,13 +132,19 @@ class Training:
             self.fit.state = {name: value.detach().clone() for name, value in self.averaged.state_dict().items()}
         return bits
 
-    def stuck(self) -> bool:
-        """True when the last three evaluations all were worse than the best."""
-        return len(self.fit.curve) > PATIENCE and all(bits > self.fit.dev_bits for _, bits in self.fit.curve[-PATIENCE:])
+
+def shortened(steps: int, number: int, step_s: float, left_s: float) -> int:
+    """The steps that fit into the time left after step ``number``, 3 % of it kept for evaluations."""
+    return steps if left_s == math.inf else min(steps, number + max(1, int(left_s / step_s * 0.97)))
 
 
 def fit(
-    config: NetConfig, recipe: Recipe, train: Sequence[np.ndarray], dev: Sequence[np.ndarray], dev_bytes: int, device: str
+    config: NetConfig,
+    recipe: Recipe,
+    train: Sequence[np.ndarray],
+    dev: Sequence[np.ndarray],
+    dev_bytes: int,
+    device: str,
 ) -> Fit:
     """Trains until the epochs are done, the time is up (the schedule is shortened to end then) or dev stops falling."""
     run = Training(config, recipe, device)
@@ -138,21 +152,19 @@ def fit(
     steps = max(1, round(per_epoch * recipe.epochs))
     every = max(1, per_epoch // recipe.evals_per_epoch)
     begun = timed_from = time.monotonic()
-    number = 0
-    for ids in batches(train, recipe, config.context):
-        loss = run.step(ids, number, steps)
-        number += 1
+    for number, ids in enumerate(batches(train, recipe, config.context), start=1):
+        loss = run.step(ids, number - 1, steps)
         if number in (TIMED_STEPS.start, TIMED_STEPS.stop):
-            float(loss)  # waits for the device
+            loss.item()  # waits for the device
+            now = time.monotonic()
             if number == TIMED_STEPS.stop:
-                step_s = (time.monotonic() - timed_from) / len(TIMED_STEPS)
-                steps = min(steps, number + int((recipe.limit_s - (time.monotonic() - begun)) / step_s * 0.97)) if recipe.limit_s < math.inf else steps
-                sys.stderr.write(f"{step_s * 1000:.1f} ms a step, {steps} steps of {per_epoch} an epoch\n")
-            timed_from = time.monotonic()
+                steps = shortened(steps, number, (now - timed_from) / len(TIMED_STEPS), recipe.limit_s - (now - begun))
+                sys.stderr.write(f"{steps} steps of {per_epoch} an epoch\n")
+            timed_from = now
         if number % every == 0 or number >= steps:
             bits = run.evaluate(dev, dev_bytes, number)
             sys.stderr.write(f"step {number}/{steps}: train {float(loss):.3f} nats, dev {bits:.4f} bits per byte\n")
-        if number >= steps or run.stuck():
+        if number >= steps or run.fit.stuck():
             break
-    run.fit.steps_run, run.fit.seconds = number, time.monotonic() - begun
+    run.fit.steps_run, run.fit.steps_planned, run.fit.seconds = number, steps, time.monotonic() - begun
     return run.fit

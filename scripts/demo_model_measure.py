@@ -1,4 +1,4 @@
-"""Owns what the model card claims: bits per byte, xz beside it, and the share of sampled functions that parse. Trains nothing."""
+"""Owns the card's figures: bits per byte, xz beside them, share of sampled functions that parse. Trains nothing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import hashlib
 import lzma
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 ROWS_AT_ONCE = 32
 PROMPT_LINES = 40

@@ -1,8 +1,8 @@
-"""Owns the network as it is trained: a Llama decoder with the dropout that transformers' own lacks. Knows no data and no files.
+"""Owns the network as it is trained: a Llama decoder with the dropout that transformers' own lacks. Knows no data.
 
 Parameter names and arithmetic are those of ``transformers.LlamaForCausalLM``, so a trained state loads there as it is
-(`as_llama` checks it). Pre-normalisation with RMSNorm, rotary positions, SwiGLU and grouped-query attention as in Touvron et
-al., "LLaMA" (2023) and Ainslie et al., "GQA" (2023).
+(`as_llama` checks it). Pre-normalisation with RMSNorm, rotary positions, SwiGLU and grouped-query attention as in
+Touvron et al., "LLaMA" (2023) and Ainslie et al., "GQA" (2023).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 @dataclass(frozen=True)
 class NetConfig:
-    """Sizes. ``hidden`` and ``intermediate`` are multiples of 64, so that 4-bit quantization blocks never straddle rows."""
+    """Sizes. ``hidden`` and ``intermediate`` are multiples of 64, so that no 4-bit block straddles two rows."""
 
     vocab: int = 8192
     hidden: int = 384
@@ -84,10 +84,11 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (x.repeat_interleave(self.config.heads // self.config.kv_heads, dim=1) for x in (k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return out
 
     def _heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        return projected.view(*projected.shape[:-1], -1, self.config.head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -101,7 +102,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to the same shape."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Block(nn.Module):
@@ -118,7 +120,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[batch, tokens, hidden] to the same shape."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return out
 
 
 class Body(nn.Module):
@@ -133,6 +136,9 @@ class Body(nn.Module):
 
 class DemoNet(nn.Module):
     """The whole network; the head is the embedding."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: NetConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -192,5 +198,7 @@ def as_llama(config: NetConfig, state: dict[str, Tensor], bos: int, eos: int) ->
     with torch.no_grad():
         difference = float((llama(ids).logits - net(ids)).abs().max())
     if difference > 1e-3:
-        raise ValueError(f"the trained network and LlamaForCausalLM differ by {difference:.2g}; their arithmetic has drifted apart")
+        raise ValueError(
+            f"the trained network and LlamaForCausalLM differ by {difference:.2g}; their arithmetic has drifted apart"
+        )
     return llama

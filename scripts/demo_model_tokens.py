@@ -1,16 +1,19 @@
 """Owns the demo model's tokenizer: byte-level BPE made for Python source. Knows no network and no training.
 
-Runs of newlines and runs of blanks are tokens of their own, so an indentation costs one token, and no token joins a line's end
-to the next line's start: a prompt may stop at any line end and still be cut as the training text was. Byte-level BPE as in
-Radford et al., "Language models are unsupervised multitask learners" (2019), through ``tokenizers``.
+Runs of newlines and runs of blanks are tokens of their own, so an indentation costs one token, and no token joins a
+line's end to the next line's start: a prompt may stop at any line end and still be cut as the training text was.
+Byte-level BPE as in Radford et al., "Language models are unsupervised multitask learners" (2019).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 PIECES = r"\n+| ?[\p{L}_]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}_]+| +|\s"

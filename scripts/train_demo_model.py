@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the demo model, in three steps: `collect` the corpus (any machine), `train` on it (a GPU), `card` to write it up.
+"""Makes the demo model in three steps: `collect` the corpus (anywhere), `train` on it (a GPU), `card` to write it up.
 
     scripts/train_demo_model.py collect --work .carry
     scripts/train_demo_model.py train --work .carry --out blocks/demo_model
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import demo_model_corpus as corpora
-from demo_model_tokens import BOS, EOS, save_tokenizer, train_tokenizer
+from demo_model_tokens import EOS, PAD, save_tokenizer, train_tokenizer
 
 SHARD_BYTES = "12MB"
 SAMPLED_FUNCTIONS = 100
 SAMPLE_TOKENS = 256
 SAMPLE_TEMPERATURE = 0.2
+CARD_TOKENS = 96
 
 
 def collect(args: argparse.Namespace) -> None:
@@ -68,9 +69,12 @@ def train(args: argparse.Namespace) -> None:
     dev_bytes = sum(len(text.encode()) for text in texts["dev"])
     result = fit(config, recipe, train_ids, dev_ids, dev_bytes, args.device)
     if args.trial:
-        print(json.dumps(dataclasses.asdict(recipe) | {"dev_bits_per_byte": result.dev_bits, "steps": result.steps_run}))
+        print(
+            json.dumps(dataclasses.asdict(recipe) | {"dev_bits_per_byte": result.dev_bits, "steps": result.steps_run})
+        )
         return
-    llama = as_llama(config, result.state, tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS))
+    bos, eos = tokenizer.encode("").ids[0], int(tokenizer.token_to_id(EOS) or 0)
+    llama = as_llama(config, result.state, bos, eos)
     save(llama, tokenizer, args.out, config.context)
     per_step = recipe.batch_windows * (config.context + 1)
     account = {
@@ -81,6 +85,7 @@ def train(args: argparse.Namespace) -> None:
         "epochs_seen": round(result.step * per_step / sum(map(len, train_ids)), 2),
         "best_step": result.step,
         "steps_run": result.steps_run,
+        "steps_planned": result.steps_planned,
         "training_s": round(result.seconds, 1),
         "dev_curve": result.curve,
         **measured(args, tokenizer, sources),
@@ -95,7 +100,7 @@ def save(llama: Any, tokenizer: Any, folder: Path, context: int) -> None:
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    llama.generation_config.pad_token_id = tokenizer.token_to_id("<pad>")
+    llama.generation_config.pad_token_id = tokenizer.token_to_id(PAD)
     llama.config.pad_token_id = llama.generation_config.pad_token_id
     llama.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD_BYTES)
     save_tokenizer(tokenizer, folder, context)
@@ -115,7 +120,12 @@ def measured(args: argparse.Namespace, tokenizer: Any, sources: list[corpora.Sou
             size = sum(len(text.encode()) for text in texts)
             if not size:
                 continue
-            bits = bits_of(lambda ids: model(ids).logits, encoded(tokenizer, texts), model.config.max_position_embeddings, args.device)
+            bits = bits_of(
+                lambda ids: model(ids).logits,
+                encoded(tokenizer, texts),
+                model.config.max_position_embeddings,
+                args.device,
+            )
             xz = xz_bits_per_byte(texts)
             figures[scope] = {"files": len(texts), "bytes": size, "bits_per_byte": round(bits / size, 4)}
             figures[scope] |= {f"xz_{name}": round(value, 4) for name, value in xz.items()}
@@ -124,11 +134,13 @@ def measured(args: argparse.Namespace, tokenizer: Any, sources: list[corpora.Sou
 
 
 def parse_share(model: Any, tokenizer: Any, texts: list[str], folder: Path) -> dict[str, Any]:
-    """Share of functions of the test files whose sampled bodies parse; the samples go to ``samples.txt`` beside the folder."""
+    """Share of functions of the test files whose sampled bodies parse; the samples go to a file beside the folder."""
     import torch
     from demo_model_measure import completed, parses, sample, stubs_of
 
-    stubs = sorted((stub for text in texts for stub in stubs_of(text)), key=lambda s: hashlib.sha256(s.prompt.encode()).digest())
+    stubs = sorted(
+        (stub for text in texts for stub in stubs_of(text)), key=lambda s: hashlib.sha256(s.prompt.encode()).digest()
+    )
     stubs = stubs[:SAMPLED_FUNCTIONS]
     torch.manual_seed(0)
     completions: list[str] = []
@@ -136,16 +148,37 @@ def parse_share(model: Any, tokenizer: Any, texts: list[str], folder: Path) -> d
         prompts = [stub.prompt for stub in stubs[first : first + 50]]
         completions += sample(model, tokenizer, prompts, SAMPLE_TOKENS, SAMPLE_TEMPERATURE)
     verdicts = [parses(stub, text) for stub, text in zip(stubs, completions, strict=True)]
-    shown = [f"# parses: {ok}\n{completed(stub, text)}" for ok, stub, text in zip(verdicts, stubs, completions, strict=True)]
+    shown = [
+        f"# parses: {ok}\n{completed(stub, text)}" for ok, stub, text in zip(verdicts, stubs, completions, strict=True)
+    ]
     folder.with_name(folder.name + "-samples.txt").write_text("\n".join(shown))
     return {"sampled_functions": len(stubs), "parse_share": round(sum(verdicts) / max(1, len(stubs)), 4)}
 
 
 def card(args: argparse.Namespace) -> None:
-    """Writes ``README.md`` from ``training.json``."""
-    from demo_model_card import render
+    """Adds greedy completions and the committed sample's figure to ``training.json``; writes ``README.md`` from it."""
+    import torch
+    from demo_model_card import PROMPTS, render
+    from demo_model_measure import bits_of, sample
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     account = json.loads((args.out / "training.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.out)
+    account["greedy"] = {prompt: sample(model, tokenizer, [prompt], CARD_TOKENS, 0.0)[0] for prompt in PROMPTS}
+    texts = [json.loads(line)["text"] for line in args.sample.read_text(encoding="utf-8").splitlines()]
+    ids = encoded(Tokenizer.from_file(str(args.out / "tokenizer.json")), texts)
+    bits = bits_of(lambda batch: model(batch).logits, ids, model.config.max_position_embeddings, "cpu")
+    size = sum(len(text.encode()) for text in texts)
+    account["vocab"], account["shards"] = model.config.vocab_size, len(list(args.out.glob("model-*.safetensors")))
+    account["sample"] = {
+        "file": args.sample.name,
+        "bytes": size,
+        "bits_per_byte": round(bits / size, 4),
+        "tolerance": 0.005,
+    }
+    (args.out / "training.json").write_text(json.dumps(account, indent=1) + "\n")
     (args.out / "README.md").write_text(render(account))
 
 
@@ -160,6 +193,8 @@ def parser() -> argparse.ArgumentParser:
         step.add_argument("--out", type=Path, default=Path("blocks/demo_model"), help="the model's folder")
         if name == "collect":
             step.add_argument("--vocab", type=int, default=8192)
+        if name == "card":
+            step.add_argument("--sample", type=Path, default=Path("tests/data/held_out.jsonl"), help="held-out files")
         if name == "train":
             step.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
             step.add_argument("--sizes", default="{}", help="JSON of NetConfig fields that differ from its defaults")

@@ -46,6 +46,14 @@ class Child:
         words = self.errors[-1] if self.errors else f"exit status {status}, without a word"
         raise CommandError(f"{self.name} ended too early: {words.removeprefix('shoal: ')}")
 
+    def signal(self, number: int) -> None:
+        """Send the child a signal."""
+        self._process.send_signal(number)
+
+    async def status(self) -> int:
+        """The exit status, once it has ended."""
+        return await self._process.wait()
+
     async def listen(self) -> None:
         """Read all that the child says until it ends."""
         await asyncio.gather(self._read_events(), self._read_errors())

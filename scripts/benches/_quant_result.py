@@ -46,7 +46,7 @@ class Result:
         return self.divergences.mean().item()
 
     def further(self, other: Result) -> tuple[float, float]:
-        """How much more it diverges from fp32 than another on the same windows, and twice the standard error of that."""
+        """How much more it diverges from fp32 than another on the same windows, and twice its standard error."""
         return _mean_and_error(self.divergences - other.divergences)
 
     def above(self, other: Result) -> tuple[float, float]:

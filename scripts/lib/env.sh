@@ -46,6 +46,7 @@ _use_given() {
   _new_enough "$SHOAL_PYTHON" || die "SHOAL_PYTHON=$SHOAL_PYTHON is not Python $MIN_PYTHON or newer."
   PYTHON="$("$SHOAL_PYTHON" -c 'import sys; print(sys.executable)')"
   shoal_links "$ROOT/build/path"
+  _metadata "$ROOT/build/path"
   export PYTHONPATH="$ROOT/build/path${PYTHONPATH:+:$PYTHONPATH}"
   local missing
   missing="$("$PYTHON" - <<'PY'
@@ -56,6 +57,19 @@ print(" ".join(name for name in needed if find_spec(name) is None))
 PY
 )" || die "SHOAL_PYTHON=$SHOAL_PYTHON does not run."
   [ -z "$missing" ] || die "SHOAL_PYTHON=$SHOAL_PYTHON lacks: $missing. Install them, or unset SHOAL_PYTHON."
+}
+
+# _metadata PARENT: what an installation would tell about the version and the commands.
+_metadata() {
+  "$PYTHON" - "$ROOT/pyproject.toml" "$1" <<'PY'
+import pathlib, sys, tomllib
+project = tomllib.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
+folder = pathlib.Path(sys.argv[2], "shoal-0.dist-info")
+folder.mkdir(exist_ok=True)
+folder.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: shoal\nVersion: {project['version']}\n")
+commands = project["entry-points"]["shoal.commands"].items()
+folder.joinpath("entry_points.txt").write_text("\n".join(["[shoal.commands]", *(f"{n} = {t}" for n, t in commands)]))
+PY
 }
 
 _find_python() {

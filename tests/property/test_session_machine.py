@@ -71,6 +71,7 @@ class World(RuleBasedStateMachine):
         self.delivered: dict[int, bytes] = {}
         self.held: dict[str, Held] = {}
         self.dead: set[str] = set()
+        self.cut: set[str] = set()  # peers whose link with the client is broken, unknown to the client
         self.links: dict[tuple[str, str], deque] = defaultdict(deque)
         self.plan: Plan | None = None
         self.now, self.epoch, self.troubles, self.gave_up = 0.0, 0, 0, False
@@ -106,21 +107,29 @@ class World(RuleBasedStateMachine):
 
     def post(self, source: str, target: str, message):
         """A message enters a link; the sender learns later that nobody is there."""
-        if target not in self.dead:
+        if source == CLIENT and (target in self.cut or target in self.dead):
+            self.cut_off(target)
+        elif target not in self.dead:
             self.links[source, target].append(message)
-        elif source == CLIENT:
-            self.links[target, CLIENT].append("lost")
         elif source in self.held:
             refusal = self.held[source].lease.refuse(Reason.NEXT_HOP_LOST, f"{target} is gone")
             self.perform(source, self.held[source], refusal)
+
+    def cut_off(self, peer_id: str):
+        """The client's link to a peer breaks: what it sends is lost until it has noticed."""
+        if peer_id not in self.cut:
+            self.cut.add(peer_id)
+            self.links[peer_id, CLIENT].append("lost")
 
     # -- what peers do -------------------------------------------------------------------------------------------------
 
     def arrive(self, source: str, target: str, message):
         if target == CLIENT:
-            lost = message == "lost"
-            answer = self.session.on_closed(source, "gone") if lost else None
-            self.act(answer if lost else self.session.on_message(source, message, self.now))
+            if message == "lost":
+                self.cut.discard(source)
+                self.act(self.session.on_closed(source, "gone"))
+            else:
+                self.act(self.session.on_message(source, message, self.now))
             return
         held = self.held.get(target)
         if isinstance(message, Open):
@@ -215,7 +224,7 @@ class World(RuleBasedStateMachine):
         for pair, queue in self.links.items():
             if pair[1] == peer_id:
                 queue.clear()
-        self.links[peer_id, CLIENT].append("lost")
+        self.cut_off(peer_id)
         if known:
             queue = self.links[peer_id, CLIENT]
             while queue:
@@ -351,4 +360,4 @@ class World(RuleBasedStateMachine):
 
 
 TestSession = World.TestCase
-TestSession.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestSession.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -99,21 +99,21 @@ class Processes:
             env={**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def left(self, patience_s: float = 0.0) -> list[str]:
-        """Command lines of the processes with our mark that still run after `patience_s`."""
+    def left(self, patience_s: float = 0.0) -> dict[int, str]:
+        """Process ids and command lines of those with our mark that still run after `patience_s`."""
         end = time.monotonic() + patience_s
         while (found := marked(self.mark)) and time.monotonic() < end:
             time.sleep(0.1)
         return found
 
 
-def marked(mark: str) -> list[str]:
-    """Command lines of all processes that carry `mark`, whoever their parent is by now."""
-    found = []
+def marked(mark: str) -> dict[int, str]:
+    """Process ids and command lines of all that carry `mark`, whoever their parent is by now."""
+    found = {}
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
+                found[process.pid] = " ".join(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found

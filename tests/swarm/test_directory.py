@@ -1,4 +1,4 @@
-"""The directory on real daemons: honest records are found, hostile ones refused over the real wire, private swarms unseen."""
+"""The directory on real daemons: honest records are found, hostile ones refused on the wire, private swarms unseen."""
 
 import asyncio
 import time
@@ -91,13 +91,12 @@ async def test_watch_sees_changes(swarm):
 async def test_a_restarted_peer_continues_its_sequence(swarm):
     identity = Identity.generate()
     reader = await swarm.add()
-    async with AsyncExitStack() as first:
-        swarm_stack, swarm.stack = swarm.stack, first
-        host = await first.enter_async_context(open_host(HostConfig(identity=identity)))
-        invite = Invite("default", "demo", swarm.host.maddrs)
-        directory = await first.enter_async_context(open_directory(host, identity, invite, ""))
-        await directory.announce(b"before", 60)  # and it dies without a word
-        swarm.stack = swarm_stack
+    invite = Invite("default", "demo", swarm.host.maddrs)
+    async with (
+        open_host(HostConfig(identity=identity)) as host,
+        open_directory(host, identity, invite, "") as directory,
+    ):
+        await directory.announce(b"before", 60)  # and it leaves without a word
     again = await swarm.add(identity)
     await again.announce(b"after", 60)
     assert [record.body for record in await reader.lookup()] == [b"after"]
@@ -320,3 +319,28 @@ async def test_a_taken_port_is_one_sentence(swarm):
     with pytest.raises(HostError, match=f"Port {port} on 127.0.0.1 is taken; .* choose another port"):
         async with open_host(HostConfig(port=port)):
             pytest.fail("two daemons on one port")
+
+
+async def test_a_peer_rejoins_when_its_bootstrap_node_returns():
+    identity = Identity.generate()
+    async with AsyncExitStack() as first:
+        bootstrap = await first.enter_async_context(open_host(HostConfig(identity=identity)))
+        await first.enter_async_context(open_node(bootstrap))
+        maddrs, invite = bootstrap.maddrs, Invite("default", "demo", bootstrap.maddrs)
+        async with open_host(HostConfig()) as host, open_directory(host, host.identity, invite, "") as alice:
+            await first.aclose()
+            await alice.announce(b"to nobody", 60)  # does not fail, and shows that the bootstrap node has gone
+            port = int(maddrs[0].split("/")[4])
+            async with open_host(HostConfig(identity=identity, port=port)) as again, open_node(again) as node:
+                async with asyncio.timeout(15):
+                    while not node.protocol.routing_table.peers():  # noqa: ASYNC110  a table has no event
+                        await asyncio.sleep(0.1)
+                await alice.announce(b"back", 60)
+                assert len(node.protocol.store) == 1
+
+
+async def test_a_second_directory_on_one_host_is_one_sentence(swarm):
+    with pytest.raises(HostError, match="already serves one"):
+        async with open_node(swarm.host):
+            pytest.fail("two nodes on one daemon")
+    assert await (await swarm.add()).lookup() == [], "and the first one goes on"

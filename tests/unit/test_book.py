@@ -130,7 +130,6 @@ def test_a_client_that_comes_back_keeps_no_lease_of_its_lost_link():
     it = book(limits=Limits(grace_s=5.0))
     old = it.open(request(0), "a")
     it.client_lost("a", 100.0)
-    it.client_back("a")
     new = it.open(request(1), "a")
     assert it.sweep(106.0) == [old]
     assert it.find(new.session) is new

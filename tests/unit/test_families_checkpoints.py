@@ -62,6 +62,32 @@ def test_names_without_the_body_s_prefix(variant, prefix, tmp_path) -> None:
     assert (logits(held) - unsplit(model)).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_checkpoint_with_images(prefix, tmp_path) -> None:
+    model, held = save("gemma3", tmp_path)
+    held.tensors = {name.replace("model.", prefix, 1): tensor for name, tensor in held.tensors.items()}
+    held.tensors["vision_tower.layers.0.weight"] = torch.zeros(1)
+    held.config = {"model_type": "gemma3", "text_config": held.config}
+    assert (logits(held) - unsplit(model)).abs().max() <= 1e-4
+    assert "vision_tower.layers.0.weight" not in held.asked
+
+
+def test_a_head_beside_a_tied_embedding_is_the_head(tmp_path) -> None:
+    """The library's rule: where a checkpoint has both and they differ, its config is taken to be wrong."""
+    model, held = save("llama-tied", tmp_path)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape))
+    held.tensors["lm_head.weight"] = model.lm_head.weight.data
+    assert (logits(held) - unsplit(model)).abs().max() <= 1e-4
+
+
+def test_a_missing_head_is_named(tmp_path) -> None:
+    _, held = save("llama", tmp_path)
+    del held.tensors["lm_head.weight"]
+    with pytest.raises(CheckpointError, match=r"lacks lm_head\.weight"):
+        load_ends(held)
+
+
 @pytest.mark.parametrize("variant", ["mixtral", "qwen3-moe"])
 def test_experts_one_by_one_and_stacked(variant, tmp_path) -> None:
     model, held = save(variant, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from shoal.peer.kept import ALWAYS_KEPT, Kept, KeptOutputs
@@ -29,7 +30,7 @@ def filled(*counts: int, budget: int = 1 << 30) -> KeptOutputs:
 
 
 def joined(pieces) -> bytes:
-    return b"".join(payload for _, _, payload in pieces)
+    return b"".join(piece.payload for piece in pieces)
 
 
 def test_steps_are_answered_by_number():
@@ -44,14 +45,21 @@ def test_a_replay_tiles_everything_before_its_stop(stop, max_rows):
     pieces = filled(3, 1, 1, 2).replay(stop, max_rows)
     assert joined(pieces) == rows(0, stop)
     end = 0
-    for position, count, payload in pieces:
-        assert (position, len(payload)) == (end, count * ROW)
-        assert count <= max(max_rows, 3)  # an output is never split, only joined
-        end += count
+    for piece in pieces:
+        assert (piece.step, piece.position, len(piece.payload)) == (-1, end, piece.count * ROW)
+        assert piece.count <= max(max_rows, 3)  # an output is never split, only joined
+        end += piece.count
 
 
 def test_a_replay_past_the_end_is_not_kept():
     assert filled(3, 1).replay(5, 100) is None
+
+
+def test_outputs_of_prompts_of_different_length_are_not_joined():
+    kept = KeptOutputs(1 << 20)
+    for step, length in enumerate([8, 8, 0, 0]):
+        kept.add(replace(output(step, 2 * step, 2), length=length))
+    assert [(piece.count, piece.length) for piece in kept.replay(8, 100)] == [(4, 8), (4, 0)]
 
 
 def test_nothing_to_replay_is_no_failure():

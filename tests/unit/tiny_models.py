@@ -112,6 +112,7 @@ TINY: dict[str, Tiny] = {
     "phi3-longrope": Tiny("Phi3Config", {**_LONGROPE, "sliding_window": None, "original_max_position_embeddings": 16}),
     "olmo2": Tiny("Olmo2Config", {}),
     "glm4": Tiny("Glm4Config", {"head_dim": 16, "attention_bias": True}),
+    "glm": Tiny("GlmConfig", {"head_dim": 16, "attention_bias": True}),
     "granite": Tiny(
         "GraniteConfig",
         {
@@ -147,6 +148,11 @@ TINY: dict[str, Tiny] = {
         ("num_hidden_layers", "num_attention_heads", *_NO_KV),
     ),
     "opt": Tiny("OPTConfig", {"ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}, _NO_KV),
+    "opt-plain": Tiny(
+        "OPTConfig",
+        {"ffn_dim": 96, "word_embed_proj_dim": 64, "enable_bias": False, "layer_norm_elementwise_affine": False},
+        _NO_KV,
+    ),
     "opt-post-norm": Tiny(
         "OPTConfig",
         {"ffn_dim": 96, "word_embed_proj_dim": 32, "do_layer_norm_before": False, "tie_word_embeddings": True},

@@ -1,0 +1,29 @@
+"""A peer process for the tests: echoes every stream, and prints its address and its daemon's process id."""
+
+import asyncio
+import sys
+
+from shoal.dht.host import HostConfig, open_host
+from shoal.peer.transport import P2PTransport
+
+
+async def main() -> None:
+    async with open_host(HostConfig()) as host, asyncio.TaskGroup() as tasks:
+        transport = P2PTransport(host)
+
+        async def echo(stream):
+            while data := await stream.read():
+                stream.write(data)
+                await stream.drain()
+
+        tasks.create_task(transport.serve(echo))
+        await transport.serving.wait()
+        print(host.maddrs[0], host.p2p._child.pid, flush=True)
+
+
+if sys.argv[1:] == ["uvloop"]:
+    import uvloop
+
+    uvloop.run(main())
+else:
+    asyncio.run(main())

@@ -1,0 +1,296 @@
+"""The demo model that ships in the package: its layout, figures and tokenizer, and the rules its training followed."""
+
+import ast
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "blocks" / "demo_model"
+SAMPLE = ROOT / "tests" / "data" / "held_out.jsonl"
+ACCOUNT = json.loads((MODEL / "training.json").read_text())
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import demo_model_corpus as corpora  # noqa: E402
+from demo_model_fit import Fit, Recipe, fit, shortened  # noqa: E402
+from demo_model_measure import Stub, bits_of, completed, parses, stubs_of, windows_of  # noqa: E402
+from demo_model_net import DemoNet, NetConfig, as_llama  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+
+
+def test_shards_are_small_and_more_than_one():
+    shards = sorted(MODEL.glob("*.safetensors"))
+    assert len(shards) >= 2
+    assert all(shard.stat().st_size <= 15_000_000 for shard in shards)
+    index = json.loads((MODEL / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {shard.name for shard in shards}
+    for shard in shards:
+        with safe_open(shard, "pt") as tensors:
+            assert {index["weight_map"][name] for name in tensors.keys()} == {shard.name}  # noqa: SIM118
+
+
+def test_no_span_of_three_blocks_needs_every_shard():
+    weight_map = json.loads((MODEL / "model.safetensors.index.json").read_text())["weight_map"]
+    for start in range(0, 12, 3):
+        prefixes = tuple(f"model.layers.{block}." for block in range(start, start + 3))
+        needed = {shard for name, shard in weight_map.items() if name.startswith(prefixes)}
+        assert len(needed) < len(set(weight_map.values()))
+
+
+def test_architecture_is_a_llama_of_12_blocks_with_grouped_queries(model):
+    config = model.config
+    assert isinstance(config, LlamaConfig)
+    assert config.num_hidden_layers == 12
+    assert config.num_key_value_heads < config.num_attention_heads
+    assert config.hidden_size % 64 == 0
+    assert config.intermediate_size % 64 == 0
+    assert config.max_position_embeddings >= 1024
+    parameters = sum(p.numel() for p in model.parameters())
+    assert 10_000_000 <= parameters <= 25_000_000
+    assert parameters == ACCOUNT["parameters"]
+
+
+def test_held_out_sample_was_not_in_the_training_part(held_out):
+    assert {corpora.Source(**row).split for row in held_out} == {"test"}
+
+
+def test_bits_per_byte_of_the_sample_are_what_the_account_says(model, tokenizer, held_out):
+    bits = 0.0
+    for row in held_out:
+        ids = torch.tensor([[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]])
+        assert ids[0, 0] == tokenizer.bos_token_id
+        assert ids.shape[1] <= model.config.max_position_embeddings
+        with torch.no_grad():
+            bits += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1) / math.log(2)
+    size = sum(len(row["text"].encode()) for row in held_out)
+    stated = ACCOUNT["sample"]
+    assert stated["bytes"] == size
+    assert bits / size == pytest.approx(stated["bits_per_byte"], abs=stated["tolerance"])
+
+
+def test_account_reaches_the_bar():
+    test = ACCOUNT["test"]
+    assert test["bits_per_byte"] <= 0.70
+    assert test["bits_per_byte"] < test["xz_together"] < test["xz_apart"]
+    assert ACCOUNT["corpus"]["held_out_known_share"] < 0.1
+
+
+def test_card_states_the_figures_of_the_account():
+    card = (MODEL / "README.md").read_text()
+    for scope in ("dev", "test", "dev_cpython", "test_cpython"):
+        figures = ACCOUNT[scope]
+        shown = f"**{figures['bits_per_byte']:.3f}** | {figures['xz_together']:.3f} | {figures['xz_apart']:.3f}"
+        assert shown in card
+    assert f"{ACCOUNT['tokens_seen']:,}" in card
+    assert f"in {100 * ACCOUNT['parse_share']:.0f} %" in card
+    for package in ACCOUNT["corpus"]["packages"]:
+        assert f"| {package['name']} | {package['version']} | {package['licence']} |" in card
+    assert str(Path.home()) not in card
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(x):\n    return x\n",
+        "\tif a:\n\t\tb  =  1   # c\n\n\n\n        y\n",
+        "x = 'é ☃ 🐟'\r\n  \n\x0c",
+        " leading and trailing ",
+        "0x1234567890 1_000_000.25e-3",
+        "",
+    ],
+)
+def test_tokenizer_gives_back_every_text(tokenizer, text):
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_tokenizer_gives_back_this_file_and_cuts_at_line_ends(tokenizer):
+    text = Path(__file__).read_text(encoding="utf-8")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    pieces = re.findall(r"\n+|[^\n]+", text)
+    assert [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]] == ids
+
+
+@pytest.mark.parametrize("prompt", ["class Stack:", "def is_prime(n):\n", "import os\n\ndef read_lines(path):"])
+def test_greedy_completion_parses_up_to_its_last_whole_block(model, tokenizer, prompt):
+    ids = tokenizer(prompt, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**ids, max_new_tokens=48, do_sample=False)
+    text = tokenizer.decode(out[0], skip_special_tokens=True)
+    assert text.startswith(prompt)
+    whole = text[: text.rindex("\n") + 1]
+    while whole.count("\n") > prompt.count("\n") + 1 and not _parses(whole):
+        whole = whole[: whole.rindex("\n", 0, -1) + 1]
+    assert _parses(whole)
+    assert len(ast.parse(whole).body[-1].body) >= 1
+    assert len(whole) > len(prompt) + 20
+
+
+def _parses(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+TINY = NetConfig(vocab=64, hidden=64, intermediate=64, blocks=2, heads=2, kv_heads=1, context=16)
+
+
+def test_trained_state_gives_the_same_logits_in_transformers():
+    net = DemoNet(TINY).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ids = torch.randint(64, (2, 16))
+    with torch.no_grad():
+        llama = as_llama(NetConfig(**{**TINY.__dict__, "context": 128}), net.state_dict(), 0, 1)
+        assert torch.allclose(llama(ids).logits, net(ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_learns_and_runs_its_whole_schedule(optimizer):
+    document = np.tile(np.arange(8, dtype=np.uint16), 60)
+    recipe = Recipe(optimizer=optimizer, epochs=3, batch_windows=2, dropout=0.0, learning_rate=1e-2, average=0.5)
+    found = fit(TINY, recipe, [document] * 8, [document], 100, "cpu")
+    assert found.steps_run == found.steps_planned
+    assert [bits for _, bits in found.curve] == sorted((bits for _, bits in found.curve), reverse=True)
+    assert found.dev_bits < 0.5 * len(document) * math.log2(64) / 100
+
+
+def test_early_stop_counts_evaluations_since_the_best():
+    found = Fit(dev_bits=0.65006, step=40, curve=[(10, 0.84), (20, 0.71), (30, 0.67), (40, 0.6501)])
+    assert not found.stuck()  # each was the best of its time
+    found.curve += [(50, 0.66), (60, 0.66)]
+    assert not found.stuck()
+    found.curve += [(70, 0.651)]
+    assert found.stuck()
+
+
+def test_schedule_is_shortened_to_the_time_left():
+    assert shortened(1000, 60, 1.0, math.inf) == 1000
+    assert shortened(1000, 60, 1.0, 100.0) == 157
+    assert shortened(100, 60, 1.0, 1000.0) == 100
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 17, 18, 33, 100])
+def test_each_target_is_scored_once(length):
+    scored = []
+    for start, first in windows_of(length, 16):
+        scored += range(first, min(length, start + 17))
+    assert scored == list(range(1, length))
+
+
+def test_bits_of_a_uniform_guess():
+    documents = [np.arange(40, dtype=np.uint16), np.arange(5, dtype=np.uint16)]
+    assert bits_of(lambda ids: torch.zeros(*ids.shape, 64), documents, 16, "cpu") == pytest.approx(6 * (39 + 4))
+
+
+FUNCTION = '''import os
+
+
+class A:
+    def f(self):
+        """Doc."""
+        a = 1
+        b = 2
+        return a
+
+    x = 1
+'''
+
+
+def test_stub_ends_where_the_body_begins():
+    (stub,) = stubs_of(FUNCTION)
+    assert stub.head == '    def f(self):\n        """Doc."""\n'
+    assert stub.prompt == "import os\n\n\nclass A:\n" + stub.head
+
+
+@pytest.mark.parametrize(
+    ("completion", "accepted"),
+    [
+        ("        return 1\n\n    x = (\n", True),
+        ("        return (1\n        + 2\n", False),
+        ("        return 1\n        y = (", True),
+        ("        if a:\n    x = 1\n", False),
+        ("    x = 1\n", False),
+        ("", False),
+    ],
+)
+def test_only_the_sampled_function_is_judged(completion, accepted):
+    stub = Stub("", "    def f(self):\n", 4)
+    assert parses(stub, completion) is accepted
+    assert completed(stub, completion).startswith(stub.head)
+
+
+def test_held_out_copies_leave_the_training_files():
+    body = [f"value_{i} = compute({i}, {i * i})" for i in range(60)]
+    names = {split: [] for split in ("train", "dev", "test")}
+    for number in range(2000):
+        source = corpora.Source(f"pkg/{number}.py", "")
+        names[source.split].append(source.name)
+    held = corpora.Source(names["test"][0], "\n".join(body))
+    copy = corpora.Source(names["train"][0], "\n".join(["import os"] * 3 + body[:30]))
+    other = corpora.Source(names["train"][1], "\n".join(f"def g{i}(): return {i}" for i in range(60)))
+    twin = corpora.Source(names["train"][2], other.text + "\nx = 1\n")
+    corpus = corpora.Corpus()
+    assert corpora.separated(corpus, [copy, held, other, twin]) == [other, held]
+    assert corpus.left_out["training file close to a held-out one"] == 1
+    assert corpus.left_out["duplicate or near-duplicate"] == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "licence"),
+    [
+        ({"License-Expression": "MIT OR Apache-2.0"}, "MIT OR Apache-2.0"),
+        ({"License-Expression": "MPL-2.0 AND MIT"}, None),
+        ({"Classifier": "License :: OSI Approved :: BSD License"}, "BSD-3-Clause"),
+        ({"Classifier": "License :: OSI Approved :: GNU General Public License v3 (GPLv3)", "License": "GPL"}, None),
+        ({"License": "Apache 2.0 License"}, "Apache-2.0"),
+        ({}, None),
+    ],
+)
+def test_only_permissive_licences_are_read(metadata, licence):
+    from email.message import Message
+
+    message = Message()
+    for key, value in metadata.items():
+        message[key] = value
+    assert corpora.licence_of(message) == licence
+
+
+def test_tables_and_generated_files_are_left_out():
+    code = (
+        "def f(a):\n    if a:\n        return 1\n    return 2\n\n\ndef g(b):\n    x = b\n    y = x\n    return f(y)\n"
+    )
+    assert corpora.fault_of("p/a.py", code) is None
+    assert corpora.fault_of("p/a.py", "# Automatically generated, do not edit\n" + code)
+    assert corpora.fault_of("p/_vendor/a.py", code)
+    assert corpora.fault_of("p/a.py", "T = [\n" + "    1, 2, 3,\n" * 50 + "]\n")
+    assert corpora.fault_of("p/a.py", code + "def (\n")
+    assert (
+        corpora.without_licence("#!/usr/bin/python\n# Copyright X\n# All rights reserved\n\n# A note.\nx = 1\n")
+        == "# A note.\nx = 1\n"
+    )

@@ -1,0 +1,174 @@
+"""The device thread over a real span of a tiny model: pieces in any mix give what the span gives alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from shoal.blocks.checkpoint import resolve
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.peer.engine import DeviceEngine, EngineFault, Piece
+from tiny_models import save_tiny
+
+PAGES = 12
+WIDTH = 64
+N_BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    save_tiny("llama", folder)
+    return resolve(str(folder))
+
+
+def new_span(checkpoint):
+    return load_span(checkpoint, range(N_BLOCKS), SpanOptions(kv_pages=PAGES, dtype=torch.float32))
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint):
+    """A span used directly, for one sequence at a time, as `alone(hidden, start, stop)`."""
+    span = new_span(checkpoint)
+
+    def forward(hidden: torch.Tensor, start: int = 0, stop: int = N_BLOCKS) -> torch.Tensor:
+        return span.forward(hidden.float(), [Row(tuple(range(4)), 0, len(hidden))], start, stop)
+
+    return forward
+
+
+@pytest.fixture
+def engine(checkpoint):
+    engine = DeviceEngine(new_span(checkpoint), PAGE_TOKENS)
+    yield engine
+    engine.close()
+
+
+def states(count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def piece(hidden: torch.Tensor, pages, **changes) -> Piece:
+    payload = bytearray(hidden.contiguous().view(torch.uint8).numpy().tobytes())
+    fields = {"dtype": str(hidden.dtype).removeprefix("torch."), "offset": 0, "count": len(hidden), "position": 0}
+    fields |= {"start": 0, "stop": N_BLOCKS, "keep_rows": len(hidden), **changes}
+    return Piece(payload=payload, pages=tuple(pages), **fields)
+
+
+def tensor(output, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.frombuffer(bytearray(output.payload), dtype=dtype).view(-1, WIDTH)
+
+
+def same(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-4) -> bool:
+    return got.shape == wanted.shape and torch.allclose(got.float(), wanted, atol=tolerance, rtol=tolerance)
+
+
+async def test_what_the_span_says(engine, alone):
+    assert (engine.start, engine.stop, engine.width, engine.n_pages) == (0, N_BLOCKS, WIDTH, PAGES)
+    hidden = states(20, 1)
+    (output,) = await engine.run([piece(hidden, [7, 2])])
+    assert output.finite
+    assert same(tensor(output), alone(hidden))
+
+
+async def test_slices_of_a_payload_and_then_single_tokens(engine, alone):
+    hidden = states(25, 2)
+    whole = piece(hidden, [3, 9])
+    parts = [(0, 7), (7, 10), (17, 7), (24, 1)]
+    got = []
+    for offset, count in parts:
+        (output,) = await engine.run([replace(whole, offset=offset, count=count, position=offset, keep_rows=count)])
+        got.append(tensor(output))
+    assert same(torch.cat(got), alone(hidden))
+
+
+@pytest.mark.parametrize("keep_rows", [0, 1, 3, 6])
+async def test_only_the_last_rows_that_are_kept_come_back(engine, alone, keep_rows):
+    hidden = states(6, 3)
+    other = states(2, 4)
+    first, second = await engine.run([piece(hidden, [0], keep_rows=keep_rows), piece(other, [1])])
+    assert memoryview(first.payload).nbytes == keep_rows * WIDTH * 4
+    assert first.finite
+    if keep_rows:
+        assert same(tensor(first), alone(hidden)[-keep_rows:])
+    assert same(tensor(second), alone(other))
+
+
+async def test_a_batch_of_sub_ranges_and_dtypes_comes_back_in_order(engine, alone):
+    kinds = [(0, 4, torch.float32), (1, 3, torch.bfloat16), (0, 4, torch.float16), (2, 4, torch.float32), (1, 3, torch.float32)]
+    hidden = [states(3 + i, 10 + i, dtype) for i, (_, _, dtype) in enumerate(kinds)]
+    batch = [piece(h, [i], start=start, stop=stop) for i, (h, (start, stop, _)) in enumerate(zip(hidden, kinds, strict=True))]
+    outputs = await engine.run(batch)
+    for h, (start, stop, dtype), output in zip(hidden, kinds, outputs, strict=True):
+        tolerance = 1e-4 if dtype is torch.float32 else 3e-2
+        assert same(tensor(output, dtype), alone(h, start, stop), tolerance)
+
+
+async def test_no_piece_reads_anothers_pages(engine, alone):
+    a, b = states(5, 5), states(5, 6)
+    await engine.run([piece(a, [0]), piece(b, [1])])
+    next_a, next_b = states(1, 7), states(1, 8)
+    got_b, got_a = await engine.run([piece(next_b, [1], position=5), piece(next_a, [0], position=5)])
+    assert same(tensor(got_a), alone(torch.cat([a, next_a]))[-1:])
+    assert same(tensor(got_b), alone(torch.cat([b, next_b]))[-1:])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+async def test_what_is_not_finite_is_laid_to_its_piece_alone(engine, bad):
+    poisoned = states(3, 9)
+    poisoned[1, 5] = bad
+    outputs = await engine.run([piece(states(2, 1), [0]), piece(poisoned, [1], keep_rows=0), piece(states(1, 2), [2])])
+    assert [output.finite for output in outputs] == [True, False, True]
+
+
+async def test_kept_rows_do_not_hold_the_batchs_memory(engine):
+    """Leases keep outputs: one row of a large batch must not keep the rows of all others alive."""
+    outputs = await engine.run([piece(states(1, 1), [0]), piece(states(150, 2), range(1, 11), keep_rows=1)])
+    for output in outputs:
+        array = np.asarray(memoryview(output.payload).obj)
+        while isinstance(array, np.ndarray):
+            array = array.base
+        assert array.untyped_storage().nbytes() == WIDTH * 4
+
+
+async def test_a_fault_is_named_and_the_engine_serves_on(engine, alone):
+    hidden = states(4, 1)
+    with pytest.raises(EngineFault, match=r"\w+Error: "):
+        await engine.run([piece(hidden, [PAGES + 5])])
+    with pytest.raises(EngineFault):
+        await engine.run([piece(hidden, [0], start=2, stop=9)])
+    (output,) = await engine.run([piece(hidden, [0])])
+    assert same(tensor(output), alone(hidden))
+
+
+async def test_who_no_longer_waits_does_no_harm(engine, alone):
+    hidden = states(4, 1)
+    running = [asyncio.create_task(engine.run([piece(hidden, [i])])) for i in range(4)]
+    await asyncio.sleep(0)
+    for task in running[::2]:
+        task.cancel()
+    done = await asyncio.gather(*running, return_exceptions=True)
+    assert [isinstance(result, asyncio.CancelledError) for result in done] == [True, False, True, False]
+    assert same(tensor(done[1][0]), alone(hidden))
+
+
+async def test_the_work_is_done_on_one_thread_of_its_own(engine, monkeypatch):
+    seen = set()
+    forward = engine.span.forward
+    monkeypatch.setattr(engine.span, "forward", lambda *args: seen.add(threading.current_thread().name) or forward(*args))
+    for i in range(3):
+        await engine.run([piece(states(1, i), [i])])
+    assert seen == {"shoal-device"}
+    assert threading.current_thread().name not in seen
+
+
+async def test_closing_ends_the_thread(checkpoint):
+    engine = DeviceEngine(new_span(checkpoint), PAGE_TOKENS)
+    await engine.run([piece(states(1, 1), [0])])
+    engine.close()
+    assert not engine._thread.is_alive()

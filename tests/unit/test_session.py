@@ -1,0 +1,381 @@
+"""The session's decisions, one at a time: opening, streaming, repair, timers, refusals, the end. No sockets, no clock."""
+
+from __future__ import annotations
+
+import pytest
+from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, SessionTerms
+from shoal.client.session import MAX_FRUITLESS_REPAIRS, MAX_IN_FLIGHT, REPLAY_TOKENS, Session, State
+from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
+from shoal.peer.wire import Close, Hidden, Open, Opened, Receipt, Refused, Reroute, Want
+from shoal.routing.route import Hop, Route
+
+S = b"s" * 16
+HOPS = (Hop("a", 0, 2), Hop("b", 2, 4), Hop("c", 4, 6))
+
+
+def make(max_tokens: int = 2000) -> Session:
+    terms = SessionTerms(
+        session=S, namespace=b"n" * 32, revision="r", start=0, stop=6, max_tokens=max_tokens, width=1, dtype="float32",
+        prove=lambda peer_id: b"", addrs=lambda peer_id: (f"/{peer_id}",), open_timeout_s=10.0, step_timeout_s=120.0,
+    )  # fmt: skip
+    session = Session(terms, lambda a, b: bytes(4 * (b - a)))
+    assert session.begin() == [Plan(0, 6, frozenset(), None, None)]
+    return session
+
+
+def sent(actions, kind) -> list[tuple[str, object]]:
+    return [(a.peer_id, a.message) for a in actions if isinstance(a, Send) and isinstance(a.message, kind)]
+
+
+def only(actions, kind):
+    (found,) = [action for action in actions if isinstance(action, kind)]
+    return found
+
+
+def epoch(session: Session) -> int:
+    return session._epoch
+
+
+def opened(session: Session, peer_id: str, now: float = 0.0):
+    return session.on_message(peer_id, Opened(session=S, epoch=epoch(session)), now)
+
+
+def refused(session: Session, peer_id: str, reason: Reason):
+    message = Refused(session=S, epoch=epoch(session), reason=reason, text="no", retry_s=0.0)
+    return session.on_message(peer_id, message, 0.0)
+
+
+def answer(session: Session, peer_id: str, step: int, rows: int = 1, now: float = 0.0, **changes):
+    fields = {"epoch": epoch(session), "position": 0, "count": max(rows, 1), "want": Want.LAST, "width": 1}
+    fields |= {"dtype": "float32", **changes}
+    fields.setdefault("payload", bytes(4 * rows * fields["width"]))
+    return session.on_message(peer_id, Hidden(session=S, step=step, replay=False, rows=rows, **fields), now)
+
+
+def receipt(session: Session, peer_id: str, step: int, now: float = 0.0):
+    message = Receipt(session=S, epoch=epoch(session), step=step, queue_s=0.5, compute_s=0.25)
+    return session.on_message(peer_id, message, now)
+
+
+def step(session: Session, count: int = 1, want: Want = Want.LAST, now: float = 0.0):
+    return session.step(count, want, bytes(4 * count), now)
+
+
+def streaming(hops=HOPS, **terms) -> Session:
+    session = make(**terms)
+    session.on_route(Route(hops, 1.0), 0.0)
+    for hop in hops:
+        opened(session, hop.peer_id)
+    assert session.state is State.STREAMING
+    return session
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_hop_is_opened_with_its_neighbours():
+    session = make()
+    opens = dict(sent(session.on_route(Route(HOPS, 1.0), 0.0), Open))
+    assert session.state is State.OPENING
+    assert [(o.prev, o.next, o.next_addrs, o.final, o.forward_replay) for o in opens.values()] == [
+        ("", "b", ("/b",), False, True),
+        ("a", "c", ("/c",), False, True),
+        ("b", "", (), True, False),
+    ]
+    assert [(o.start, o.stop) for o in opens.values()] == [(0, 2), (2, 4), (4, 6)]
+
+
+def test_steps_wait_for_the_last_hop_to_open():
+    session = make()
+    session.on_route(Route(HOPS, 1.0), 0.0)
+    number, actions = step(session)
+    assert actions == []
+    assert opened(session, "a") == opened(session, "c") == []
+    ((peer_id, message),) = sent(opened(session, "b"), Hidden)
+    assert (peer_id, message.step, message.replay) == ("a", number, False)
+
+
+def test_an_answer_is_delivered_once():
+    session = streaming()
+    number, _ = step(session)
+    assert answer(session, "a", number) == answer(session, "b", number) == []  # not theirs to give
+    assert answer(session, "c", number) == [Deliver(number, 1, bytes(4))]
+    assert answer(session, "c", number) == []
+
+
+def test_a_step_without_an_answer_is_done_with_the_last_hops_receipt():
+    session = streaming()
+    number, _ = step(session, 3, Want.NONE)
+    assert receipt(session, "a", number) == receipt(session, "b", number) == []
+    assert receipt(session, "c", number) == [Deliver(number, 0, b"")]
+    assert (session.stats.hops["b"].queue_s, session.stats.hops["b"].compute_s) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("changes", [{"rows": 2}, {"rows": 0}, {"width": 2}, {"dtype": "float16", "payload": bytes(2)}])
+def test_an_answer_in_another_shape_loses_the_hop(changes):
+    session = streaming()
+    number, _ = step(session)
+    actions = answer(session, "c", number, **{"rows": 1, **changes})
+    assert isinstance(only(actions, Blame).error, HopRefused)
+    assert only(actions, Plan).start == 4
+    assert not any(isinstance(action, Deliver) for action in actions)
+
+
+def test_messages_of_strangers_and_of_other_epochs_are_ignored():
+    session = streaming()
+    number, _ = step(session)
+    assert answer(session, "x", number) == []
+    assert answer(session, "c", number, epoch=epoch(session) + 1) == []
+    session.on_closed("b", "gone")
+    assert answer(session, "c", number, epoch=epoch(session) - 1) == []
+
+
+def test_no_more_steps_in_flight_than_hops_remember():
+    session = streaming()
+    for _ in range(MAX_IN_FLIGHT):
+        assert not session.full()
+        step(session)
+    assert session.full()
+    answer(session, "c", 0)
+    assert not session.full()
+
+
+def test_the_agreed_tokens_are_a_bound():
+    session = streaming(max_tokens=4)
+    step(session, 3)
+    with pytest.raises(ValueError, match="4 tokens"):
+        step(session, 2)
+    step(session, 1)
+
+
+def test_the_position_can_be_set_back_between_steps():
+    session = streaming()
+    number, _ = step(session, 5)
+    with pytest.raises(ValueError, match="in flight"):
+        session.rewind(2)
+    answer(session, "c", number)
+    with pytest.raises(ValueError, match="cannot"):
+        session.rewind(6)
+    session.rewind(2)
+    ((_, message),) = sent(step(session)[1], Hidden)
+    assert message.position == 2
+
+
+# -- repair ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_hop_is_planned_between_the_survivors_and_refilled_by_the_one_before():
+    session = streaming()
+    answer(session, "c", step(session, 7)[0])
+    number, _ = step(session)
+    actions = session.on_closed("b", "b is gone")
+    assert isinstance(only(actions, Blame).error, HopClosed)
+    assert only(actions, Plan) == Plan(2, 4, frozenset("abc"), "a", "c")
+    assert sent(actions, Close) == []  # nobody is there
+    ((peer_id, request),) = sent(session.on_route(Route((Hop("d", 2, 4),), 1.0), 0.0), Open)
+    assert (peer_id, request.prev, request.next, request.next_step) == ("d", "a", "c", number)
+    assert not request.forward_replay
+    reroutes = dict(sent(opened(session, "d"), Reroute))
+    assert {p: (m.prev, m.next, m.replay_to) for p, m in reroutes.items()} == {"a": ("", "d", 7), "c": ("d", "", 0)}
+    assert opened(session, "a") == []
+    ((peer_id, again),) = sent(opened(session, "c"), Hidden)
+    assert (peer_id, again.step, again.position, again.replay) == ("a", number, 7, False)
+    assert answer(session, "c", number) == [Deliver(number, 1, bytes(4))]
+
+
+def test_a_lost_first_hop_is_refilled_from_the_clients_inputs():
+    session = streaming()
+    count = REPLAY_TOKENS + 5
+    answer(session, "c", step(session, count)[0])
+    session.on_closed("a", "gone")
+    session.on_route(Route((Hop("d", 0, 2),), 1.0), 0.0)
+    assert set(dict(sent(opened(session, "d"), Reroute))) == {"b", "c"}
+    opened(session, "b")
+    replays = sent(opened(session, "c"), Hidden)
+    assert [(p, m.replay, m.position, m.count) for p, m in replays] == [
+        ("d", True, 0, REPLAY_TOKENS),
+        ("d", True, REPLAY_TOKENS, 5),
+    ]
+
+
+def test_an_answer_that_comes_while_survivors_are_told_is_not_taken():
+    """The new hop was told the first open step: were it answered now, the next one would be a gap to that hop."""
+    session = streaming()
+    number, _ = step(session)
+    session.on_closed("a", "gone")
+    session.on_route(Route((Hop("d", 0, 2),), 1.0), 0.0)
+    opened(session, "d")
+    opened(session, "c")
+    assert answer(session, "c", number) == []
+    assert [m.step for _, m in sent(opened(session, "b"), Hidden)] == [number]
+    assert answer(session, "c", number) == [Deliver(number, 1, bytes(4))]
+
+
+def test_hops_of_an_unfinished_repair_are_given_up_together():
+    session = streaming()
+    session.on_closed("b", "gone")
+    session.on_route(Route((Hop("d", 2, 3), Hop("e", 3, 4)), 1.0), 0.0)
+    opened(session, "d")
+    actions = refused(session, "e", Reason.BUSY)
+    assert {peer_id for peer_id, _ in sent(actions, Close)} == {"d", "e"}
+    assert only(actions, Plan).start == 2
+    assert only(actions, Plan).stop == 4
+    assert session.route() == (HOPS[0], HOPS[2])
+
+
+def test_a_survivor_lost_while_a_plan_is_made_widens_it():
+    session = streaming()
+    session.on_closed("b", "gone")
+    plan = only(session.on_closed("c", "gone"), Plan)
+    assert (plan.start, plan.stop, plan.downstream) == (2, 6, None)
+
+
+@pytest.mark.parametrize("reason", [Reason.NO_REPLAY, Reason.GAP])
+def test_where_history_is_missing_the_whole_route_is_opened_anew(reason):
+    session = streaming()
+    actions = refused(session, "b", reason)
+    assert {peer_id for peer_id, _ in sent(actions, Close)} == {"a", "b", "c"}
+    plan = only(actions, Plan)
+    assert (plan.start, plan.stop) == (0, 6)
+    assert not plan.avoid  # nobody is to blame
+    assert not any(isinstance(action, Blame) for action in actions)
+
+
+def test_the_messenger_of_a_lost_next_hop_stays():
+    session = streaming()
+    actions = refused(session, "a", Reason.NEXT_HOP_LOST)
+    assert only(actions, Blame).error.peer_id == "b"
+    assert [peer_id for peer_id, _ in sent(actions, Close)] == ["b"]  # the client may reach it, and its lease must end
+    assert session.route() == (HOPS[0], HOPS[2])
+
+
+@pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.NO_REPLAY, Reason.GAP, Reason.NEXT_HOP_LOST}))
+def test_a_hop_that_refuses_is_closed_and_replaced(reason):
+    session = streaming()
+    actions = refused(session, "b", reason)
+    assert only(actions, Blame).error.reason is reason
+    assert [peer_id for peer_id, _ in sent(actions, Close)] == ["b"]
+    assert "b" in only(actions, Plan).avoid
+
+
+def test_failed_peers_are_forgiven_on_request():
+    session = streaming()
+    assert only(session.on_closed("b", "gone"), Plan).avoid == frozenset("abc")
+    assert session.forgive().avoid == frozenset("ac")
+
+
+def test_repairs_that_bring_nothing_end_the_session():
+    session = streaming()
+    for _ in range(MAX_FRUITLESS_REPAIRS):
+        assert not any(isinstance(action, GiveUp) for action in session.on_closed("b", "gone"))
+        session.on_route(Route((Hop("b", 2, 4),), 1.0), 0.0)
+    actions = session.on_closed("b", "gone")
+    assert str(MAX_FRUITLESS_REPAIRS) in only(actions, GiveUp).reason
+    assert session.state is State.CLOSED
+    assert {peer_id for peer_id, _ in sent(actions, Close)} == {"a", "c"}
+
+
+def test_answers_renew_the_patience_with_repairs():
+    session = streaming()
+    for _ in range(2 * MAX_FRUITLESS_REPAIRS):
+        number, _ = step(session)
+        assert not any(isinstance(action, GiveUp) for action in session.on_closed("b", "gone"))
+        session.on_route(Route((Hop("b", 2, 4),), 1.0), 0.0)
+        for peer_id in "bac":
+            opened(session, peer_id)
+        assert answer(session, "c", number)
+
+
+def test_epochs_grow_with_every_repair():
+    session, seen = streaming(), []
+    for _ in range(4):
+        session.on_closed("b", "gone")
+        ((_, request),) = sent(session.on_route(Route((Hop("b", 2, 4),), 1.0), 0.0), Open)
+        seen.append(request.epoch)
+    assert seen == sorted(set(seen))
+    assert seen[0] > 0
+
+
+# -- timers ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hop_that_does_not_open_is_lost():
+    session = make()
+    session.on_route(Route(HOPS, 1.0), 5.0)
+    opened(session, "a")
+    opened(session, "c")
+    assert session.deadline() == 15.0
+    assert session.on_timer(14.9) == []
+    assert isinstance(only(session.on_timer(15.0), Blame).error, HopTimedOut)
+    assert session._failed == {"b"}
+
+
+def test_survivors_that_were_not_asked_yet_are_not_blamed_for_a_silent_new_hop():
+    session = streaming()
+    session.on_closed("b", "gone")
+    session.on_route(Route((Hop("d", 2, 4),), 1.0), 0.0)
+    actions = session.on_timer(10.0)
+    assert only(actions, Blame).error.peer_id == "d"
+    assert [peer_id for peer_id, _ in sent(actions, Close)] == ["d"]
+    assert session.route() == (HOPS[0], HOPS[2])
+
+
+def test_a_survivor_that_does_not_confirm_is_blamed_and_not_the_new_hop():
+    session = streaming()
+    step(session)
+    session.on_closed("b", "gone")
+    session.on_route(Route((Hop("d", 2, 4),), 1.0), 0.0)
+    opened(session, "d")
+    opened(session, "a")
+    assert only(session.on_timer(10.0), Blame).error.peer_id == "c"
+
+
+@pytest.mark.parametrize(("heard", "blamed"), [("", "a"), ("a", "b"), ("ab", "c"), ("abc", "c")])
+def test_the_first_hop_that_owes_a_step_is_lost_and_else_the_last(heard, blamed):
+    session = streaming()
+    number, _ = step(session, now=1.0)
+    for peer_id in heard:
+        receipt(session, peer_id, number, now=2.0)
+    due = session.deadline()
+    assert due == (122.0 if heard else 121.0)
+    actions = session.on_timer(due)
+    assert only(actions, Blame).error.peer_id == blamed
+    assert [peer_id for peer_id, _ in sent(actions, Close)] == [blamed]
+    assert session.deadline() is None  # or the shell would spin
+
+
+def test_nothing_is_due_while_nothing_is_in_flight():
+    session = streaming()
+    assert session.deadline() is None
+    number, _ = step(session, now=3.0)
+    assert session.deadline() == 123.0
+    answer(session, "c", number, now=4.0)
+    assert session.deadline() is None
+    assert session.on_timer(1e6) == []
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_closing_frees_every_hop_and_is_final():
+    session = streaming()
+    number, _ = step(session)
+    assert [peer_id for peer_id, _ in sent(session.close(), Close)] == ["a", "b", "c"]
+    assert session.deadline() is None
+    for actions in (
+        answer(session, "c", number), opened(session, "a"), refused(session, "b", Reason.FAULT),
+        session.on_closed("a", "gone"), session.on_timer(1e6), session.on_route(Route(HOPS, 1.0), 0.0),
+    ):  # fmt: skip
+        assert actions == []
+    assert session.state is State.CLOSED
+
+
+@pytest.mark.parametrize("state", ["planning", "streaming"])
+def test_a_confirmation_that_was_not_asked_for_changes_nothing(state):
+    session = streaming()
+    step(session)
+    if state == "planning":
+        session.on_closed("b", "gone")
+    before = session.state
+    assert opened(session, "a") == []
+    assert session.state is before
