@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClientModel:
-    """What a client holds of a model; `dtype` is that of its ends and of the hidden states it sends."""
+    """What a client holds of a model; `dtype` is that of its ends and of the hidden states it sends. `tokenizer` is
+    None where the checkpoint has none."""
 
     checkpoint: Checkpoint
     ends: Ends

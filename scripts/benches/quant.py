@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import lzma
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from shoal.blocks.quantize_linear import four_bit_linear
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-HELD_OUT = Path(__file__).parents[2] / "tests" / "data" / "heldout_sample.py.txt"
+HELD_OUT = Path(__file__).parents[2] / "tests" / "data" / "held_out.jsonl"
 BATCH = 8  # windows a forward; "by tensor" takes one scale for all of them
 
 
@@ -35,9 +35,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"bench quant: {error}", file=sys.stderr)
         return 1
     inputs = _inputs(model, windows)
-    results = {
-        name: _measure(name, model, windows) for name in LABELS
-    }  # the model itself stays as it is: the reference
+    reference = list(_predictions(model, windows))
+    results = {name: _measure(name, model, windows, reference) for name in LABELS}
     print_results(results, inputs, windows)
     figures = {f"ppl_{name}": result.perplexity for name, result in results.items()}
     figures |= {f"kl_{name}": result.divergence for name, result in results.items()}
@@ -50,10 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench quant", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one JSON object")
     parser.add_argument("--model", default="demo", help="directory, hub name or demo (default)")
-    parser.add_argument(
-        "--text", type=Path, default=HELD_OUT, help="held-out text, .xz or plain (default: %(default)s)"
-    )
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens of it to score (default: %(default)s)")
+    parser.add_argument("--text", type=Path, default=HELD_OUT, help="held-out text, or .jsonl with a text a line")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of it to score (default: %(default)s)")
     parser.add_argument("--context", type=int, default=256, help="tokens in a window (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     return parser
@@ -67,14 +64,20 @@ def _load(options: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
     logging.disable_progress_bar()
     path = resolve(options.model).path
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
-    opened = lzma.open if options.text.suffix == ".xz" else open
-    with opened(options.text, "rt", encoding="utf-8") as file:
-        ids = AutoTokenizer.from_pretrained(path, trust_remote_code=False)(file.read(), verbose=False)["input_ids"]
+    ids = _token_ids(AutoTokenizer.from_pretrained(path, trust_remote_code=False), options.text)
     count = min(len(ids), options.tokens) // options.context
     if count < 2:
         raise OSError(f"{options.text} has only {len(ids)} tokens: two windows of {options.context} are needed.")
     windows = torch.tensor(ids[: count * options.context]).reshape(count, options.context)
     return model.to(options.device), windows.to(options.device)
+
+
+def _token_ids(tokenizer: Any, path: Path) -> list[int]:
+    """The texts one after the other, with the tokenizer's end of text (where it has one) between them."""
+    content = path.read_text("utf-8")
+    texts = [json.loads(line)["text"] for line in content.splitlines()] if path.suffix == ".jsonl" else [content]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [token for text in texts for token in (*tokenizer(text, verbose=False)["input_ids"], *end)]
 
 
 def _blocks(model: Any) -> nn.Module:
@@ -91,12 +94,12 @@ def _is_matrix(weight: object) -> bool:
     return isinstance(weight, torch.Tensor) and weight.dim() == 2
 
 
-def _measure(name: str, original: nn.Module, windows: torch.Tensor) -> Result:
+def _measure(name: str, original: nn.Module, windows: torch.Tensor, reference: list[torch.Tensor]) -> Result:
     model = copy.deepcopy(original)
     n_weights = sum(module.weight.numel() for module in _matrices(model))
     _VARIANTS[name](model, windows.device)
     stored = sum(_stored_bytes(module) for module in _blocks(model).modules())
-    return Result(*_scores(model, original, windows), stored / n_weights)
+    return Result(*_scores(model, windows, reference), stored / n_weights)
 
 
 def _as_dtype(dtype: torch.dtype, model: nn.Module, device: torch.device) -> None:
@@ -144,16 +147,24 @@ def _bytes(*tensors: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-@torch.inference_mode()
-def _scores(model: nn.Module, reference: nn.Module, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _scores(
+    model: nn.Module, windows: torch.Tensor, reference: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean loss, and divergence from the reference's predictions, of each window, in nats a token."""
     losses, divergences = [], []
-    for start in range(0, len(windows), BATCH):
-        batch = windows[start : start + BATCH]
-        predicted, expected = (which(batch).logits[:, :-1].float().log_softmax(-1) for which in (model, reference))
+    for batch, predicted, expected in zip(
+        torch.split(windows, BATCH), _predictions(model, windows), reference, strict=True
+    ):
         losses.append(-predicted.gather(-1, batch[:, 1:, None]).mean((1, 2)))
         divergences.append((expected.exp() * (expected - predicted)).sum(-1).mean(1))
     return torch.cat(losses).cpu(), torch.cat(divergences).cpu()
+
+
+@torch.inference_mode()
+def _predictions(model: nn.Module, windows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logarithms of the probabilities of each next token, [windows, context - 1, vocabulary] a batch."""
+    for batch in torch.split(windows, BATCH):
+        yield model(batch).logits[:, :-1].float().log_softmax(-1)
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from tests.sim.swarm import INVITE, N_BLOCKS, generate, states, world
 PROMPT = [5, 17, 42, 99, 7, 3, 250, 1, 2, 90, 33]
 SPANS = [(0, 2), (2, 4), (4, 6)]
 TRIPLE = [(0, 2), (0, 3), (0, 6), (2, 4), (2, 6), (3, 5), (4, 6), (5, 6), (1, 5)]
+MAX_DEEDS = 12  # fewer than the repairs after which a session gives up
 LEAVE_S = 12.0  # grace, sweep and the patience of links: after this nothing of a session may be left
 
 
@@ -64,10 +65,10 @@ async def clean_world(seed: int, spans):
 # -- random faults -----------------------------------------------------------------------------------------------------
 
 
-async def trouble(it, rng: random.Random, spans, deeds: list[str]) -> None:
-    """Faults at random moments; at most half of the peers are away at once, and those come back."""
+async def trouble(it, rng: random.Random, spans, deeds: list[str], over: asyncio.Event) -> None:
+    """`MAX_DEEDS` faults at random moments, at most half of the peers away at once; then all come back."""
     away: dict[str, str] = {}
-    while True:
+    while not over.is_set() and len(deeds) < MAX_DEEDS:
         await asyncio.sleep(rng.uniform(0.01, 0.25))
         here = sorted(set(it.peers) - set(away))
         deed = rng.choice(["kill", "hang", "drain", "fault", "back", "back"])
@@ -87,6 +88,8 @@ async def trouble(it, rng: random.Random, spans, deeds: list[str]) -> None:
         else:
             continue
         deeds.append(deed)
+    for name in sorted(away):
+        await _bring_back(it, name, away, spans)
 
 
 async def _bring_back(it, name: str, away: dict[str, str], spans) -> None:
@@ -107,11 +110,10 @@ def test_random_faults_under_several_generations_change_nothing(seed):
         async with clean_world(seed, TRIPLE) as it:
             async with it.client() as swarm, asyncio.TaskGroup() as tasks:
                 runs = [tasks.create_task(_generate_all(swarm, prompt)) for prompt in prompts]
-                faults = tasks.create_task(trouble(it, rng, TRIPLE, deeds))
+                over = asyncio.Event()
+                tasks.create_task(trouble(it, rng, TRIPLE, deeds, over))
                 await asyncio.wait(runs)
-                faults.cancel()
-            for peer_id in sorted(it.net.dead):
-                it.net.revive(peer_id)
+                over.set()
             return [task.result() for task in runs]
 
     async def _generate_all(swarm, prompt):

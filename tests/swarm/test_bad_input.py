@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -79,6 +80,21 @@ def test_no_route_waits_if_asked(processes: Processes, invite: str) -> None:
     said = complaint(processes, "generate", "x", "--model", "demo", "--join", invite, "--wait", "8")
     assert "blocks" in said
     assert time.monotonic() - began > 8
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "x", "--wait", "100"], ["status", "--watch", "--json"]], ids=lambda c: c[0]
+)
+def test_an_interrupt_ends_a_wait_without_a_word(processes: Processes, invite: str, command: list[str]) -> None:
+    running = processes.start(*command, "--model", "demo", "--join", invite)
+    if command[0] == "status":
+        assert running.event("missing")["missing"] == list(range(12))
+    while command[0] == "generate" and not any("waiting for" in line for line in list(running.errors)):
+        assert running.process.poll() is None, running.errors
+        time.sleep(0.05)
+    before = len(running.errors)
+    assert running.end(signal.SIGINT) == 130
+    assert running.errors[before:] == []
 
 
 def test_wrong_quantization(processes: Processes, invite: str) -> None:

@@ -100,9 +100,17 @@ async def test_only_the_last_rows_that_are_kept_come_back(engine, alone, keep_ro
 
 
 async def test_a_batch_of_sub_ranges_and_dtypes_comes_back_in_order(engine, alone):
-    kinds = [(0, 4, torch.float32), (1, 3, torch.bfloat16), (0, 4, torch.float16), (2, 4, torch.float32), (1, 3, torch.float32)]
+    kinds = [
+        (0, 4, torch.float32),
+        (1, 3, torch.bfloat16),
+        (0, 4, torch.float16),
+        (2, 4, torch.float32),
+        (1, 3, torch.float32),
+    ]
     hidden = [states(3 + i, 10 + i, dtype) for i, (_, _, dtype) in enumerate(kinds)]
-    batch = [piece(h, [i], start=start, stop=stop) for i, (h, (start, stop, _)) in enumerate(zip(hidden, kinds, strict=True))]
+    batch = [
+        piece(h, [i], start=start, stop=stop) for i, (h, (start, stop, _)) in enumerate(zip(hidden, kinds, strict=True))
+    ]
     outputs = await engine.run(batch)
     for h, (start, stop, dtype), output in zip(hidden, kinds, outputs, strict=True):
         tolerance = 1e-4 if dtype is torch.float32 else 3e-2
@@ -160,7 +168,9 @@ async def test_who_no_longer_waits_does_no_harm(engine, alone):
 async def test_the_work_is_done_on_one_thread_of_its_own(engine, monkeypatch):
     seen = set()
     forward = engine.span.forward
-    monkeypatch.setattr(engine.span, "forward", lambda *args: seen.add(threading.current_thread().name) or forward(*args))
+    monkeypatch.setattr(
+        engine.span, "forward", lambda *args: seen.add(threading.current_thread().name) or forward(*args)
+    )
     for i in range(3):
         await engine.run([piece(states(1, i), [i])])
     assert seen == {"shoal-device"}

@@ -30,7 +30,11 @@ MAY_IMPORT = {
     ),
 }
 CORES = (
+    "client/actions.py",
     "client/session.py",
+    "peer/book.py",
+    "peer/gather.py",
+    "peer/kept.py",
     "peer/lease.py",
     "peer/link.py",
     "peer/pages.py",

@@ -52,7 +52,11 @@ def test_every_cut_of_a_stream_gives_the_same_messages():
             OPENED, HIDDEN, Close(session=S, epoch=2),
         ]  # fmt: skip
     link = opened()
-    assert [m for byte in stream for m in link.receive(bytes([byte]), 0.0)] == [OPENED, HIDDEN, Close(session=S, epoch=2)]
+    assert [m for byte in stream for m in link.receive(bytes([byte]), 0.0)] == [
+        OPENED,
+        HIDDEN,
+        Close(session=S, epoch=2),
+    ]
 
 
 def test_a_received_payload_is_memory_of_its_own():

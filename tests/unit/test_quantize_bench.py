@@ -58,6 +58,7 @@ def test_it_prints_a_table_and_writes_every_key(tiny, tmp_path):
     figures = json.loads(found.read_text())
     assert {f"ppl_{name}" for name in NAMES} | {f"bytes_per_param_{name}" for name in NAMES} <= set(figures)
     assert figures["tokens"] == 1024 - 1024 // 64
+    assert figures["kl_fp32"] == 0 < figures["kl_bf16"] < figures["kl_fp4"]
     losses = {name: abs(figures[f"ppl_{name}"] / figures["ppl_fp32"] - 1) for name in NAMES}
     assert all(0 < losses[name] < 0.5 for name in NAMES if name != "fp32")
     assert losses["llm_int8"] < losses["fp4"]
@@ -70,6 +71,7 @@ def test_it_prints_a_table_and_writes_every_key(tiny, tmp_path):
         "NF4, double quantization",
         "bytes per parameter",
         "NF4 against FP4",
+        "KL",
     ):
         assert label in done.stdout
 
