@@ -173,12 +173,14 @@ def _split(result: torch.Tensor, pieces: list[Piece]) -> list[Output]:
     for piece in pieces:
         end += piece.count
         good = finite or bool(torch.isfinite(host[end - piece.count : end]).all())
-        outputs.append(Output(_to_bytes(host[end - piece.keep_rows : end], piece.dtype, len(pieces) > 1), good))
+        outputs.append(
+            Output(_to_bytes(host[end - piece.keep_rows : end], piece.dtype, piece.keep_rows < len(host)), good)
+        )
     return outputs
 
 
 def _to_bytes(rows: torch.Tensor, dtype: str, shared: bool) -> Buffer:
-    """The rows' memory in `dtype`. `shared`: copy them, so that keeping one lease's rows does not keep all."""
+    """The rows' memory in `dtype`. `shared`: copy them, so that keeping these rows does not keep all others."""
     import torch
 
     if not rows.shape[0]:

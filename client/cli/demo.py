@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 
 MODEL = "demo"
 PROMPT = '''\
-def read_lines(path, encoding="utf-8"):
-    """Return the lines of the file at path, without their newlines."""
+class Point:
+    """A point in the plane."""
+
+    def __init__(self, x, y):
+        self.x = x
+        self.y = y
+
 '''
 # Overlapping spans of the demo model's 12 blocks: most blocks have two holders, of different quantization.
 SPANS = (("0:5", "none"), ("3:8", "int8"), ("6:11", "nf4"), ("8:12", "none"))

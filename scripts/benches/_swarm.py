@@ -8,15 +8,16 @@ import tempfile
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from shoal.blocks.span import Row, SpanOptions, load_span
 from shoal.client.cli.children import Children
 from shoal.dht.invite import Invite
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from shoal.client.cli.completion import ClientModel
     from shoal.client.remote import RemoteSession
@@ -85,18 +86,41 @@ async def decode(session: RemoteSession, model: ClientModel, steps: int) -> list
     return times[1:]
 
 
-def local_ms(folder: Path, steps: int) -> float:
-    """Milliseconds a decode step through transformers in this process, one thread, DynamicCache; the median."""
-    from transformers import AutoModelForCausalLM, DynamicCache
+class LocalModel:
+    """The whole model in this process, one thread: through transformers, and through our own span and ends."""
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    cache, ids, times = DynamicCache(), torch.arange(1, PROMPT + 1)[None], []
-    with torch.inference_mode():
+    def __init__(self, folder: Path, ends: ClientModel, blocks: int) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._ends = ends.ends
+        pages = 256
+        self._span = load_span(ends.checkpoint, range(blocks), SpanOptions(kv_pages=pages, dtype=torch.float32))
+        self._pages = tuple(range(pages))
+
+    def transformers_ms(self, steps: int) -> list[float]:
+        """Milliseconds of each decode step through transformers with its DynamicCache."""
+        from transformers import DynamicCache
+
+        cache, ids, times = DynamicCache(), torch.arange(1, PROMPT + 1)[None], []
+        with torch.inference_mode():
+            for _ in range(steps + 1):
+                started = time.perf_counter()
+                ids = self._model(ids, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+                times.append((time.perf_counter() - started) * 1e3)
+        return times[1:]
+
+    def span_ms(self, steps: int) -> list[float]:
+        """Milliseconds of each decode step through the span that a peer would run, without a swarm around it."""
+        ids, position, times = torch.arange(1, PROMPT + 1), 0, []
         for _ in range(steps + 1):
             started = time.perf_counter()
-            ids = model(ids, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            hidden = self._ends.embed(ids, torch.arange(position, position + len(ids)))
+            hidden = self._span.forward(hidden, [Row(self._pages, position, len(ids))])
+            position += len(ids)
+            ids = self._ends.logits(hidden)[-1:].argmax(-1)
             times.append((time.perf_counter() - started) * 1e3)
-    return median(times[1:])
+        return times[1:]
 
 
 def median(figures: Sequence[float]) -> float:

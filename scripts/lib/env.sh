@@ -99,7 +99,7 @@ _use_venv() {
     _install "$extras"
     printf '%s\n' "$wanted" >"$stamp"
   fi
-  exec 9>&- 2>/dev/null || true
+  { exec 9>&-; } 2>/dev/null || true
 }
 
 # The extras asked for and those already there, sorted, with commas between.

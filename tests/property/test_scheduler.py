@@ -115,12 +115,11 @@ def test_a_prefill_gets_through_a_flood_of_decodes(prefill_tokens):
     scheduler = Scheduler(Budget(8, prefill_tokens))
     job = scheduler.add(b"p", 12)
     done_after = None
+    waiting: dict[int, bytes] = {scheduler.add(f"d{i}".encode(), 1): f"d{i}".encode() for i in range(20)}
     for number in range(60):
-        for i in range(20):
-            if not number or f"d{i}".encode() in ended:
-                scheduler.add(f"d{i}".encode(), 1)
         batch = scheduler.next_batch()
-        ended = {f"d{i}".encode() for i in range(20)} - set(scheduler._sessions)
+        for session in [waiting.pop(piece.job) for piece in batch if piece.job in waiting]:
+            waiting[scheduler.add(session, 1)] = session
         assert sum(piece.count for piece in batch) == 8
         if any(piece.job == job and piece.done for piece in batch):
             done_after = number + 1

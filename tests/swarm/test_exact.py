@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
 SPANS = ("0:4", "3:7", "6:10", "8:12")
-PROMPT = 'import os\n\n\ndef walk(path):\n    """Yield the files below path."""\n'
+PROMPT = "class Point:\n    def __init__(self, x, y):\n        self.x = x\n        self.y = y\n"
 TOKENS = 64
 SOURCE = Path(__file__).read_text(encoding="utf-8")[:1500]
 

@@ -16,7 +16,8 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("READ
 def test_the_command_reference_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "scripts" / "command_reference.py"))["reference"]()
     stored = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert stored == made, "run: python scripts/command_reference.py > docs/commands.md"
+    # Word by word: Python versions wrap the usage line at different places.
+    assert stored.split() == made.split(), "run: python scripts/command_reference.py > docs/commands.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

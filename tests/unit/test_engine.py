@@ -137,6 +137,7 @@ async def test_what_is_not_finite_is_laid_to_its_piece_alone(engine, bad):
 async def test_kept_rows_do_not_hold_the_batchs_memory(engine):
     """Leases keep outputs: one row of a large batch must not keep the rows of all others alive."""
     outputs = await engine.run([piece(states(1, 1), [0]), piece(states(150, 2), range(1, 11), keep_rows=1)])
+    outputs += await engine.run([piece(states(150, 3), range(1, 11), keep_rows=1)])
     for output in outputs:
         array = np.asarray(memoryview(output.payload).obj)
         while isinstance(array, np.ndarray):

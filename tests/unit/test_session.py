@@ -1,4 +1,4 @@
-"""The session's decisions, one at a time: opening, streaming, repair, timers, refusals, the end. No sockets, no clock."""
+"""The session's decisions, one at a time: opening, streaming, repair, timers, refusals, the end. No sockets."""
 
 from __future__ import annotations
 
