@@ -41,4 +41,7 @@ class Measured:
 
     def knowledge(self, rtts_s: Mapping[str, float], now: float) -> Knowledge:
         """Everything measured so far."""
-        return Knowledge(rtts_s=rtts_s, waits_s=dict(self._waits_s), banned=self.health.banned(now))
+        return Knowledge(
+            rtts_s=rtts_s, waits_s=dict(self._waits_s), penalties=self.health.penalties(now),
+            banned=self.health.banned(now),
+        )  # fmt: skip

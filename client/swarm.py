@@ -77,6 +77,7 @@ class Place:
     invite: Invite
     refresh_s: float = 5.0
     wall: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.perf_counter
     rng: random.Random = field(default_factory=random.Random)
     random_bytes: Callable[[int], bytes] = os.urandom
 
@@ -91,9 +92,8 @@ class Swarm:
         self._other_revisions: dict[str, str] = {}
         self._measured = Measured()
         self._sessions: dict[bytes, RemoteSession] = {}
-        self._pool = ChannelPool(
-            place.transport, PoolConfig("shoal-client", CLIENT_PATIENCE), self._on_message, self._on_lost
-        )
+        config = PoolConfig("shoal-client", CLIENT_PATIENCE, clock=place.clock)
+        self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost)
         self._tasks = asyncio.TaskGroup()
         self._watching: asyncio.Task[None] | None = None
 
@@ -183,6 +183,9 @@ class Swarm:
             downstream=plan.downstream,
         )  # fmt: skip
         found = plan_route(self._view, request, now, self._place.rng)
+        if isinstance(found, NoRoute) and request.knowledge.banned:  # a doubtful peer is better than none
+            trusting = replace(request.knowledge, banned=frozenset())
+            found = plan_route(self._view, replace(request, knowledge=trusting), now, self._place.rng)
         if isinstance(found, NoRoute) and self._other_revisions:
             return replace(found, reason=f"{found.reason} {self._revision_hint()}")
         return found

@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shoal.peer.transport import Stream
-    from shoal.peer.wire import Message
+    from shoal.peer.wire import Buffer, Message
+
+MAX_QUEUED_BYTES = 512 * 1024 * 1024
 
 
 class Channel:
     """A stream with a link on it. `run` reads until the end; `send` may be called at any time before."""
 
-    def __init__(self, stream: Stream, agent: str, patience: Patience = Patience()) -> None:
+    def __init__(self, stream: Stream, agent: str, patience: Patience, clock: Callable[[], float]) -> None:
         self.remote = stream.remote
         self._stream = stream
-        self._now = asyncio.get_running_loop().time
+        self._now = clock  # finer than the loop's own, which counts whole milliseconds under uvloop
         self.link = Link(agent, self._now(), patience)
         self.closed = False
         self._flush()
@@ -30,7 +32,7 @@ class Channel:
         """Queue one message; never blocks. Errors: `HopClosed` when the link is gone."""
         if self.closed:
             raise HopClosed(self.remote, f"the link to {self.remote} is closed")
-        self._stream.write(*self.link.send(message))
+        self._write(*self.link.send(message))
 
     async def run(self, on_message: Callable[[Channel, Message], None]) -> None:
         """Read and dispatch until either side closes, breaks the protocol or falls silent; then close."""
@@ -61,13 +63,20 @@ class Channel:
     async def _watch(self) -> None:
         """Ping a quiet link, and close a dead one."""
         while not self.closed:
-            await asyncio.sleep(max(0.01, self.link.deadline() - self._now()))
-            if not self.link.on_timer(self._now()):
+            due = max(self.link.deadline(), self._now() + 0.01)
+            await asyncio.sleep(due - self._now())
+            if not self.link.on_timer(self._now(), due):
                 self.close()
                 return
             self._flush()
 
     def _flush(self) -> None:
         if self.link.outbox and not self.closed:
-            self._stream.write(*self.link.outbox)
-            self.link.outbox.clear()
+            waiting, self.link.outbox = self.link.outbox, []
+            self._write(*waiting)
+
+    def _write(self, *buffers: Buffer) -> None:
+        """A side that does not read must not fill our memory: past a limit its link is closed."""
+        self._stream.write(*buffers)
+        if self._stream.queued_bytes() > MAX_QUEUED_BYTES:
+            self.close()

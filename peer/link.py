@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from shoal.peer.wire import Buffer
 
 
+LATE_S = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long a quiet link is left alone, and when a silent one counts as dead."""
@@ -77,8 +80,18 @@ class Link:
         wait_s = self.patience.ping_after_s if self._pinged is None else self.patience.dead_after_s
         return self._heard + wait_s
 
-    def on_timer(self, now: float) -> bool:
-        """Ping a quiet link; False when the other side has been silent for too long and the link is dead."""
+    def on_timer(self, now: float, due: float | None = None) -> bool:
+        """Ping a quiet link; False when the other side has been silent for too long and the link is dead.
+
+        `due`: when this call was meant to come. If it is late, it is this program that was busy, and what came
+        meanwhile has not been read yet: the other side gets another chance.
+        """
+        if (
+            due is not None and now - due > LATE_S
+        ):
+            self._heard = now
+            self.ping(now)
+            return True
         if now - self._heard >= self.patience.dead_after_s:
             self.state = LinkState.CLOSED
             return False

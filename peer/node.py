@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -21,7 +22,7 @@ from shoal.peer.tally import Tally
 from shoal.peer.wire import Close, Hidden, Open, Opened, Refused, Reroute
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shoal.peer.engine import Engine, Output
     from shoal.peer.lease import Action, Lease
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from shoal.peer.wire import Message
 
 SWEEP_S = 1.0
+UNUSED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class NodeConfig:
     limits: Limits = Limits()
     budget: Budget = Budget()
     patience: Patience = Patience()
+    clock: Callable[[], float] = time.perf_counter
 
 
 class Node:
@@ -56,13 +59,13 @@ class Node:
         self._jobs: dict[int, Job] = {}
         self._clients: dict[str, Channel] = {}
         self._finished: list[Lease] = []
+        self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._busy = False
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._now = asyncio.get_running_loop().time
-        self._pool = ChannelPool(
-            transport, PoolConfig(config.agent, config.patience), lambda _channel, _message: None, self._next_lost
-        )
+        self._now = config.clock
+        pool = PoolConfig(config.agent, config.patience, clock=config.clock)
+        self._pool = ChannelPool(transport, pool, lambda _channel, _message: None, self._next_lost)
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []
 
@@ -105,7 +108,7 @@ class Node:
 
     async def _serve(self, stream: Stream) -> None:
         """One incoming link, from a client or from a previous hop."""
-        channel = Channel(stream, self.config.agent, self.config.patience)
+        channel = Channel(stream, self.config.agent, self.config.patience, self._now)
         self._clients[channel.remote] = channel
         self.book.client_lost(channel.remote, self._now())  # whatever it held was opened over an earlier link
         try:
@@ -271,9 +274,14 @@ class Node:
             await asyncio.sleep(SWEEP_S)
             for lease in self.book.sweep(self._now()):
                 self._end(lease)
-            used = {lease.next for lease in self.book.leases.values()}
-            for peer_id in set(self._pool.peers()) - used:
-                self._pool.drop(peer_id)
+            self._drop_unused(self._now())
+
+    def _drop_unused(self, now: float) -> None:
+        """Close links to next hops that no lease has used for a while."""
+        used = {lease.next for lease in self.book.leases.values()}
+        self._unused = {peer: self._unused.get(peer, now) for peer in self._pool.peers() if peer not in used}
+        for peer_id in [peer_id for peer_id, since in self._unused.items() if now - since > UNUSED_S]:
+            self._pool.drop(peer_id)
 
 
 def _unknown(session: bytes, epoch: int) -> Refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -24,6 +25,7 @@ class PoolConfig:
     agent: str
     patience: Patience = Patience()
     connect_timeout_s: float = 5.0
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class ChannelPool:
 
     def drop(self, peer_id: str) -> None:
         """Close the channel to a peer, if there is one."""
-        entry = self._entries.get(peer_id)
+        entry = self._entries.pop(peer_id, None)
         if entry is not None and entry.task is not None:
             entry.task.cancel()
 
@@ -98,14 +100,15 @@ class ChannelPool:
         except TimeoutError:
             why = f"did not answer within {self._config.connect_timeout_s:g} s"
         finally:
-            del self._entries[peer_id]
-            self._on_lost(peer_id, why)
+            if self._entries.get(peer_id) is entry:  # not one that was dropped on purpose
+                del self._entries[peer_id]
+                self._on_lost(peer_id, why)
 
     async def _pump(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
         async with asyncio.timeout(self._config.connect_timeout_s):
             stream = await self._transport.connect(peer_id, addrs)
-        entry.channel = Channel(stream, self._config.agent, self._config.patience)
-        entry.channel.link.ping(asyncio.get_running_loop().time())
+        entry.channel = Channel(stream, self._config.agent, self._config.patience, self._config.clock)
+        entry.channel.link.ping(self._config.clock())
         for message in entry.waiting:
             entry.channel.send(message)
         entry.waiting.clear()

@@ -49,6 +49,10 @@ class Stream(Protocol):
         """Wait until little is queued. Raises HopClosed if the stream has closed."""
         ...
 
+    def queued_bytes(self) -> int:
+        """Bytes written that have not left yet."""
+        ...
+
     def close(self) -> None:
         """Close, sending what is queued. Idempotent."""
         ...
@@ -121,6 +125,10 @@ class SocketStream(asyncio.Protocol):
                 self._drainers.remove(drained)
         if self._ended or self._transport.is_closing():
             raise HopClosed(self.remote, f"the stream to {self.remote} has closed")
+
+    def queued_bytes(self) -> int:
+        """See `Stream`."""
+        return self._transport.get_write_buffer_size()
 
     def close(self) -> None:
         """See `Stream`. What a stalled peer does not take within 5 s is thrown away."""

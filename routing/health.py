@@ -12,6 +12,7 @@ from typing import Final
 
 HALF_LIFE_S: Final = 120.0
 BAN_FIRST_S: Final = 5.0
+ONE_FAILURE_S: Final = 1.0  # failures of a peer this close together count as one
 BAN_LONGEST_S: Final = 600.0
 PENALTY_PER_FAILURE: Final = 0.5
 MAX_SCORE: Final = 12.0
@@ -24,6 +25,7 @@ class _Standing:
     score: float = 0.0
     at: float = 0.0
     banned_until: float = 0.0
+    failed_at: float | None = None
 
     def score_at(self, now: float) -> float:
         return self.score * math.exp2(-max(0.0, now - self.at) / HALF_LIFE_S)
@@ -38,15 +40,19 @@ class Health:
     def failure(self, peer_id: str, now: float) -> None:
         """Note that a peer closed, timed out or answered wrongly: banned for BAN_FIRST_S, doubling with the score."""
         standing = self._standings.pop(peer_id, _Standing(at=now))
+        if standing.failed_at is not None and now - standing.failed_at < ONE_FAILURE_S:  # other sessions saw it too
+            self._standings[peer_id] = standing
+            return
         score = min(standing.score_at(now) + 1.0, MAX_SCORE)
         ban_s = min(BAN_FIRST_S * 2.0 ** (score - 1.0), BAN_LONGEST_S)
-        self._standings[peer_id] = _Standing(score, now, max(standing.banned_until, now + ban_s))
+        self._standings[peer_id] = _Standing(score, now, max(standing.banned_until, now + ban_s), now)
         self._forget(now)
 
     def success(self, peer_id: str, now: float) -> None:
         """Note that a peer did what was asked."""
         if (standing := self._standings.get(peer_id)) is not None:
-            self._standings[peer_id] = _Standing(standing.score_at(now) / 2, now, standing.banned_until)
+            score = standing.score_at(now) / 2
+            self._standings[peer_id] = _Standing(score, now, standing.banned_until, standing.failed_at)
 
     def penalty(self, peer_id: str, now: float) -> float:
         """Return the factor >= 1 by which the planner holds this peer to be dearer; 1 for one that never failed."""

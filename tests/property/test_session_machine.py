@@ -250,7 +250,7 @@ class World(RuleBasedStateMachine):
         """Any hop may say no for any reason at any time."""
         peer_id = data.draw(st.sampled_from([hop.peer_id for hop in self.session.route()]))
         self.troubles += 1
-        text = Refused(session=S, epoch=self.session._epoch, reason=reason, text="no", retry_s=0.0)
+        text = Refused(session=S, epoch=self.session._chain.epoch, reason=reason, text="no", retry_s=0.0)
         self.act(self.session.on_message(peer_id, text, self.now))
 
     @precondition(lambda self: self.troubles < MAX_TROUBLES and self.session.deadline() is not None)
@@ -338,7 +338,7 @@ class World(RuleBasedStateMachine):
             self.flow_once()
         assert not self.held  # no peer keeps a lease that nobody will use
         assert self.session.state is State.CLOSED
-        late = Opened(session=S, epoch=self.session._epoch)
+        late = Opened(session=S, epoch=self.session._chain.epoch)
         for hop in self.session.route():
             assert self.session.on_message(hop.peer_id, late, self.now) == []
             assert self.session.on_message(hop.peer_id, replace(late, epoch=late.epoch + 1), self.now) == []

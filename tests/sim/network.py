@@ -43,6 +43,9 @@ class SimStream:
     async def drain(self) -> None:
         return
 
+    def queued_bytes(self) -> int:
+        return 0
+
     def close(self) -> None:
         if self.is_closed:
             return

@@ -85,7 +85,8 @@ class World:
             INVITE.namespace, "r1", start, stop, WIDTH, toy.n_pages, PAGE_TOKENS,
             lambda proof, client, session: INVITE.check(proof, client, name, session),
         )  # fmt: skip
-        node = Node(NodeConfig(offer, "shoal-sim", Limits()), toy, SimTransport(self.net, name))
+        config = NodeConfig(offer, "shoal-sim", Limits(), clock=asyncio.get_running_loop().time)
+        node = Node(config, toy, SimTransport(self.net, name))
         step_s = toy.step_s / (stop - start)
         facts = Facts(name, "r1", "none", "float32", step_s, step_s / 8, (), "1", name)
         announcer = Announcer(SimDirectory(self.table, name, self.wall), node, facts)
@@ -116,7 +117,8 @@ class World:
         """Join as a client."""
         place = Place(
             SimTransport(self.net, name), SimDirectory(self.table, name, self.wall), INVITE, refresh_s=1.0,
-            wall=self.wall, rng=random.Random(self.seed + 2), random_bytes=random.Random(self.seed + 3).randbytes,
+            wall=self.wall, clock=asyncio.get_running_loop().time, rng=random.Random(self.seed + 2),
+            random_bytes=random.Random(self.seed + 3).randbytes,
         )  # fmt: skip
         async with Swarm(place, MODEL) as swarm:
             yield swarm

@@ -26,7 +26,7 @@ PROMPT = [5, 17, 42, 99, 7, 3, 250, 1, 2, 90, 33]
 SPANS = [(0, 2), (2, 4), (4, 6)]
 TRIPLE = [(0, 2), (0, 3), (0, 6), (2, 4), (2, 6), (3, 5), (4, 6), (5, 6), (1, 5)]
 MAX_DEEDS = 12  # fewer than the repairs after which a session gives up
-LEAVE_S = 12.0  # grace, sweep and the patience of links: after this nothing of a session may be left
+LEAVE_S = 75.0  # grace, sweep, and idle links between hops: after this nothing of a session may be left
 
 
 def expected(prompt, count: int) -> list[int]:
@@ -235,7 +235,8 @@ def test_where_hops_no_longer_keep_their_outputs_the_clients_inputs_are_the_root
             return await long_run(swarm, 100, recalled, disturb)
 
     assert run(main()) == expected(PROMPT, 100)
-    assert (recalled[:1] == [(0, len(PROMPT) + 90)]) is from_client
+    cut = len(PROMPT)  # a prompt and what was decoded after it are replayed apart
+    assert (recalled[:2] == [(0, cut), (cut, cut + 90)]) is from_client
 
 
 @pytest.mark.parametrize("after_s", [0.11, 0.12, 0.13, 0.15])
@@ -276,8 +277,7 @@ def test_a_broken_link_to_a_living_peer_leaves_no_lease_behind(noticed):
                     for stream in it.net._streams_of("client"):
                         (stream.close if noticed else stream.reset)()
 
-            with pytest.raises(NoRouteError):
-                await long_run(swarm, 8, [], disturb, wait_s=0.0)
+            assert await long_run(swarm, 8, [], disturb, wait_s=0.0) == expected(PROMPT, 8)
             for _ in range(12):  # the client is busy with that peer all the time
                 assert await generate(swarm, PROMPT, 3, wait_s=30.0) == expected(PROMPT, 3)
                 await asyncio.sleep(0.5)

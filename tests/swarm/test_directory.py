@@ -333,7 +333,7 @@ async def test_a_peer_rejoins_when_its_bootstrap_node_returns():
             port = int(maddrs[0].split("/")[4])
             async with open_host(HostConfig(identity=identity, port=port)) as again, open_node(again) as node:
                 async with asyncio.timeout(15):
-                    while not node.protocol.routing_table.peers():  # noqa: ASYNC110  a table has no event
+                    while not node.protocol.routing_table.peers():
                         await asyncio.sleep(0.1)
                 await alice.announce(b"back", 60)
                 assert len(node.protocol.store) == 1

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 import torch
-
 from shoal.client.cli.children import Children
 from shoal.client.cli.completion import load_model
 from shoal.client.swarm import Model, SessionOptions, join_swarm
@@ -86,6 +85,13 @@ async def generate(joined, model, disturb):
         return tokens[len(PROMPT) :], session.stats
 
 
+async def until_withdrawn(joined):
+    """Until the directory shows nobody who takes new sessions."""
+    async with asyncio.timeout(20):
+        while any(peer.state == "online" for peer in (await joined.refresh()).peers):
+            await asyncio.sleep(0.1)
+
+
 async def test_killed_stopped_and_terminated_peers_change_no_token(folder, expected):
     async with swarm(folder, ["0:6", "0:3", "3:6", "2:6"]) as (joined, model, peers):
         killed = []
@@ -108,14 +114,13 @@ async def test_killed_stopped_and_terminated_peers_change_no_token(folder, expec
 
 async def test_sigterm_finishes_running_sessions_and_leaves(folder, expected):
     async with swarm(folder, ["0:6"]) as (joined, model, peers):
-        ((peer_id, child),) = peers.items()
+        (child,) = peers.values()
 
         async def disturb(number, session):
             if number == 8:
                 child.signal(signal.SIGTERM)
             if number == 12:
-                while any(peer.state == "online" for peer in (await joined.refresh()).peers):
-                    await asyncio.sleep(0.1)
+                await until_withdrawn(joined)
                 with pytest.raises(NoRouteError):
                     async with joined.session(SessionOptions(max_tokens=8)) as other:
                         await other.step(torch.zeros(1, 64))
@@ -127,8 +132,8 @@ async def test_sigterm_finishes_running_sessions_and_leaves(folder, expected):
 
 
 async def test_a_private_swarm_is_invisible_and_closed_without_its_secret(folder, expected):
-    async with swarm(folder, ["0:6"], private=True) as (joined, model, peers):
-        (peer,) = joined.view.peers
+    async with swarm(folder, ["0:6"], private=True) as (joined, model, _peers):
+        assert len(joined.view.peers) == 1
         invite = joined._place.invite
         assert invite.secret
         stranger = Invite(invite.swarm, invite.model, invite.peers)

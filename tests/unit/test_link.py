@@ -153,3 +153,11 @@ def test_a_closed_link_is_not_opened_by_a_late_greeting():
 def test_a_huge_frame_is_refused_before_it_is_collected():
     with pytest.raises(RemoteProtocolError):
         opened().receive(b"\xff" * 8, 0.0)
+
+
+def test_a_program_that_was_busy_itself_takes_nobody_for_dead():
+    link = opened()
+    due = link.deadline()
+    assert link.on_timer(due + 100.0, due)
+    assert link.outbox  # it asks again instead
+    assert not link.on_timer(due + 200.0, due + 200.0)

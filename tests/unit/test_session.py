@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, SessionTerms
-from shoal.client.session import MAX_FRUITLESS_REPAIRS, MAX_IN_FLIGHT, REPLAY_TOKENS, Session, State
+from shoal.client.chain import REPLAY_TOKENS
+from shoal.client.session import MAX_IN_FLIGHT, MAX_STARTS_OVER, Session, State
 from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
 from shoal.peer.wire import Close, Hidden, Open, Opened, Receipt, Refused, Reroute, Want
 from shoal.routing.route import Hop, Route
@@ -33,7 +34,7 @@ def only(actions, kind):
 
 
 def epoch(session: Session) -> int:
-    return session._epoch
+    return session._chain.epoch
 
 
 def opened(session: Session, peer_id: str, now: float = 0.0):
@@ -264,24 +265,30 @@ def test_failed_peers_are_forgiven_on_request():
     assert session.forgive().avoid == frozenset("ac")
 
 
-def test_repairs_that_bring_nothing_end_the_session():
+def start_over(session: Session) -> list[object]:
+    """A hop says that it cannot go on from what it keeps."""
+    text = Refused(session=S, epoch=epoch(session), reason=Reason.NO_REPLAY, text="gone", retry_s=0.0)
+    return session.on_message("a", text, 0.0)
+
+
+def test_new_beginnings_that_bring_nothing_end_the_session():
     session = streaming()
-    for _ in range(MAX_FRUITLESS_REPAIRS):
-        assert not any(isinstance(action, GiveUp) for action in session.on_closed("b", "gone"))
-        session.on_route(Route((Hop("b", 2, 4),), 1.0), 0.0)
-    actions = session.on_closed("b", "gone")
-    assert str(MAX_FRUITLESS_REPAIRS) in only(actions, GiveUp).reason
+    for _ in range(MAX_STARTS_OVER):
+        assert not any(isinstance(action, GiveUp) for action in start_over(session))
+        session.on_route(Route(HOPS, 1.0), 0.0)
+    actions = start_over(session)
+    assert str(MAX_STARTS_OVER) in only(actions, GiveUp).reason
     assert session.state is State.CLOSED
-    assert {peer_id for peer_id, _ in sent(actions, Close)} == {"a", "c"}
+    assert {peer_id for peer_id, _ in sent(actions, Close)} == {"a", "b", "c"}
 
 
-def test_answers_renew_the_patience_with_repairs():
+def test_answers_renew_the_patience_with_new_beginnings():
     session = streaming()
-    for _ in range(2 * MAX_FRUITLESS_REPAIRS):
+    for _ in range(2 * MAX_STARTS_OVER):
         number, _ = step(session)
-        assert not any(isinstance(action, GiveUp) for action in session.on_closed("b", "gone"))
-        session.on_route(Route((Hop("b", 2, 4),), 1.0), 0.0)
-        for peer_id in "bac":
+        assert not any(isinstance(action, GiveUp) for action in start_over(session))
+        session.on_route(Route(HOPS, 1.0), 0.0)
+        for peer_id in "abc":
             opened(session, peer_id)
         assert answer(session, "c", number)
 
