@@ -9,7 +9,7 @@ from shoal.peer.errors import HopClosed, ProtocolError
 from shoal.peer.link import Link, Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shoal.peer.transport import Stream
     from shoal.peer.wire import Buffer, Message
@@ -26,13 +26,15 @@ class Channel:
         self._now = clock  # finer than the loop's own, which counts whole milliseconds under uvloop
         self.link = Link(agent, self._now(), patience)
         self.closed = False
-        self._flush()
+        self._loop = asyncio.get_running_loop()
+        self._corked: list[Buffer] = []  # leaves in one write, and mostly in one packet, when this tick is over
+        self._say_own()
 
     def send(self, message: Message) -> None:
         """Queue one message; never blocks. Errors: `HopClosed` when the link is gone."""
         if self.closed:
             raise HopClosed(self.remote, f"the link to {self.remote} is closed")
-        self._write(*self.link.send(message))
+        self._write(self.link.send(message))
 
     async def run(self, on_message: Callable[[Channel, Message], None]) -> None:
         """Read and dispatch until either side closes, breaks the protocol or falls silent; then close."""
@@ -45,7 +47,8 @@ class Channel:
             self.close()
 
     def close(self) -> None:
-        """Close the stream; `run` then returns. Idempotent."""
+        """Send what waits and close the stream; `run` then returns. Idempotent."""
+        self._uncork()
         self.closed = True
         self.link.close()
         self._stream.close()
@@ -56,7 +59,7 @@ class Channel:
                 messages = self.link.receive(data, self._now())
             except ProtocolError:
                 return
-            self._flush()
+            self._say_own()
             for message in messages:
                 on_message(self, message)
 
@@ -68,15 +71,23 @@ class Channel:
             if not self.link.on_timer(self._now(), due):
                 self.close()
                 return
-            self._flush()
+            self._say_own()
 
-    def _flush(self) -> None:
+    def _say_own(self) -> None:
+        """What the link itself has to say."""
         if self.link.outbox and not self.closed:
             waiting, self.link.outbox = self.link.outbox, []
-            self._write(*waiting)
+            self._write(waiting)
 
-    def _write(self, *buffers: Buffer) -> None:
+    def _write(self, buffers: Iterable[Buffer]) -> None:
+        if not self._corked:
+            self._loop.call_soon(self._uncork)
+        self._corked += buffers
+
+    def _uncork(self) -> None:
         """A side that does not read must not fill our memory: past a limit its link is closed."""
-        self._stream.write(*buffers)
-        if self._stream.queued_bytes() > MAX_QUEUED_BYTES:
-            self.close()
+        waiting, self._corked = self._corked, []
+        if waiting and not self.closed:
+            self._stream.write(*waiting)
+            if self._stream.queued_bytes() > MAX_QUEUED_BYTES:
+                self.close()

@@ -98,8 +98,10 @@ class SimNetwork:
 
     def note(self, source: str, target: str, data: bytes) -> None:
         self.trace.append((round(asyncio.get_running_loop().time(), 9), source, target, len(data)))
-        if len(data) >= PREFIX.size and PREFIX.unpack(data[: PREFIX.size])[1]:
-            self.legs += 1
+        while len(data) >= PREFIX.size:
+            header, payload = PREFIX.unpack(data[: PREFIX.size])
+            self.legs += bool(payload)
+            data = data[PREFIX.size + header + payload :]
 
     def kill(self, peer_id: str) -> None:
         """kill -9: streams reset after one leg, nothing listens any more."""
