@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.peer.errors import Reason
+from shoal.peer.kept import KeptBudget
 from shoal.peer.lease import Lease, Terms
 from shoal.peer.pages import PageAllocator
 from shoal.peer.wire import Refused
@@ -42,6 +43,7 @@ class Limits:
     leases: int = 512
     leases_per_client: int = 128
     kept_bytes_per_lease: int = 64 * 1024 * 1024
+    kept_bytes: int = 1024 * 1024 * 1024
     grace_s: float = 5.0
 
 
@@ -54,6 +56,7 @@ class LeaseBook:
         self.limits = limits
         self.draining = False
         self.pages = PageAllocator(offer.n_pages)
+        self.kept = KeptBudget(limits.kept_bytes)
         self.leases: dict[bytes, Lease] = {}
         self._orphans: dict[bytes, float] = {}  # session -> when its lease ends
 
@@ -74,7 +77,8 @@ class LeaseBook:
         if pages is None:
             text = f"{self.free_tokens} of {request.max_tokens} tokens are free"
             return _refusal(request, Reason.BUSY, text, BUSY_RETRY_S)
-        lease = Lease(request, Terms(client, pages, self.offer.width, self.limits.kept_bytes_per_lease))
+        kept_bytes = self.limits.kept_bytes_per_lease
+        lease = Lease(request, Terms(client, pages, self.offer.width, kept_bytes, self.kept))
         self.leases[request.session] = lease
         return lease
 
@@ -91,6 +95,7 @@ class LeaseBook:
     def free(self, lease: Lease) -> None:
         """Give the pages of a detached lease back."""
         self.pages.release(lease.terms.pages)
+        lease.kept.clear()
 
     def client_lost(self, client: str, now: float) -> None:
         """The client's link is gone, or a new one takes its place: the leases that it has now end after the grace."""

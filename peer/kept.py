@@ -33,11 +33,20 @@ class Kept:
     length: int = 0
 
 
-class KeptOutputs:
-    """Outputs of one lease within `budget_bytes`."""
+@dataclass(slots=True)
+class KeptBudget:
+    """What all leases of a peer may keep together."""
 
-    def __init__(self, budget_bytes: int) -> None:
+    limit_bytes: int
+    used_bytes: int = 0
+
+
+class KeptOutputs:
+    """Outputs of one lease, within `budget_bytes` and what the peer's `shared` budget leaves."""
+
+    def __init__(self, budget_bytes: int, shared: KeptBudget | None = None) -> None:
         self.budget_bytes = budget_bytes
+        self.shared = shared or KeptBudget(budget_bytes)
         self.bytes = 0
         self.whole = True  # nothing dropped since position 0
         self._outputs: deque[Kept] = deque()
@@ -45,19 +54,23 @@ class KeptOutputs:
     def add(self, output: Kept) -> None:
         """Keep one more output; what it rewinds over is forgotten."""
         self.truncate(output.position)
-        self._outputs.append(output)
-        self.bytes += _size(output)
-        while self.bytes > self.budget_bytes and len(self._outputs) > ALWAYS_KEPT:
-            self.bytes -= _size(self._outputs.popleft())
+        self._append(output)
+        while self._is_over() and len(self._outputs) > ALWAYS_KEPT:
+            self._count(-_size(self._outputs.popleft()))
             self.whole = False
+
+    def clear(self) -> None:
+        """Forget everything: the lease has ended."""
+        self._outputs.clear()
+        self._count(-self.bytes)
 
     def truncate(self, position: int) -> None:
         """Forget everything from `position` on."""
         while self._outputs and self._outputs[-1].position + self._outputs[-1].count > position:
             last = self._outputs.pop()
-            self.bytes -= _size(last)
+            self._count(-_size(last))
             if last.position < position and last.rows == last.count:
-                self._append_cut(last, position - last.position)
+                self._append(_cut(last, position - last.position))
 
     def answer(self, step: int) -> Kept | None:
         """What step `step` gave, or None if it is gone."""
@@ -84,10 +97,16 @@ class KeptOutputs:
                 return
             yield _cut(output, stop - output.position) if output.position + output.count > stop else output
 
-    def _append_cut(self, output: Kept, count: int) -> None:
-        cut = _cut(output, count)
-        self._outputs.append(cut)
-        self.bytes += _size(cut)
+    def _append(self, output: Kept) -> None:
+        self._outputs.append(output)
+        self._count(_size(output))
+
+    def _count(self, change_bytes: int) -> None:
+        self.bytes += change_bytes
+        self.shared.used_bytes += change_bytes
+
+    def _is_over(self) -> bool:
+        return self.bytes > self.budget_bytes or self.shared.used_bytes > self.shared.limit_bytes
 
 
 def _join(outputs: list[Kept]) -> Kept:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.peer.errors import Reason
-from shoal.peer.kept import Kept, KeptOutputs
+from shoal.peer.kept import ALWAYS_KEPT, Kept, KeptOutputs
 from shoal.peer.wire import Hidden, Message, Opened, Receipt, Refused, Want
 
 if TYPE_CHECKING:
+    from shoal.peer.kept import KeptBudget
     from shoal.peer.wire import Buffer, Open, Reroute
 
 REPLAY_ROWS = 512
@@ -51,6 +52,7 @@ class Terms:
     pages: tuple[int, ...]
     width: int
     kept_bytes: int
+    kept_shared: KeptBudget | None = None
 
 
 class Lease:
@@ -67,7 +69,7 @@ class Lease:
         self.forward_replay = request.forward_replay
         self.next_step = request.next_step
         self.position = 0
-        self.kept = KeptOutputs(terms.kept_bytes)
+        self.kept = KeptOutputs(terms.kept_bytes, terms.kept_shared)
         self._running: set[int] = set()
 
     @property
@@ -131,6 +133,8 @@ class Lease:
     def _step(self, hidden: Hidden) -> list[Action]:
         if hidden.step < self.next_step:
             return self._again(hidden.step)
+        if len(self._running) >= ALWAYS_KEPT:
+            return self.refuse(Reason.LIMIT, f"{ALWAYS_KEPT} steps are in flight, which is all that a lease may have")
         if hidden.step > self.next_step or hidden.position > self.position:
             text = f"step {hidden.step} at {hidden.position}; expected {self.next_step} at or before {self.position}"
             return self.refuse(Reason.GAP, text)

@@ -86,9 +86,7 @@ class Link:
         `due`: when this call was meant to come. If it is late, it is this program that was busy, and what came
         meanwhile has not been read yet: the other side gets another chance.
         """
-        if (
-            due is not None and now - due > LATE_S
-        ):
+        if due is not None and now - due > LATE_S:
             self._heard = now
             self.ping(now)
             return True

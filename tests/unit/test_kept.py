@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from shoal.peer.kept import ALWAYS_KEPT, Kept, KeptOutputs
+from shoal.peer.kept import ALWAYS_KEPT, Kept, KeptBudget, KeptOutputs
 from shoal.peer.wire import Want
 
 ROW = 4
@@ -122,3 +122,19 @@ def test_random_writes_and_rewinds_equal_a_plain_list(seed):
         assert joined(kept.replay(stop, rng.randint(1, 9))) == b"".join(plain[:stop])
         assert kept.bytes == len(plain) * ROW
         assert kept.answer(step).payload == b"".join(plain[position:])
+
+
+def test_leases_share_one_budget_and_give_it_back():
+    shared = KeptBudget(limit_bytes=100 * ROW)
+    first, second = KeptOutputs(1 << 30, shared), KeptOutputs(1 << 30, shared)
+    for step in range(80):
+        first.add(output(step, step, 1))
+    assert first.whole
+    for step in range(80):
+        second.add(output(step, step, 1))
+    assert not second.whole  # it is the one that went over; what the other has stays
+    assert first.replay(80, 100) is not None
+    assert shared.used_bytes == first.bytes + second.bytes
+    first.clear()
+    second.clear()
+    assert shared.used_bytes == 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from shoal.peer.errors import Reason
 from shoal.peer.kept import ALWAYS_KEPT
+from shoal.peer.kept import ALWAYS_KEPT
 from shoal.peer.lease import REPLAY_ROWS, Lease, Run, Send, Terms
 from shoal.peer.wire import Hidden, Open, Opened, Receipt, Refused, Reroute, Want
 
@@ -294,6 +295,13 @@ def test_what_the_budget_took_cannot_be_replayed():
     assert refused(it.reroute(reroute(2, replay_to=ALWAYS_KEPT))) is Reason.NO_REPLAY
     assert refused(it.accept(hidden(0, 0, epoch=2), "before")) is Reason.NO_REPLAY
     assert pushed(it.accept(hidden(1, 1, epoch=2), "before"))[0][1].payload == payload(1, 1)
+
+
+def test_more_steps_in_flight_than_can_be_answered_again_are_refused():
+    it = lease(max_tokens=1000)
+    for number in range(ALWAYS_KEPT):
+        assert isinstance(it.accept(hidden(number, number), "before")[0], Run)
+    assert refused(it.accept(hidden(ALWAYS_KEPT, ALWAYS_KEPT), "before")) is Reason.LIMIT
 
 
 def test_a_refusals_text_fits_the_wire():
