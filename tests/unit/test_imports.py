@@ -31,8 +31,10 @@ MAY_IMPORT = {
 }
 CORES = (
     "client/actions.py",
+    "client/chain.py",
     "client/session.py",
     "peer/book.py",
+    "peer/fields.py",
     "peer/gather.py",
     "peer/kept.py",
     "peer/lease.py",
