@@ -7,19 +7,32 @@ it reads each row's pages: what the block hands over as keys and values is the n
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from shoal.blocks.batch import Batch, Read
     from shoal.blocks.kv import KVPool
 
 IMPLEMENTATION = "shoal_paged"
 _SCORES = 1 << 25  # elements of one tile of attention scores where they must be built: 128 MiB in float32
+
+# Left to itself, torch prefers cuDNN on an H100. cuDNN builds a plan for each new length, which takes tens of
+# milliseconds, and every decode step has a new length: it goes before the scores in full, and after all else.
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+
+
+def kernel_order(device: torch.device) -> AbstractContextManager[None]:
+    """Within it, attention on a CUDA device prefers kernels that take any length as it comes."""
+    return sdpa_kernel(_KERNELS, set_priority=True) if device.type == "cuda" else nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

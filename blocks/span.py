@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from shoal.blocks.attention import PagedCache
+from shoal.blocks.attention import PagedCache, kernel_order
 from shoal.blocks.batch import Row, make_batch
 from shoal.blocks.kv import KVPool
 from shoal.blocks.own_attention import DenseCache, Rectangle, bias_arguments, rectangles
@@ -29,7 +29,7 @@ class Checkpoint(HasConfig, Tensors, Protocol):
 
 @dataclass(frozen=True)
 class SpanOptions:
-    """How a span is held: `quantization` is one of blocks.quantize.QUANTIZATIONS; `dtype` None is the checkpoint's own;
+    """How a span is held: `quantization` is one of blocks.choices.QUANTIZATIONS; `dtype` None is the checkpoint's own;
     `kv_pages` is the size of the KV pool in pages of kv.PAGE_TOKENS tokens."""
 
     kv_pages: int
@@ -71,7 +71,10 @@ class Span:
                 f"hidden states of shape {tuple(hidden.shape)} do not fit rows of {batch.n_tokens} tokens in all and a "
                 f"hidden size of {self.spec.hidden_size}"
             )
-        state = hidden.to(self.device, self.dtype)
+        with kernel_order(self.device):
+            return self._through(hidden.to(self.device, self.dtype), run, batch)
+
+    def _through(self, state: torch.Tensor, run: range, batch: Batch) -> torch.Tensor:
         passes = self._passes(state, batch)
         if passes[0].tokens is None:
             return self._run(state[None], run, passes[0])[0]

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from shoal.blocks.quantize import QUANTIZATIONS, quantize_
+from shoal.blocks.choices import QUANTIZATIONS
+from shoal.blocks.quantize import quantize_
 from torch import nn
 
 pytestmark = [
