@@ -39,15 +39,16 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def start(self, name: str, total_bytes: int, done_bytes: int) -> None:
+        self._bars.start()  # not before: without a download there is no line
         self._task = self._bars.add_task(name, total=total_bytes, completed=done_bytes)
 
     def update(self, done_bytes: int) -> None:

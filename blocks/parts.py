@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """How blocks are held: `quantization` is one of blocks.quantize.QUANTIZATIONS."""
+    """How blocks are held: `quantization` is one of blocks.choices.QUANTIZATIONS."""
 
     quantization: str
     device: torch.device

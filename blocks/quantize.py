@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
+from shoal.blocks.choices import QUANTIZATIONS
 from shoal.blocks.errors import QuantizationError
 from shoal.blocks.quantize_experts import QuantizedExperts, is_fused
 from shoal.blocks.quantize_linear import four_bit_linear, int8_linear
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from shoal.blocks.quantize_experts import MakeLinear
 
-QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 FOUR_BIT_BLOCK = 64  # weights that share one scale
 SCALES_BLOCK = 256  # scales that share one scale under double quantization
 _ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})  # small, and a wrong expert costs far more than rounding

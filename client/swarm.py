@@ -222,7 +222,9 @@ class Swarm:
 
     def _why_missing(self) -> str:
         missing = ", ".join(map(str, self._view.missing()))
-        return f"no peer serves blocks {missing}. {self._revision_hint()}".rstrip()
+        return (
+            f"no peer serves blocks {missing}: wait for one (--wait 60) or start one. {self._revision_hint()}".rstrip()
+        )
 
     def _revision_hint(self) -> str:
         if not self._other_revisions:

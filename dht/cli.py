@@ -1,8 +1,7 @@
-"""`shoal bootstrap` and `shoal invite`: arguments in, a result on stdout, an error as one line on stderr. No logic."""
+"""`shoal bootstrap` and `shoal invite`: arguments in, a result on stdout. No logic."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import json
@@ -13,56 +12,65 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.dht.errors import DhtError, HostError
+from shoal.dht.arguments import Parser, port
+from shoal.dht.errors import HostError
 from shoal.dht.invite import MAX_PEERS, Invite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
 
     from shoal.dht.host import Host
     from shoal.dht.identity import Identity
 
-OK, FAILED = 0, 1
+MODEL_HELP = "the swarm's model: a directory, a hub name or demo"
 EXAMPLE_MADDR = "/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo..."
 
 
 def bootstrap(argv: list[str]) -> int:
-    """Run a bootstrap node until SIGINT or SIGTERM; 0, or 1 after one line on stderr."""
+    """Run a node that others join a swarm through.
+
+    Until SIGINT or SIGTERM. Errors: `DhtError`.
+    """
     options = _bootstrap_options().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return _told(lambda: asyncio.run(_serve(options)))
+    asyncio.run(_serve(options))
+    return 0
 
 
 def invite(argv: list[str]) -> int:
-    """Print an invite token; 0, or 1 after one line on stderr."""
+    """Print the token that lets others join a swarm.
+
+    Errors: `InviteError`.
+    """
     options = _invite_options().parse_args(argv)
-
-    def make() -> None:
-        secret = secrets.token_bytes(32) if options.private else None
-        token = Invite(options.swarm, options.model, tuple(options.peers), secret).encode()
-        print(json.dumps({"invite": token}) if options.json else token)
-
-    return _told(make)
+    secret = secrets.token_bytes(32) if options.private else None
+    token = Invite(options.swarm, options.model, tuple(options.peers), secret).encode()
+    print(json.dumps({"invite": token}) if options.json else token)
+    return 0
 
 
 def _bootstrap_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="shoal bootstrap",
-        description="Run a node that others join a swarm through, and print the invite to it.",
-        epilog="example: shoal bootstrap --host 0.0.0.0 --port 4001 --identity bootstrap.key",
+    parser = Parser(
+        "bootstrap",
+        "Run a node that others join a swarm through, and print its addresses and the invite, until Ctrl-C.",
+        "shoal bootstrap --host 0.0.0.0 --port 4001 --identity bootstrap.key",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="IP address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="TCP port (default: any free one)")
-    parser.add_argument("--identity", type=Path, help="key file, made if absent; keeps addresses the same")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="A", help="address to listen on (default %(default)s; 0.0.0.0 is all)"
+    )
+    parser.add_argument(
+        "--port", type=port, default=0, metavar="N", help="TCP port to listen on (default: any free one)"
+    )
+    parser.add_argument("--identity", type=Path, metavar="FILE", help="key file; made if absent (default: a new one)")
     _add_swarm_options(parser, default_model="demo")
     return parser
 
 
 def _invite_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="shoal invite",
-        description="Print the token that lets others join a swarm.",
-        epilog=f"example: shoal invite --model demo --peers {EXAMPLE_MADDR}",
+    parser = Parser(
+        "invite",
+        "Print the token that lets others join a swarm.",
+        f"shoal invite --model demo --peers {EXAMPLE_MADDR}",
     )
     parser.add_argument("--peers", nargs="+", required=True, metavar="MADDR", help="addresses of bootstrap nodes")
     _add_swarm_options(parser, default_model=None)
@@ -70,12 +78,18 @@ def _invite_options() -> argparse.ArgumentParser:
 
 
 def _add_swarm_options(parser: argparse.ArgumentParser, default_model: str | None) -> None:
-    parser.add_argument("--model", default=default_model, required=default_model is None, help="model the swarm serves")
-    parser.add_argument("--swarm", default="default", help="name of the swarm (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default=default_model,
+        required=default_model is None,
+        metavar="M",
+        help=f"{MODEL_HELP} (default {default_model})" if default_model else MODEL_HELP,
+    )
+    parser.add_argument("--swarm", default="default", metavar="NAME", help="name of the swarm (default: %(default)s)")
     parser.add_argument(
         "--private", action="store_true", help="put a secret into the invite: only its holders take part"
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 async def _serve(options: argparse.Namespace) -> None:
@@ -113,13 +127,3 @@ def _secret_of(identity: Identity, swarm: str, model: str) -> bytes:
     """A private swarm's secret that follows from the node's key, so that a restart gives the same invite."""
     signature = identity.sign(b"shoal swarm secret v1\x00" + f"{len(swarm)} {swarm} {model}".encode())
     return hashlib.sha256(signature).digest()
-
-
-def _told(work: Callable[[], None]) -> int:
-    """Run `work`; an error that the user may meet becomes one line on stderr."""
-    try:
-        work()
-    except DhtError as error:
-        print(f"shoal: {error}", file=sys.stderr)
-        return FAILED
-    return OK

@@ -8,12 +8,16 @@ import logging
 import sys
 from pathlib import Path
 
+from shoal.blocks.choices import DTYPES, QUANTIZATIONS
+from shoal.dht.arguments import Parser, port, seconds, whole
 from shoal.dht.invite import Invite
 from shoal.peer.config import PeerConfig, PeerError
 
-QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
-DTYPES = ("float32", "bfloat16", "float16")
-EXAMPLE = "example: shoal peer --model demo --join shoal1... --blocks 0:6 --quant nf4"
+EXAMPLE = "shoal peer --join INVITE --blocks 0:6 --quant nf4"
+SUMMARY = """\
+Serve blocks of a model until Ctrl-C: load them, measure how fast they run here, join the swarm, answer its clients.
+
+Ctrl-C leaves tidily: no new sessions come, and running ones have --drain seconds to finish."""
 
 
 def peer(argv: list[str]) -> int:
@@ -34,35 +38,47 @@ def peer(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shoal peer", description=peer.__doc__, epilog=EXAMPLE)
-    parser.add_argument("--join", required=True, metavar="INVITE", help="the swarm's invite (shoal1...)")
-    parser.add_argument("--model", help="local directory, hub name or demo (default: what the invite names)")
-    parser.add_argument("--revision", help="insist on this revision of the model")
+    parser = Parser("peer", SUMMARY, EXAMPLE)
+    parser.add_argument("--join", required=True, metavar="INVITE", help="the swarm's invite")
+    parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
+    parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
     parser.add_argument("--blocks", type=_span, metavar="A:B", help="blocks A to B-1 (default: where they help most)")
-    parser.add_argument("--num-blocks", type=int, metavar="N", help="how many blocks to serve if --blocks is not given")
-    parser.add_argument("--quant", choices=QUANTIZATIONS, default="none", help="quantization of the weights")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument(
+        "--num-blocks", type=whole(1), metavar="N", help="serve at most N blocks (default: all of them)"
+    )
+    parser.add_argument(
+        "--quant", choices=QUANTIZATIONS, default="none", help="quantization of the weights (default none)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:1 (default cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="of activations and KV (default: the checkpoint's own)")
-    parser.add_argument("--kv-tokens", type=int, default=8192, metavar="N", help="tokens of KV to hold (default 8192)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (0.0.0.0 for all)")
-    parser.add_argument("--port", type=int, default=0, help="TCP port to listen on (default: any free one)")
-    parser.add_argument("--announce", nargs="+", default=[], metavar="MADDR", help="addresses to tell others instead")
+    parser.add_argument(
+        "--kv-tokens", type=whole(16), default=8192, metavar="N", help="tokens of KV to hold (default 8192)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="A", help="address to listen on (default 127.0.0.1; 0.0.0.0 is all)"
+    )
+    parser.add_argument(
+        "--port", type=port, default=0, metavar="N", help="TCP port to listen on (default: any free one)"
+    )
+    parser.add_argument(
+        "--announce", nargs="+", default=[], metavar="MADDR", help="tell others these addresses instead"
+    )
     parser.add_argument("--identity", type=Path, metavar="FILE", help="key file; made if absent (default: a new one)")
     parser.add_argument("--public-name", default="", metavar="NAME", help="a name that others see beside your peer")
     parser.add_argument(
-        "--drain", type=float, default=30.0, metavar="SECONDS", help="time for running sessions on exit"
+        "--drain",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="time for running sessions at the end (default 30)",
     )
     parser.add_argument("--quiet", action="store_true", help="log warnings only")
-    parser.add_argument("--json", action="store_true", help="print start-up as JSON")
+    parser.add_argument("--json", action="store_true", help="say that it is online as one JSON object")
     return parser
 
 
 def _config(arguments: argparse.Namespace) -> PeerConfig:
     invite = Invite.parse(arguments.join)
-    if arguments.num_blocks is not None and arguments.num_blocks < 1:
-        raise PeerError(f"--num-blocks {arguments.num_blocks} serves nothing: give 1 or more")
-    if arguments.kv_tokens < 16:
-        raise PeerError(f"--kv-tokens {arguments.kv_tokens} holds no session: give 16 or more")
     return PeerConfig(
         invite=invite, model=arguments.model or invite.model, blocks=arguments.blocks,
         num_blocks=arguments.num_blocks, quantization=arguments.quant, device=arguments.device, dtype=arguments.dtype,

@@ -28,10 +28,15 @@ async def report(node: Node, logger: logging.Logger) -> None:
 
 
 def line(node: Node, tokens_per_s: float, busy: float) -> str:
-    """Clients, sessions, speed and load, in words."""
-    pages = node.book.pages
+    """Speed and load of the last `REPORT_S`, and who is served now, in words."""
+    book, pages = node.book, node.book.pages
     used = 1 - pages.free / pages.n_pages if pages.n_pages else 0.0
+    now = f"{_count(len(book.leases), 'session')} of {_count(len(book.clients()), 'client')}, KV {used:.0%} full"
     return (
-        f"serving blocks {node.engine.start}:{node.engine.stop} to {len(node.book.clients())} clients in "
-        f"{len(node.book.leases)} sessions: {tokens_per_s:.1f} tokens/s, device busy {busy:.0%}, KV {used:.0%} full"
+        f"blocks {node.engine.start}:{node.engine.stop}: {tokens_per_s:.1f} tokens/s, device busy {busy:.0%}; "
+        f"{now if book.leases else 'no session is open now'}"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

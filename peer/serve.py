@@ -12,11 +12,11 @@ import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from shoal.dht.errors import HostError
 from shoal.dht.identity import Identity
+from shoal.dht.version import shoal_version
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.book import Offer
 from shoal.peer.config import PeerError, cache_folder
@@ -61,6 +61,7 @@ async def serve(config: PeerConfig) -> int:
     """
     leave = _leave_on_signals()
     identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
+    logger.info("reading the shape of %s", config.model)
     model = await asyncio.to_thread(_open_model, config)
     life = _Life(config, identity, model, leave)
     try:
@@ -89,6 +90,7 @@ class _Life:
             if not self.leave.is_set():
                 logger.warning("the network daemon died; joining again")
                 await asyncio.sleep(REJOIN_S)
+        logger.info("left the swarm")
         return 0
 
     def close(self) -> None:
@@ -128,7 +130,7 @@ class _Life:
     async def _serve(self, host: Host, directory: Directory, engine: DeviceEngine) -> None:
         from shoal.peer.transport import P2PTransport
 
-        node_config = NodeConfig(_offer(self.config, self.model, engine, host.peer_id), f"shoal/{version('shoal')}")
+        node_config = NodeConfig(_offer(self.config, self.model, engine, host.peer_id), f"shoal/{shoal_version()}")
         async with Node(node_config, engine, P2PTransport(host)) as node:
             announcer = Announcer(directory, node, self._facts(host))
             await announcer.announce()
@@ -151,7 +153,7 @@ class _Life:
         return Facts(
             peer_id=host.peer_id, revision=self.model.checkpoint.revision, quantization=self.config.quantization,
             dtype=self.dtype, decode_s=self.throughput.decode_s, prefill_s=self.throughput.prefill_s,
-            addrs=host.maddrs[:8], version=version("shoal"), name=self.config.name,
+            addrs=host.maddrs[:8], version=shoal_version(), name=self.config.name,
         )  # fmt: skip
 
     def _say_online(self, host: Host, engine: DeviceEngine) -> None:
@@ -170,7 +172,7 @@ def _leave_on_signals() -> asyncio.Event:
     def on_signal() -> None:
         if leave.is_set():
             raise KeyboardInterrupt
-        logger.info("leaving: finishing running sessions (again to leave at once)")
+        logger.info("leaving the swarm; running sessions may finish (Ctrl-C again: at once)")
         leave.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

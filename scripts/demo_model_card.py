@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 PROMPTS = (
-    "class Stack:",
+    "class Stack:\n    def",
     "import os\n\ndef read_lines(path):",
     'import json\n\n\ndef load_config(path):\n    """Read a JSON file and return its content as a dict."""\n',
 )

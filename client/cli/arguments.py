@@ -1,57 +1,8 @@
-"""How commands read their arguments: one line on a mistake, and the kinds of values they share; runs nothing."""
+"""The kinds of values that only the client's commands read, and the options of sampling; runs nothing."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that complains in one line, without the whole usage, and shows defaults and line breaks as written."""
-
-    def __init__(self, command: str, summary: str, example: str) -> None:
-        super().__init__(
-            prog=f"shoal {command}",
-            description=summary,
-            epilog=f"Example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` tells more)\n")
-
-
-def whole(low: int) -> Callable[[str], int]:
-    """A whole number of at least `low`."""
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
-        if number < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
-        return number
-
-    return read
-
-
-def seconds(text: str) -> float:
-    """A duration in seconds, from 0 up."""
-    try:
-        duration_s = float(text)
-    except ValueError:
-        duration_s = -1.0
-    if not 0.0 <= duration_s < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return duration_s
 
 
 def token_ids(text: str) -> tuple[int, ...]:

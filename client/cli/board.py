@@ -64,10 +64,10 @@ def _peer_json(peer: Announcement, now: float) -> dict[str, object]:
 
 
 def _peers(peers: Sequence[Announcement], now: float) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("peer", "name", "state", "blocks"):
         table.add_column(column)
-    for column in ("quant", "ms/token", "prompt tokens/s", "sessions", "free KV tokens", "seen until"):
+    for column in ("quant", "ms/token", "prompt/s", "sessions", "KV free", "expires"):
         table.add_column(column, justify="right")
     for peer in sorted(peers, key=lambda peer: (peer.start, peer.stop, peer.peer_id)):
         table.add_row(*_row(peer, now))
@@ -86,7 +86,7 @@ def _row(peer: Announcement, now: float) -> list[str]:
         f"{1 / (peer.prefill_s * blocks):.0f}" if peer.prefill_s > 0 else "-",
         str(peer.queue),
         str(peer.free_tokens),
-        f"{peer.expiry - now:+.0f} s",
+        f"{peer.expiry - now:.0f} s",
     ]
 
 

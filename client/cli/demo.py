@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.client.cli.arguments import Parser, whole
 from shoal.client.cli.terminal import (
     gap_teller,
     quiet_libraries,
@@ -23,6 +22,7 @@ from shoal.client.cli.terminal import (
     tell,
     write,
 )
+from shoal.dht.arguments import Parser, whole
 from shoal.dht.invite import Invite
 
 if TYPE_CHECKING:
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 MODEL = "demo"
 PROMPT = '''\
-class Point:
-    """A point in the plane."""
+class PhoneBook:
+    """Names and their numbers."""
 
-    def __init__(self, x, y):
-        self.x = x
-        self.y = y
+    def __init__(self):
+        self._numbers = {}
 
+    def __contains__(self, name):
 '''
 # Overlapping spans of the demo model's 12 blocks: most blocks have two holders, of different quantization.
 SPANS = (("0:5", "none"), ("3:8", "int8"), ("6:11", "nf4"), ("8:12", "none"))
 COVERED_S = 60.0
 TERMINATED = 143
-EXAMPLE = "shoal demo --prompt 'class Stack:' --max-new-tokens 100"
+EXAMPLE = "shoal demo --prompt 'class LRUCache:' --max-new-tokens 60"
 SUMMARY = """\
 Show Shoal at work on this machine alone: a bootstrap node and four peers, each a process of its own with some of the
 demo model's blocks, quantized differently; a client that finds them, chains them and generates text; and an end

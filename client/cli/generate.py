@@ -6,8 +6,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from shoal.client.cli.arguments import DTYPES, Parser, add_sampling, seconds, token_ids, whole
+from shoal.blocks.choices import DTYPES
+from shoal.client.cli.arguments import add_sampling, token_ids
 from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
+from shoal.dht.arguments import Parser, seconds, whole
 from shoal.dht.invite import Invite
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from shoal.client.cli.completion import Listener, Outcome, Request
 
-EXAMPLE = 'shoal generate "def main():" --model demo --join INVITE --max-new-tokens 64'
+EXAMPLE = 'shoal generate "class Config(dict):" --join INVITE --max-new-tokens 64'
 SUMMARY = """\
 Continue a prompt through a swarm. The text comes on stdout as it is made; the route and the speed on stderr.
 

@@ -5,13 +5,13 @@ Nothing heavy is imported here: `shoal --help` must answer at once.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from shoal.client.cli.commands import closest, find_commands
 from shoal.client.cli.complaint import complaint
+from shoal.dht.version import shoal_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,10 +23,11 @@ MISUSED = 2
 INTERRUPTED = 130
 EXAMPLES = """\
 Examples:
-  shoal demo                                             see it work on this machine
-  shoal generate "def main():" --model demo --join INVITE
-  shoal peer --model demo --join INVITE                  serve some blocks
-  shoal status --join INVITE                             who serves what
+  shoal demo                                          see it work on this machine
+  shoal bootstrap                                     found a swarm; it prints the INVITE
+  shoal peer --join INVITE                            serve some blocks
+  shoal generate "class Config(dict):" --join INVITE  continue a prompt
+  shoal status --join INVITE                          who serves what
 
 `shoal COMMAND --help` tells more about each."""
 
@@ -76,11 +77,7 @@ def show_help(_: list[str]) -> int:
 
 def show_version(_: list[str]) -> int:
     """Name the version."""
-    try:
-        version = importlib.metadata.version("shoal")
-    except importlib.metadata.PackageNotFoundError:
-        version = "(not installed)"
-    sys.stdout.write(f"shoal {version}\n")
+    sys.stdout.write(f"shoal {shoal_version()}\n")
     return 0
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.client.cli.arguments import Parser
 from shoal.client.cli.terminal import quiet_libraries, run_async, write
+from shoal.dht.arguments import Parser
 from shoal.dht.invite import Invite
 
 if TYPE_CHECKING:

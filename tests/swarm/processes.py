@@ -34,6 +34,7 @@ class Running:
             env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         self.errors: list[str] = []
+        self._told = False
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._readers = [threading.Thread(target=self._read_out), threading.Thread(target=self._read_errors)]
         for reader in self._readers:
@@ -48,10 +49,15 @@ class Running:
                 return found
         raise AssertionError(f"{self.argv} ended: {self.errors[-5:]}")
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal, once: a second one means to leave at once."""
+        if not self._told and self.process.poll() is None:
+            self._told = True
+            self.process.send_signal(number)
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+        self.tell(number)
         try:
             self.process.wait(END_S)
         finally:
@@ -83,6 +89,8 @@ class Processes:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        for running in reversed(self.running):
+            running.tell(signal.SIGTERM)  # all of them first: they then leave at the same time
         for running in reversed(self.running):
             running.end()
 

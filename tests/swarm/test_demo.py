@@ -41,8 +41,8 @@ def test_demo_json_and_nothing_left() -> None:
     ("number", "status", "sign"),
     [
         (signal.SIGKILL, -9, "is online"),  # with peers at work
-        (signal.SIGINT, 130, "is online"),
-        (signal.SIGTERM, 143, "starting 4 peers"),  # while they start
+        (signal.SIGINT, 130, "starting 4 peers"),  # while they start
+        (signal.SIGTERM, 143, "starting 4 peers"),
     ],
     ids=lambda value: str(value),
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from shoal.client.cli.main import main
 from shoal.dht.identity import Identity
 from shoal.dht.invite import Invite
 
@@ -17,8 +18,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(name, *args):
-    code = f"import sys; from shoal.dht.cli import {name}; sys.exit({name}(sys.argv[1:]))"
-    return [sys.executable, "-c", code, *map(str, args)]
+    return [sys.executable, "-m", "shoal.client.cli.main", name, *map(str, args)]
 
 
 def run(name, *args):
@@ -57,23 +57,22 @@ def test_bootstrap_prints_an_invite_and_ends_tidily(tmp_path):
     assert again == first, "a restart with the same key and port gives the same invite"
 
 
-@pytest.mark.parametrize(
-    "args", [("--host", "nowhere"), ("--host", "198.51.100.1"), ("--port", "70000"), ("--swarm", "")]
-)
-def test_bootstrap_refuses_with_a_sentence(args):
-    done = run("bootstrap", *args)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("shoal: ")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("args", [("--host", "nowhere"), ("--host", "198.51.100.1"), ("--swarm", "")])
+def test_bootstrap_refuses_with_a_sentence(args, capsys):
+    assert main(["bootstrap", *args]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("shoal: ")
+    assert said.err.count("\n") == 1
 
 
-def test_bootstrap_refuses_a_damaged_key(tmp_path):
+def test_bootstrap_refuses_a_damaged_key(tmp_path, capsys):
     key = tmp_path / "damaged.key"
     key.write_bytes(b"nonsense")
-    done = run("bootstrap", "--identity", key)
-    assert done.returncode == 1
-    assert "damaged.key" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert main(["bootstrap", "--identity", str(key)]) == 1
+    said = capsys.readouterr().err
+    assert "damaged.key" in said
+    assert said.count("\n") == 1
     assert key.read_bytes() == b"nonsense"
 
 
@@ -97,7 +96,26 @@ def test_invite_refuses_with_a_sentence():
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert "/ip4/192.0.2.1/tcp/4001/p2p/" in done.stderr
-    assert run("invite", "--peers", MADDR).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["bootstrap", "--port", "70000"], "1 to 65535"),
+        (["bootstrap", "--port", "http"], "1 to 65535"),
+        (["bootstrap", "extra"], "extra"),
+        (["invite", "--peers", MADDR], "--model"),
+        (["invite", "--model", "demo"], "--peers"),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(argv, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"shoal {argv[0]}: ")
+    assert said.count("\n") == 1
+    assert words in said
 
 
 def test_help_imports_nothing_heavy():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,14 @@ from processes import Processes
 from shoal.blocks.checkpoint import DEMO_PATH, resolve
 from shoal.blocks.ends import load_ends
 from shoal.blocks.spec import spec_of
+from shoal.client.cli.main import main
 from shoal.client.swarm import Model, SessionOptions, join_swarm
 from shoal.dht.invite import Invite
 from shoal.peer.wire import Want
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
@@ -91,38 +93,49 @@ async def test_logits_are_those_of_transformers(invite: str, whole: torch.nn.Mod
             torch.testing.assert_close(ends.logits(torch.cat([prompt, *steps])), expected, atol=1e-4, rtol=0)
 
 
-def test_the_prompt_may_come_from_stdin_and_text_streams_to_stdout(processes: Processes, invite: str) -> None:
-    done = processes.run(
-        "generate", "-", "--model", "demo", "--join", invite, "--max-new-tokens", "8", "--dtype", "float32",
-        stdin=PROMPT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert "tokens/s" in done.stderr
-    assert "tokens/s" not in done.stdout
+@pytest.fixture
+def shoal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+    """Runs a command in this process, so that torch is loaded once; what it wrote on stdout and stderr."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    def run(*argv: str) -> tuple[str, str]:
+        status = main(list(argv))
+        said = capsys.readouterr()
+        assert status == 0, said.err
+        return said.out, said.err
+
+    return run
 
 
-def test_a_seed_draws_the_same_tokens_through_the_swarm(processes: Processes, invite: str) -> None:
-    def draw() -> list[int]:
-        done = processes.run(
+def test_the_prompt_may_come_from_stdin_and_text_streams_to_stdout(
+    shoal: Callable[..., tuple[str, str]], invite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    out, err = shoal("generate", "-", "--join", invite, "--max-new-tokens", "8", "--dtype", "float32")
+    assert out.strip()
+    assert "tokens/s" in err
+    assert "tokens/s" not in out
+
+
+def test_a_seed_draws_the_same_tokens_through_the_swarm(shoal: Callable[..., tuple[str, str]], invite: str) -> None:
+    def draw(seed: str) -> list[int]:
+        out, _ = shoal(
             "generate", "--token-ids", "5,6,7", "--join", invite, "--max-new-tokens", "12", "--dtype", "float32",
-            "--temperature", "1.2", "--top-p", "0.95", "--seed", "7", "--json",
+            "--temperature", "1.2", "--top-p", "0.95", "--seed", seed, "--json",
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        tokens: list[int] = json.loads(done.stdout)["token_ids"]
+        tokens: list[int] = json.loads(out)["token_ids"]
         return tokens
 
-    assert draw() == draw()
+    assert draw("7") == draw("7") != draw("8")
 
 
-def test_status_shows_the_swarm(processes: Processes, invite: str) -> None:
-    done = processes.run("status", "--join", invite, "--model", "demo", "--json")
-    assert done.returncode == 0, done.stderr
-    out = json.loads(done.stdout)
+def test_status_shows_the_swarm(shoal: Callable[..., tuple[str, str]], invite: str) -> None:
+    out = json.loads(shoal("status", "--join", invite, "--model", "demo", "--json")[0])
     assert sorted(peer["blocks"] for peer in out["peers"]) == [[0, 4], [3, 7], [6, 10], [8, 12]]
     assert [len(holders) for holders in out["blocks"]] == [1, 1, 1, 2, 1, 1, 2, 1, 2, 2, 1, 1]
     assert out["missing"] == []
     assert all(peer["decode_s_per_block"] > 0 for peer in out["peers"])
-    plain = processes.run("status", "--join", invite)
-    assert "Every block is held" in plain.stdout
-    assert "\x1b" not in plain.stdout
+    plain, _ = shoal("status", "--join", invite)
+    assert "Every block is held" in plain
+    assert "\x1b" not in plain

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from shoal.peer.errors import Reason
 from shoal.peer.kept import ALWAYS_KEPT
-from shoal.peer.kept import ALWAYS_KEPT
 from shoal.peer.lease import REPLAY_ROWS, Lease, Run, Send, Terms
 from shoal.peer.wire import Hidden, Open, Opened, Receipt, Refused, Reroute, Want
 

@@ -7,8 +7,9 @@ import bitsandbytes as bnb
 import pytest
 import torch
 import transformers
+from shoal.blocks.choices import QUANTIZATIONS
 from shoal.blocks.errors import QuantizationError
-from shoal.blocks.quantize import QUANTIZATIONS, bytes_per_param, quantize_
+from shoal.blocks.quantize import bytes_per_param, quantize_
 from shoal.blocks.quantize_experts import QuantizedExperts
 from torch import nn
 

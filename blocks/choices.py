@@ -1,0 +1,4 @@
+"""The names that users choose number types and quantizations by; knows no torch, so that `--help` may list them."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "int8", "nf4", "fp4")

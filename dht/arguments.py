@@ -1,0 +1,65 @@
+"""How every command reads its arguments: one line on a mistake, and the kinds of values they share; runs nothing.
+
+It stands here because `peer` and `client` both build on `dht`, which builds on nothing of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that complains in one line, without the whole usage, and shows the summary's line breaks as written."""
+
+    def __init__(self, command: str, summary: str, example: str) -> None:
+        super().__init__(
+            prog=f"shoal {command}",
+            description=summary,
+            epilog=f"Example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        line = " ".join(message.split())
+        self.exit(2, f"{self.prog}: {line} (`{self.prog} --help` tells more)\n")
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """A whole number of at least `low`."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if number < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
+        return number
+
+    return read
+
+
+def port(text: str) -> int:
+    """A TCP port; 0 is any free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a port: give a number from 1 to 65535, or 0 for any free one"
+        )
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A duration in seconds, from 0 up."""
+    try:
+        duration_s = float(text)
+    except ValueError:
+        duration_s = -1.0
+    if not 0.0 <= duration_s < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return duration_s
