@@ -6,10 +6,8 @@ import asyncio
 import json
 import logging
 import platform
-import random
 import signal
 import sys
-import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,15 +17,12 @@ from shoal.dht.identity import Identity
 from shoal.dht.version import shoal_version
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.book import Offer
+from shoal.peer.choose import Seat, choose
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.engine import DeviceEngine
 from shoal.peer.log import report
 from shoal.peer.measure import measured
 from shoal.peer.node import Node, NodeConfig
-from shoal.routing.announcement import AnnouncementError, decode
-from shoal.routing.knowledge import Speed
-from shoal.routing.placement import place_span
-from shoal.routing.view import View, fold
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shoal.peer")
 
-PLACEMENT_DECODE_S = 1e-3  # speed assumed for choosing a span before anything can be measured
 REJOIN_S = 1.0
 
 
@@ -83,7 +77,7 @@ class _Life:
         """Serve, and join again under the same identity if the network daemon dies."""
         while not self.leave.is_set():
             async with _join(self.config, self.identity, self.model) as (host, directory):
-                engine = await self._engine(directory)
+                engine = await self._engine(host, directory)
                 if self.leave.is_set():
                     break
                 await self._serve(host, directory, engine)
@@ -98,10 +92,10 @@ class _Life:
         if self.engine is not None:
             self.engine.close()
 
-    async def _engine(self, directory: Directory) -> DeviceEngine:
+    async def _engine(self, host: Host, directory: Directory) -> DeviceEngine:
         """The loaded span, measured; made at the first join, since the swarm decides which blocks it holds."""
         if self.engine is None:
-            blocks = self.config.blocks or await _choose(self.config, self.model, directory)
+            blocks = self.config.blocks or await choose(directory, self._seat(host))
             span = await asyncio.to_thread(_load, self.config, self.model, blocks)
             from shoal.blocks.kv import PAGE_TOKENS
 
@@ -109,10 +103,19 @@ class _Life:
             self.throughput = await self._measure(self.engine)
         return self.engine
 
+    def _seat(self, host: Host) -> Seat:
+        spec, config = self.model.spec, self.config
+        return Seat(
+            peer_id=host.peer_id, addrs=host.maddrs[:8], n_blocks=spec.n_blocks,
+            capacity=config.num_blocks or spec.n_blocks, revision=self.model.checkpoint.revision,
+            quantization=config.quantization, dtype=self.dtype, version=shoal_version(), name=config.name,
+        )  # fmt: skip
+
     async def _measure(self, engine: DeviceEngine) -> Throughput:
         import torch
 
-        device = torch.cuda.get_device_name(self.config.device) if self.config.device != "cpu" else platform.processor()
+        on_gpu = self.config.device.startswith("cuda")
+        device = torch.cuda.get_device_name(self.config.device) if on_gpu else platform.processor()
         facts = {
             "model": self.model.checkpoint.name, "revision": self.model.checkpoint.revision, "dtype": self.dtype,
             "blocks": str(engine.stop - engine.start), "quantization": self.config.quantization, "device": device,
@@ -229,23 +232,6 @@ async def _join(config: PeerConfig, identity: Identity, model: _Model) -> AsyncI
             open_directory(host, identity, config.invite, model.checkpoint.revision)
         )
         yield host, directory
-
-
-async def _choose(config: PeerConfig, model: _Model, directory: Directory) -> range:
-    """Where this peer helps most, among the blocks that others hold."""
-    announcements = []
-    for record in await directory.lookup():
-        try:
-            announcements.append(decode(record, model.spec.n_blocks))
-        except AnnouncementError:
-            continue
-    now = time.time()
-    view = fold(View(model.spec.n_blocks), announcements, now)
-    capacity = config.num_blocks or model.spec.n_blocks
-    speed = Speed(PLACEMENT_DECODE_S, PLACEMENT_DECODE_S)
-    placement = place_span(view, capacity, speed, now, random.Random())  # noqa: S311 - spreads joiners, no secret
-    logger.info("serving blocks %d:%d: %s", placement.start, placement.stop, placement.reason)
-    return range(placement.start, placement.stop)
 
 
 def _offer(config: PeerConfig, model: _Model, engine: DeviceEngine, peer_id: str) -> Offer:

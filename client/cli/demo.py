@@ -46,7 +46,7 @@ class PhoneBook:
 SPANS = (("0:5", "none"), ("3:8", "int8"), ("6:11", "nf4"), ("8:12", "none"))
 COVERED_S = 60.0
 TERMINATED = 143
-EXAMPLE = "shoal demo --prompt 'class LRUCache:' --max-new-tokens 60"
+EXAMPLE = "shoal demo --prompt 'class Config(dict):' --max-new-tokens 60"
 SUMMARY = """\
 Show Shoal at work on this machine alone: a bootstrap node and four peers, each a process of its own with some of the
 demo model's blocks, quantized differently; a client that finds them, chains them and generates text; and an end

@@ -151,3 +151,13 @@ async def test_a_private_swarm_is_invisible_and_closed_without_its_secret(folder
             return
 
         assert (await generate(joined, model, nothing))[0] == expected
+
+
+async def test_peers_that_start_together_take_different_blocks(folder):
+    async with Children({"OMP_NUM_THREADS": "1"}) as children:
+        node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "tiny"])
+        join = ["--join", (await node.event("invite"))["invite"]]
+        argv = ["peer", "--model", str(folder), *join, "--num-blocks", "3", "--json"]
+        peers = [await children.start(f"peer {number}", argv) for number in range(2)]
+        spans = [(await peer.event("event", "online"))["blocks"] for peer in peers]
+    assert sorted(spans) == [[0, 3], [3, 6]]

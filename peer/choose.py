@@ -1,0 +1,91 @@
+"""Which blocks a joining peer takes: looks at the swarm, decides, and says so before the slow loading begins."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shoal.routing.announcement import Announcement, AnnouncementError, decode, encode
+from shoal.routing.knowledge import Speed
+from shoal.routing.placement import place_span
+from shoal.routing.view import View, fold
+
+if TYPE_CHECKING:
+    from shoal.dht.directory import Directory
+
+logger = logging.getLogger("shoal.peer")
+
+ASSUMED_BLOCK_S = 1e-3  # a speed for choosing by, before anything is loaded that could be measured
+SPREAD_S = 1.0  # peers that were started together look one after the other
+SETTLED_S = 0.5  # after this, what others announced at the same moment can be seen
+LOADING_S = 240.0  # how long others count on blocks that are being loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a joining peer is and has room for: `capacity` blocks of a model of `n_blocks`."""
+
+    peer_id: str
+    addrs: tuple[str, ...]
+    n_blocks: int
+    capacity: int
+    revision: str
+    quantization: str
+    dtype: str
+    version: str
+    name: str
+
+
+async def choose(directory: Directory, seat: Seat) -> range:
+    """The span that helps the swarm most. It is announced as `joining`, so that the next one to look chooses others.
+
+    Of two peers that looked at the same moment and chose the same blocks, the one with the greater id chooses again.
+    """
+    rng = random.Random()  # noqa: S311 - spreads joiners, no secret
+    await asyncio.sleep(rng.random() * SPREAD_S)
+    span = await _take(directory, seat, await _look(directory, seat), rng)
+    await asyncio.sleep(SETTLED_S)
+    view = await _look(directory, seat)
+    if any(_comes_before(peer, seat, span) for peer in view.peers):
+        logger.info("another peer took these blocks at the same moment; choosing again")
+        span = await _take(directory, seat, view, rng)
+    return span
+
+
+async def _take(directory: Directory, seat: Seat, view: View, rng: random.Random) -> range:
+    speed = Speed(ASSUMED_BLOCK_S, ASSUMED_BLOCK_S)
+    placement = place_span(view, seat.capacity, speed, view.at, rng)
+    logger.info("taking blocks %d:%d: %s", placement.start, placement.stop, placement.reason)
+    await directory.announce(encode(_joining(seat, placement.start, placement.stop)), LOADING_S)
+    return range(placement.start, placement.stop)
+
+
+def _comes_before(peer: Announcement, seat: Seat, span: range) -> bool:
+    """Whether a peer is about to serve some of our blocks and has the right of way."""
+    overlaps = peer.start < span.stop and span.start < peer.stop
+    return peer.state == "joining" and overlaps and peer.peer_id < seat.peer_id
+
+
+async def _look(directory: Directory, seat: Seat) -> View:
+    """The others of our revision."""
+    announcements = []
+    for record in await directory.lookup():
+        if record.revision == seat.revision and record.peer_id != seat.peer_id:
+            try:
+                announcements.append(decode(record, seat.n_blocks))
+            except AnnouncementError:
+                continue  # one bad record hides no other
+    return fold(View(seat.n_blocks), announcements, time.time())
+
+
+def _joining(seat: Seat, start: int, stop: int) -> Announcement:
+    return Announcement(
+        peer_id=seat.peer_id, sequence=0, expiry=0.0, start=start, stop=stop, state="joining",
+        quantization=seat.quantization, dtype=seat.dtype, decode_s=ASSUMED_BLOCK_S, prefill_s=ASSUMED_BLOCK_S, queue=0,
+        free_tokens=0, max_chunk=1, addrs=seat.addrs, rtts=(), version=seat.version, name=seat.name,
+        revision=seat.revision,
+    )  # fmt: skip
