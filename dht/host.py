@@ -36,7 +36,7 @@ SWEEP_AGE_S = 60.0
 MAX_PARENT_CHARS = 50  # a unix socket's path has at most 107 characters
 DAEMON_IDLE_S = 10.0  # the daemon ends if nobody has opened its control connection by then
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 2.0
 DIAL_TIMEOUT_S = 5.0
 
 
@@ -217,7 +217,7 @@ async def _start_daemon(config: HostConfig, folder: Path, key_file: Path) -> Any
 
 
 async def _stop_daemon(p2p: Any) -> None:
-    """End the daemon gently, and by force if it has not gone after 5 s."""
+    """End the daemon gently, and by force if it has not gone after 2 s."""
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
             await p2p.shutdown()
