@@ -1,6 +1,7 @@
 """A peer process for the tests: echoes every stream, and prints its address and its daemon's process id."""
 
 import asyncio
+import signal
 import sys
 
 from shoal.dht.host import HostConfig, open_host
@@ -8,6 +9,9 @@ from shoal.peer.transport import P2PTransport
 
 
 async def main() -> None:
+    # As the commands do. Left to asyncio.run, a signal that the kernel gives to a thread that waits for a child wakes
+    # the loop only with its next event.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asyncio.current_task().cancel)
     async with open_host(HostConfig()) as host, asyncio.TaskGroup() as tasks:
         transport = P2PTransport(host)
 

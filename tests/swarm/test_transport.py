@@ -271,4 +271,4 @@ async def test_ctrl_c_in_the_terminal_spares_the_daemon():
         os.killpg(process.pid, signal.SIGINT)
         assert not await gone(daemon, 0.5)
         process.send_signal(signal.SIGCONT)
-        assert await gone(daemon, 30)  # how soon is not what this test is about
+        assert await gone(daemon, 10)
