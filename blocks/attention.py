@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from shoal.blocks.kv import from_int8
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from shoal.blocks.batch import Batch, Read
-    from shoal.blocks.kv import KVPool
+    from shoal.blocks.kv import BlockKV, KVPool
 
 IMPLEMENTATION = "shoal_paged"
 _SCORES = 1 << 25  # elements of one tile of attention scores where they must be built: 128 MiB in float32
@@ -64,17 +65,8 @@ class PagedCache:
         self, keys: torch.Tensor, values: torch.Tensor, block: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write `[1, kv_heads, T, width]` into the batch's slots; hand back the same."""
-        write(self.pool.keys(block), self.batch.write, keys[0].transpose(0, 1))
-        write(self.pool.values(block), self.batch.write, values[0].transpose(0, 1))
+        self.pool.block(block).write(self.batch.write, keys[0].transpose(0, 1), values[0].transpose(0, 1))
         return keys, values
-
-
-def write(pool: torch.Tensor, slots: slice | torch.Tensor, new: torch.Tensor) -> None:
-    """Put `new [T, heads, width]` into slots of `pool [slots, heads, width]`, in the pool's dtype."""
-    if isinstance(slots, slice):
-        pool[slots] = new
-    else:
-        pool.index_copy_(0, slots, new.to(pool.dtype))
 
 
 def paged_attention(module: torch.nn.Module, query: torch.Tensor, *_: Any, **given: Any) -> tuple[torch.Tensor, None]:
@@ -83,14 +75,11 @@ def paged_attention(module: torch.nn.Module, query: torch.Tensor, *_: Any, **giv
     scale = given.get("scaling")
     rules = Rules(query.shape[-1] ** -0.5 if scale is None else scale, given.get("softcap"), given.get("s_aux"))
     block = int(module.layer_idx)  # type: ignore[arg-type]
-    pools = cache.pool.keys(block), cache.pool.values(block)
-    out = attend(query, pools, cache.batch, given.get("sliding_window"), rules)
+    out = attend(query, cache.pool.block(block), cache.batch, given.get("sliding_window"), rules)
     return out, None
 
 
-def attend(
-    query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor], batch: Batch, window: int | None, rules: Rules
-) -> torch.Tensor:
+def attend(query: torch.Tensor, kv: BlockKV, batch: Batch, window: int | None, rules: Rules) -> torch.Tensor:
     """Each row's tokens against that row's pages: `[1, heads, T, width]` to `[1, T, heads, width]`.
 
     On a CPU every row is a kernel call on views of its pages; on a GPU, where calls cost more than copies, the rows of
@@ -98,24 +87,22 @@ def attend(
     """
     reads = batch.reads(window)
     if len(reads) == 1:
-        return _attend_row(query, pools, reads[0], rules).transpose(1, 2)
+        return _attend_row(query, kv, reads[0], rules).transpose(1, 2)
     together = batch.gathers
     if batch.decodes_only and not together and not rules.needs_scores:
-        return _attend_tokens(query, pools, reads, rules)
-    out = query.new_empty((1, query.shape[2], query.shape[1], pools[1].shape[-1]))
+        return _attend_tokens(query, kv, reads, rules)
+    out = query.new_empty((1, query.shape[2], query.shape[1], kv.values.shape[-1]))
     if together:
-        _attend_padded(query, pools, batch, (window, rules, out))
+        _attend_padded(query, kv, batch, (window, rules, out))
     for read in reads:
         if read.count > 1 or not together:
             part = query[:, :, read.first : read.first + read.count]
-            out[:, read.first : read.first + read.count] = _attend_row(part, pools, read, rules).transpose(1, 2)
+            out[:, read.first : read.first + read.count] = _attend_row(part, kv, read, rules).transpose(1, 2)
     return out
 
 
-def _attend_row(
-    query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor], read: Read, rules: Rules
-) -> torch.Tensor:
-    keys, values = (read.gather(pool.transpose(0, 1)[None]).to(query.dtype) for pool in pools)
+def _attend_row(query: torch.Tensor, kv: BlockKV, read: Read, rules: Rules) -> torch.Tensor:
+    keys, values = _seen(kv, read, query.dtype)
     if rules.needs_scores:
         return _by_scores(query, (keys, values), _mask_of(read, query.device), rules)
     if read.count == 1:
@@ -125,33 +112,40 @@ def _attend_row(
     )
 
 
-def _attend_tokens(
-    query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor], reads: tuple[Read, ...], rules: Rules
-) -> torch.Tensor:
+def _seen(kv: BlockKV, read: Read, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys and values that a row reads, `[1, kv_heads, L, width]` in `dtype`."""
+    keys, values = (
+        _by_head(pool, read) if scale is None else from_int8(_by_head(pool, read), _by_head(scale[..., None], read))
+        for pool, scale in kv.pairs
+    )
+    return keys.to(dtype), values.to(dtype)
+
+
+def _by_head(pool: torch.Tensor, read: Read) -> torch.Tensor:
+    return read.gather(pool.transpose(0, 1)[None])
+
+
+def _attend_tokens(query: torch.Tensor, kv: BlockKV, reads: tuple[Read, ...], rules: Rules) -> torch.Tensor:
     """Rows of one token each, with as few operations as can be: on a small model their number is the cost."""
-    tokens = query[0].transpose(0, 1).reshape(query.shape[2], pools[0].shape[1], -1, query.shape[3])
-    keys, values = (pool.transpose(0, 1)[None] for pool in pools)
+    tokens = query[0].transpose(0, 1).reshape(query.shape[2], kv.keys.shape[1], -1, query.shape[3])
+    keys, values = (pool.transpose(0, 1)[None] for pool in (kv.keys, kv.values))
     done = []
     for token, read in zip(torch.split(tokens, 1), reads, strict=True):
-        seen = read.gather(keys), read.gather(values)
-        if keys.dtype != query.dtype:
+        seen = (read.gather(keys), read.gather(values)) if kv.key_scale is None else _seen(kv, read, query.dtype)
+        if seen[0].dtype != query.dtype:
             seen = seen[0].to(query.dtype), seen[1].to(query.dtype)
         done.append(scaled_dot_product_attention(token, *seen, scale=rules.scale))
     return torch.cat(done).view(1, query.shape[2], query.shape[1], -1)
 
 
 def _attend_padded(
-    query: torch.Tensor,
-    pools: tuple[torch.Tensor, torch.Tensor],
-    batch: Batch,
-    rest: tuple[int | None, Rules, torch.Tensor],
+    query: torch.Tensor, kv: BlockKV, batch: Batch, rest: tuple[int | None, Rules, torch.Tensor]
 ) -> None:
     window, rules, out = rest
     read = batch.padded_read(window)
     n, width = read.mask.shape[0], read.mask.shape[-1]
     keys, values = (
-        pool.index_select(0, read.slots).view(n, width, *pool.shape[1:]).transpose(1, 2).to(query.dtype)
-        for pool in pools
+        part.view(n, width, *part.shape[1:]).transpose(1, 2).to(query.dtype) for part in kv.select(read.slots)
     )
     tokens = query[0].index_select(1, read.tokens).transpose(0, 1)[:, :, None]
     if rules.needs_scores:

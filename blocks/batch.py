@@ -107,19 +107,26 @@ class Batch:
         return self._padded[window]
 
 
-def make_batch(rows: Sequence[Row], n_slots: int, device: torch.device) -> Batch:
-    """Check rows against the pool's size and describe them; raises ValueError for rows that do not fit."""
-    held = tuple(rows)
-    for row in held:
-        _check(row, n_slots)
-    positions = np.concatenate([np.arange(row.position, row.end) for row in held])
+def make_batch(rows: tuple[Row, ...], device: torch.device) -> Batch:
+    """Describe rows that `check_rows` found good."""
+    positions = np.concatenate([np.arange(row.position, row.end) for row in rows])
     return Batch(
-        rows=held,
+        rows=rows,
         device=device,
         n_tokens=len(positions),
-        write=_write_of(held, device),
+        write=_write_of(rows, device),
         positions=torch.from_numpy(positions).to(device)[None],
     )
+
+
+def check_rows(rows: Sequence[Row], n_slots: int) -> tuple[Row, ...]:
+    """The rows, if all of them fit a pool of `n_slots`; raises ValueError for one that does not."""
+    held = tuple(rows)
+    if not held:
+        raise ValueError("a forward needs at least one row")
+    for row in held:
+        check_row(row, n_slots)
+    return held
 
 
 def _write_of(rows: tuple[Row, ...], device: torch.device) -> slice | torch.Tensor:
@@ -129,7 +136,8 @@ def _write_of(rows: tuple[Row, ...], device: torch.device) -> slice | torch.Tens
     return torch.from_numpy(slots).to(device)
 
 
-def _check(row: Row, n_slots: int) -> None:
+def check_row(row: Row, n_slots: int) -> None:
+    """Raise ValueError for a row that does not fit a pool of `n_slots`."""
     if row.count < 1 or row.position < 0:
         raise ValueError(f"a row needs at least one token and a position of 0 or more: {row.count} at {row.position}")
     if row.end > len(row.pages) * PAGE_TOKENS:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMS = 16
+SMALL_BYTES = 64 * 1024  # copied out: a norm that outlives the loading would keep the whole file mapped
 _PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 DTYPES = {
@@ -187,7 +188,7 @@ def _tensor(mapped: mmap.mmap, entry: Entry) -> torch.Tensor:
     if not entry.n_bytes:
         return torch.empty(entry.shape, dtype=entry.dtype)
     raw = torch.frombuffer(mapped, dtype=torch.uint8, count=entry.n_bytes, offset=entry.offset)
-    if entry.offset % entry.dtype.itemsize:
+    if entry.n_bytes <= SMALL_BYTES or entry.offset % entry.dtype.itemsize:
         raw = raw.clone()  # kernels expect tensors aligned to their elements
     return raw.view(entry.dtype).view(entry.shape)
 

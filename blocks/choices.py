@@ -2,3 +2,4 @@
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
+KV_DTYPES = ("auto", "int8")

@@ -6,7 +6,9 @@ BlocksError
 ├── UnsafeCheckpoint     pickled weights, remote code, a path that leaves the checkpoint
 ├── CheckpointError      damaged, incomplete, or not the revision that was asked for
 ├── NoSpace              the disk cannot hold the files that are needed
+├── NoMemory             the device or the host has too little memory for what was asked
 ├── QuantizationError    unknown kind, or a module that cannot be quantized so
+├── UnsupportedDevice    a device that Shoal does not compute on, or that this machine lacks
 └── PromptTooLong        more tokens than the model's context
 """
 
@@ -35,8 +37,16 @@ class NoSpace(BlocksError):
     """The disk has no room for the files."""
 
 
+class NoMemory(BlocksError):
+    """The device or the host has too little memory for what was asked."""
+
+
 class QuantizationError(BlocksError):
     """The quantization is unknown or cannot be applied."""
+
+
+class UnsupportedDevice(BlocksError):
+    """Shoal does not compute on such a device, or this machine has none."""
 
 
 class PromptTooLong(BlocksError):

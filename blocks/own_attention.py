@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from shoal.blocks.attention import write
 from shoal.blocks.batch import slots_of
 
 if TYPE_CHECKING:
@@ -72,15 +71,17 @@ class DenseCache:
         self, keys: torch.Tensor, values: torch.Tensor, block: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write `[B, heads, n, width]` into pages; hand back all of the rows' `[B, heads, L, width]`."""
-        return self._exchange(self.pool.keys(block), keys), self._exchange(self.pool.values(block), values)
+        kv = self.pool.block(block)
+        # Blocks that repeat a head for each query that shares it (Falcon) hand over copies: one is stored.
+        copies = keys.shape[1] // kv.keys.shape[1]
+        new_keys, new_values = (new[:, ::copies].transpose(1, 2).flatten(0, 1) for new in (keys, values))
+        kv.write(self.rectangle.write, new_keys, new_values)
+        held_keys, held_values = kv.select(self.rectangle.read.flatten())
+        return self._spread(held_keys, copies, keys.dtype), self._spread(held_values, copies, values.dtype)
 
-    def _exchange(self, pool: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Blocks that repeat a head for each query that shares it (Falcon) hand over copies: one is stored."""
-        copies = new.shape[1] // pool.shape[1]
-        write(pool, self.rectangle.write, new[:, ::copies].transpose(1, 2).flatten(0, 1))
-        rows, width = self.rectangle.read.shape
-        held = pool.index_select(0, self.rectangle.read.flatten()).view(rows, width, *pool.shape[1:])
-        return held.transpose(1, 2).repeat_interleave(copies, dim=1).to(new.dtype)
+    def _spread(self, held: torch.Tensor, copies: int, dtype: torch.dtype) -> torch.Tensor:
+        by_row = held.view(*self.rectangle.read.shape, *held.shape[1:])
+        return by_row.transpose(1, 2).repeat_interleave(copies, dim=1).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)

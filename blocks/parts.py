@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import math
 from dataclasses import dataclass
@@ -10,36 +11,47 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from shoal.blocks.attention import IMPLEMENTATION
+from shoal.blocks.fused import FusedBlock
+from shoal.blocks.makers import makers_for
+from shoal.blocks.offload import Streamed
 from shoal.blocks.own_attention import Bias
 from shoal.blocks.packed import pack_
 from shoal.blocks.rotary import Rotary
+from shoal.blocks.structure import probe, structure_of
 from shoal.blocks.weights import Tensors, load_block_
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from shoal.blocks.families import Family
     from shoal.blocks.spec import ModelSpec
+    from shoal.blocks.structure import Attention
     from torch import nn
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How blocks are held: `quantization` is one of blocks.choices.QUANTIZATIONS."""
+    """How blocks are held: `quantization` is one of blocks.choices.QUANTIZATIONS; `fused`: in our own layer where it
+    computes what the block computes; the last `host_blocks` stay in host memory."""
 
     quantization: str
     device: torch.device
     dtype: torch.dtype
+    fused: bool = True
+    host_blocks: int = 0
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A span's modules: `layers` by absolute block index; `rotary` and `bias` where the family has them."""
+    """A span's modules: `layers` by absolute block index; `rotary` and `bias` where the family has them. `fused`: all
+    layers are our own."""
 
     spec: ModelSpec
     layers: dict[int, nn.Module]
     rotary: Rotary | None
     bias: Bias | None
+    fused: bool = False
 
 
 def library(family: Family) -> ModuleType:
@@ -53,13 +65,39 @@ def load_parts(checkpoint: Tensors, spec: ModelSpec, blocks: range, placement: P
     config._attn_implementation = IMPLEMENTATION if spec.family.attention == "interface" else "sdpa"
     # One expert after the other reads the fewest weights, but waits for the device to learn which: not on a GPU.
     config._experts_implementation = "eager" if placement.device.type == "cpu" else "grouped_mm"
-    layers = {}
+    rotary = _rotary(spec, config, placement.device)
+    make = functools.partial(_empty, config, spec)
+    # A captured graph asks for no block, and streamed blocks wait for the bus anyway: the library's layers will do.
+    fuse = placement.fused and not placement.host_blocks
+    asked = _asked(make, spec, blocks, rotary) if fuse and rotary else None
+    layers = Streamed(placement.device, blocks[len(blocks) - placement.host_blocks :])
     for index in blocks:
-        with torch.device("meta"):
-            block = getattr(library(spec.family), spec.family.block)(config, layer_idx=index)
+        block = make(index)
         load_block_(block, checkpoint, spec.family, index)
-        layers[index] = _place(block, placement)
-    return Parts(spec, layers, _rotary(spec, config, placement.device), _bias(spec))
+        layers[index] = _fuse(block, asked[index], placement) if asked else _place(block, placement)
+    return Parts(spec, layers, rotary, _bias(spec), asked is not None)
+
+
+def _empty(config: Any, spec: ModelSpec, index: int) -> nn.Module:
+    """A block as transformers makes it, on the meta device."""
+    with torch.device("meta"):
+        block: nn.Module = getattr(library(spec.family), spec.family.block)(config, layer_idx=index)
+    return block
+
+
+def _asked(
+    make: Callable[[int], nn.Module], spec: ModelSpec, blocks: range, rotary: Rotary
+) -> dict[int, Attention] | None:
+    """What each block asks of attention, if our own layer computes what all of these blocks do."""
+    asked = {index: probe(make(index), rotary.width, library(spec.family)) for index in blocks}
+    known = {index: attention for index, attention in asked.items() if attention is not None}
+    return known if len(known) == len(blocks) else None
+
+
+def _fuse(block: nn.Module, attention: Attention, placement: Placement) -> nn.Module:
+    makers = makers_for(placement.quantization, placement.device, placement.dtype)
+    fused = FusedBlock(structure_of(block, attention), makers, placement.device, placement.dtype)
+    return fused.eval().requires_grad_(requires_grad=False)
 
 
 def _place(block: nn.Module, placement: Placement) -> nn.Module:

@@ -54,9 +54,14 @@ def quantize_(module: nn.Module, kind: str, device: torch.device | str, dtype: t
     if any(parameter.is_meta for parameter in module.parameters()):
         raise QuantizationError("The weights are not loaded yet: load them before quantizing.")
     if kind != "none":
-        replace_matrices(module, functools.partial(_MAKERS[kind], device=torch.device(device), dtype=dtype))
+        replace_matrices(module, maker(kind, torch.device(device), dtype))
     _move_rest(module, torch.device(device), dtype)
     module.eval()
+
+
+def maker(kind: str, device: torch.device, dtype: torch.dtype) -> MakeLinear:
+    """How a matrix of a quantized kind is made: `make(weight [out, in], bias [out] or None)`."""
+    return functools.partial(_MAKERS[kind], device=device, dtype=dtype)
 
 
 _MAKERS: dict[str, Callable[..., nn.Module]] = {

@@ -24,9 +24,36 @@ class Rotary:
     def __init__(self, module: nn.Module, types: tuple[str, ...] = ()) -> None:
         self._module, self._types = module, types
 
+    @property
+    def width(self) -> int:
+        """How many of a head's numbers are rotated."""
+        return 2 * len(self._named(self.names[0], "inv_freq"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attention types with rotations of their own; "" where all blocks share one."""
+        return self._types or ("",)
+
+    def frequencies(self, name: str) -> tuple[torch.Tensor, float] | None:
+        """Angles per position `[width / 2]` and the factor on cosine and sine; None where they depend on the length."""
+        if self._by_length(name):
+            return None
+        return self._named(name, "inv_freq").float(), float(self._named(name, "attention_scaling"))
+
+    def turns(self, hidden: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """The same as complex rotations `[T, 1, width / 2]`, by attention type."""
+        return {name: self._turns_of_type(hidden, batch, name) for name in self.names}
+
+    def _turns_of_type(self, hidden: torch.Tensor, batch: Batch, name: str) -> torch.Tensor:
+        if (found := self.frequencies(name)) is not None:
+            angles = batch.positions[0, :, None, None] * found[0]
+            return torch.polar(angles.new_full((), found[1]).expand_as(angles), angles)
+        cos, sin = (part[0, :, : part.shape[-1] // 2].float() for part in self._of_type(hidden, batch, name))
+        return torch.complex(cos, sin)[:, None]
+
     def embeddings(self, hidden: torch.Tensor, batch: Batch) -> dict[str, Embedding]:
         """Cosines and sines `[1, T, width]` by attention type; one entry under "" where all blocks share them."""
-        return {name: self._of_type(hidden, batch, name) for name in self._types or ("",)}
+        return {name: self._of_type(hidden, batch, name) for name in self.names}
 
     def _of_type(self, hidden: torch.Tensor, batch: Batch, name: str) -> Embedding:
         if not self._by_length(name):
@@ -50,6 +77,9 @@ class Rotary:
     def _call(self, hidden: torch.Tensor, positions: torch.Tensor, name: str) -> Embedding:
         cos, sin = self._module(hidden, positions, name) if name else self._module(hidden, positions)
         return cos, sin
+
+    def _named(self, name: str, what: str) -> Any:
+        return getattr(self._module, f"{name}_{what}" if name else what)
 
     def _by_length(self, name: str) -> bool:
         kind: Any = self._module.rope_type

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from shoal.blocks.attention import PagedCache, kernel_order
-from shoal.blocks.batch import Row, make_batch
+from shoal.blocks.batch import Row, check_rows, make_batch
 from shoal.blocks.kv import KVPool
+from shoal.blocks.makers import has_kernels
 from shoal.blocks.own_attention import DenseCache, Rectangle, bias_arguments, rectangles
 from shoal.blocks.parts import Parts, Placement, load_parts
 from shoal.blocks.spec import HasConfig, spec_of
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from shoal.blocks.batch import Batch
     from shoal.blocks.rotary import Embedding
+    from shoal.blocks.steps import Steps
 
 __all__ = ["Row", "Span", "SpanOptions", "load_span"]
 
@@ -30,12 +32,17 @@ class Checkpoint(HasConfig, Tensors, Protocol):
 @dataclass(frozen=True)
 class SpanOptions:
     """How a span is held: `quantization` is one of blocks.choices.QUANTIZATIONS; `dtype` None is the checkpoint's own;
-    `kv_pages` is the size of the KV pool in pages of kv.PAGE_TOKENS tokens."""
+    `kv_pages` is the size of the KV pool in pages of kv.PAGE_TOKENS tokens, `kv_dtype` one of blocks.choices.KV_DTYPES.
+    `fused` False: transformers' own layers also where ours compute the same. The last `host_blocks` blocks stay in host
+    memory and are streamed (blocks.offload)."""
 
     kv_pages: int
     quantization: str = "none"
     device: str = "cpu"
     dtype: torch.dtype | None = None
+    kv_dtype: str = "auto"
+    host_blocks: int = 0
+    fused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,9 @@ class Span:
     def __init__(self, parts: Parts, kv: KVPool) -> None:
         self.spec, self.kv = parts.spec, kv
         self.blocks, self.dtype, self.device = kv.blocks, kv.dtype, kv.device
+        self.fused = parts.fused
         self._parts = parts
+        self._steps = _steps(parts, kv) if parts.fused and has_kernels(kv.device, kv.dtype) else None
 
     @torch.inference_mode()
     def forward(
@@ -64,17 +73,27 @@ class Span:
         Each row writes keys and values of its new positions, then attends to positions 0 to its last. Returns
         `[T, hidden_size]` in the span's dtype, on its device. Raises ValueError for rows or blocks that do not fit.
         """
-        run = self._range(start, stop)
-        batch = make_batch(rows, self.kv.n_slots, self.device)
-        if tuple(hidden.shape) != (batch.n_tokens, self.spec.hidden_size):
+        run, n_tokens = self._range(start, stop), sum(row.count for row in rows)
+        if tuple(hidden.shape) != (n_tokens, self.spec.hidden_size):
             raise ValueError(
-                f"hidden states of shape {tuple(hidden.shape)} do not fit rows of {batch.n_tokens} tokens in all and a "
+                f"hidden states of shape {tuple(hidden.shape)} do not fit rows of {n_tokens} tokens in all and a "
                 f"hidden size of {self.spec.hidden_size}"
             )
+        if self._steps is not None:
+            return self._steps.forward(hidden, rows, run)
+        held = check_rows(rows, self.kv.n_slots)
         with kernel_order(self.device):
-            return self._through(hidden.to(self.device, self.dtype), run, batch)
+            return self._through(hidden.to(self.device, self.dtype), run, make_batch(held, self.device))
+
+    @torch.inference_mode()
+    def warm_up(self, rows: int, tokens: int) -> None:
+        """Make ready for decode steps of up to `rows` rows and contexts of `tokens`, before anybody's KV is there."""
+        if self._steps is not None:
+            self._steps.warm_up(range(self.blocks.start, self.blocks.stop), rows, tokens)
 
     def _through(self, state: torch.Tensor, run: range, batch: Batch) -> torch.Tensor:
+        if self.fused:
+            return self._through_fused(state, run, batch)
         passes = self._passes(state, batch)
         if passes[0].tokens is None:
             return self._run(state[None], run, passes[0])[0]
@@ -82,6 +101,13 @@ class Span:
         for group in passes:
             out[group.tokens] = self._run(state[group.tokens], run, group)
         return out
+
+    def _through_fused(self, state: torch.Tensor, run: range, batch: Batch) -> torch.Tensor:
+        turns = self._parts.rotary.turns(state, batch) if self._parts.rotary else {}
+        for index in run:
+            turn = turns[""] if "" in turns else turns[self.spec.layer_types[index]]
+            state = self._parts.layers[index](state, turn, self.kv.block(index), batch)
+        return state
 
     def _passes(self, state: torch.Tensor, batch: Batch) -> list[_Pass]:
         rotary = self._parts.rotary
@@ -116,6 +142,13 @@ class Span:
         return range(first, last)
 
 
+def _steps(parts: Parts, kv: KVPool) -> Steps:
+    """Our own kernels are imported for a GPU alone: they need Triton."""
+    from shoal.blocks.steps import Steps
+
+    return Steps(parts, kv)
+
+
 def load_span(checkpoint: Checkpoint, blocks: range, options: SpanOptions) -> Span:
     """Read blocks from a checkpoint onto a device, one at a time, so that the peak is the span plus one block.
 
@@ -125,5 +158,6 @@ def load_span(checkpoint: Checkpoint, blocks: range, options: SpanOptions) -> Sp
     if not 0 <= blocks.start < blocks.stop <= spec.n_blocks or blocks.step != 1:
         raise ValueError(f"blocks {blocks.start}:{blocks.stop} are not in this model of {spec.n_blocks} blocks")
     device, dtype = torch.device(options.device), options.dtype or spec.dtype
-    parts = load_parts(checkpoint, spec, blocks, Placement(options.quantization, device, dtype))
-    return Span(parts, KVPool(spec, blocks, options.kv_pages, device, dtype))
+    placement = Placement(options.quantization, device, dtype, options.fused, options.host_blocks)
+    parts = load_parts(checkpoint, spec, blocks, placement)
+    return Span(parts, KVPool(spec, blocks, options.kv_pages, device, dtype, options.kv_dtype))

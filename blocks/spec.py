@@ -41,6 +41,16 @@ class ModelSpec:
         types = getattr(self.config, "layer_types", None)
         return tuple(types) if types else ("full_attention",) * self.n_blocks
 
+    def length_kind(self, tokens: int) -> int:
+        """Prompts of one kind give a token that they share the same keys: 0 unless rotary embeddings depend on the
+        prompt's length (see `blocks.rotary`)."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        kinds = {str(part.get("rope_type", "")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+        if not any(kind == "longrope" or "dynamic" in kind for kind in kinds):
+            return 0
+        switch = rope.get("original_max_position_embeddings") if "longrope" in kinds else None
+        return tokens if switch is None else int(tokens > switch)
+
 
 def spec_of(checkpoint: HasConfig) -> ModelSpec:
     """The spec of a checkpoint.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shoal.client.prefix import Prefix
     from shoal.peer.errors import HopError
     from shoal.peer.wire import Buffer, Message
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SessionTerms:
     """What a session asks of every hop. `prove(peer_id)` makes the proof of a private swarm's secret;
-    `addrs(peer_id)` knows where a peer can be reached."""
+    `addrs(peer_id)` knows where a peer can be reached. `priority`: 1 waits behind 0. `prefix`: the prompt that the
+    session will begin with, if it is known."""
 
     session: bytes
     namespace: bytes
@@ -29,6 +31,8 @@ class SessionTerms:
     addrs: Callable[[str], tuple[str, ...]]
     open_timeout_s: float = 10.0
     step_timeout_s: float = 120.0
+    priority: int = 0
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,10 @@ class HopTimes:
 
 @dataclass(slots=True)
 class SessionStats:
-    """What a session went through; `hops` by peer id."""
+    """What a session went through; `hops` by peer id. `cached_tokens`: tokens of the prompt that every hop held from
+    before, so that they were not run."""
 
     steps: int = 0
     repairs: int = 0
+    cached_tokens: int = 0
     hops: dict[str, HopTimes] = field(default_factory=dict)

@@ -5,44 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.peer.wire import Close, Hidden, Open, Reroute, Want
+from shoal.peer.wire import PREFIX_TOKENS, Close, Hidden, Open, Reroute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shoal.client.actions import SessionTerms
-    from shoal.peer.wire import Buffer
+    from shoal.client.steps import Step
     from shoal.routing.route import Hop
-
-REPLAY_TOKENS = 512
 
 
 @dataclass(slots=True, eq=False)
 class Link:
     """One hop in use. `fresh`: opened by the repair under way; `ready`: it confirmed the current epoch; `seen`: the
-    newest step that it sent a receipt for."""
+    newest step that it sent a receipt for; `offered`: tokens of the prompt that it got keys for; `cached`: those of
+    them that it holds; `begins`: where its kept outputs begin."""
 
     hop: Hop
     fresh: bool = True
     ready: bool = False
     seen: int = -1
+    offered: int = 0
+    cached: int = 0
+    begins: int = 0
 
     @property
     def peer_id(self) -> str:
         """Who serves it."""
         return self.hop.peer_id
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step in flight: its input is kept until it is answered. `length`: where its prompt ends (0: with it)."""
-
-    number: int
-    position: int
-    count: int
-    want: Want
-    payload: Buffer
-    length: int = 0
+    def opened(self, cached: int) -> bool:
+        """It confirmed the current epoch; False if it says that it holds what it cannot."""
+        if self.fresh:
+            self.cached = cached
+        self.ready = not self.fresh or (cached <= self.offered and not cached % PREFIX_TOKENS)
+        return self.ready
 
 
 class Chain:
@@ -56,6 +53,28 @@ class Chain:
     def index_of(self, peer_id: str) -> int | None:
         """Where a peer stands, or None."""
         return next((i for i, link in enumerate(self.links) if link.peer_id == peer_id), None)
+
+    def hops(self) -> tuple[Hop, ...]:
+        """The route."""
+        return tuple(link.hop for link in self.links)
+
+    def skip(self) -> int:
+        """Tokens of the prompt that every hop holds, so that no step brings them and nobody keeps outputs of them."""
+        cached = min(link.cached for link in self.links)
+        for link in self.links:
+            link.begins = cached
+        return cached
+
+    def rewound(self, position: int) -> None:
+        """The next step runs from `position`, so that kept outputs begin there at the latest."""
+        for link in self.links:
+            link.begins = min(link.begins, position)
+
+    def refillable(self, start: int) -> int:
+        """The nearest block at or before `start` from which new hops can be refilled: `start` itself if the hop before
+        it keeps its outputs from position 0 on, else the first block, which the client refills."""
+        gap = any(link.begins for link in self.links if link.hop.stop == start)
+        return self.terms.start if gap else start
 
     def insert(self, hops: Iterable[Hop], start: int, stop: int) -> bool:
         """Put new hops in the place of blocks `[start, stop)`; True if other hops survive."""
@@ -72,15 +91,18 @@ class Chain:
         self.links = [link for link in self.links if link not in gone]
         return [link.peer_id for link in gone]
 
-    def open(self, index: int, next_step: int) -> Open:
-        """Ask a hop for its lease."""
+    def open(self, index: int, next_step: int, *, offer: bool) -> Open:
+        """Ask a hop for its lease; with `offer`, name the prompt's beginnings, which it may hold from before."""
         prev, after, addrs = self._neighbours(index)
-        hop, last, terms = self.links[index].hop, index == len(self.links) - 1, self.terms
+        link, last, terms = self.links[index], index == len(self.links) - 1, self.terms
+        hop, keys = link.hop, terms.prefix.keys(self.hops()[:index]) if offer and terms.prefix is not None else ()
+        link.offered = PREFIX_TOKENS * len(keys)
         return Open(
             session=terms.session, epoch=self.epoch, namespace=terms.namespace, revision=terms.revision,
             start=hop.start, stop=hop.stop, max_tokens=terms.max_tokens, next_step=next_step, dtype=terms.dtype,
             prev=prev, next=after, next_addrs=addrs, final=last,
             forward_replay=not last and self.links[index + 1].fresh, proof=terms.prove(hop.peer_id),
+            priority=terms.priority, prefix=keys,
         )  # fmt: skip
 
     def reroute(self, index: int, replay_to: int) -> Reroute:
@@ -108,25 +130,3 @@ class Chain:
         prev = self.links[index - 1].peer_id if index else ""
         after = self.links[index + 1].peer_id if index + 1 < len(self.links) else ""
         return prev, after, self.terms.addrs(after)[:8] if after else ()
-
-
-class Lengths:
-    """Which positions belong to a prompt of which length, so that a replay is cut as the steps were."""
-
-    def __init__(self) -> None:
-        self._starts: list[tuple[int, int]] = []  # (first position, length), rising; a length of 0 for decode steps
-
-    def note(self, position: int, length: int) -> None:
-        """From `position` on, tokens belong to a prompt that ends at `length` (0: each stands for itself)."""
-        while self._starts and self._starts[-1][0] >= position:
-            self._starts.pop()
-        if not self._starts or self._starts[-1][1] != length:
-            self._starts.append((position, length))
-
-    def pieces(self, stop: int) -> list[tuple[int, int, int]]:
-        """`(position, count, length)` that tile `[0, stop)`, none longer than `REPLAY_TOKENS`."""
-        pieces = []
-        for index, (start, length) in enumerate(self._starts):
-            end = min(stop, self._starts[index + 1][0]) if index + 1 < len(self._starts) else stop
-            pieces += [(at, min(REPLAY_TOKENS, end - at), length) for at in range(start, end, REPLAY_TOKENS)]
-        return pieces

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from shoal.blocks.errors import PromptTooLong
+from shoal.client.prefix import Prompt
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.text import Detokenizer, StopFilter
 from shoal.peer.wire import Want
@@ -34,7 +35,7 @@ class GenerationError(Exception):
 
 
 class StepSession(Protocol):
-    """What generation needs of a session: `client.runner.RemoteSession` is one."""
+    """What generation needs of a session: `client.remote.RemoteSession` is one."""
 
     @property
     def position(self) -> int: ...
@@ -42,6 +43,8 @@ class StepSession(Protocol):
     async def step(self, hidden: torch.Tensor, want: Want = ...) -> torch.Tensor: ...
 
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None: ...
+
+    async def ready(self, token_ids: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,11 @@ class Completion:
 async def generate(
     session: StepSession, ends: Ends, tokenizer: Any | None, prompt_ids: Sequence[int], options: GenerationOptions
 ) -> AsyncIterator[Piece]:
-    """Continue `prompt_ids`, which include the `session.position` tokens that the session already holds.
+    """Continue `prompt_ids`, which include the tokens that the session already holds: its `position` once it is ready.
 
     `tokenizer`: a transformers tokenizer, or None for tokens without text. The last token is not run through the
     blocks: nobody needs its hidden states yet. Errors: `GenerationError`, `PromptTooLong`, `SamplingError`, and what
-    `session.step` raises.
+    the session raises.
     """
     count = room(ends.spec, prompt_ids, options.max_new_tokens)
     ids = list(prompt_ids)
@@ -122,6 +125,7 @@ async def generate(
         raise GenerationError(f"The session already holds {session.position} tokens; the prompt has {len(ids)}.")
     session.recall_with(lambda start, stop: _embed(ends, ids[start:stop], start))
     sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
+    await session.ready(ids)
     for left in reversed(range(count)):
         hidden = await session.step(_embed(ends, ids[session.position :], session.position), Want.LAST)
         logits = await _off_loop(ends, ends.logits, hidden)
@@ -148,6 +152,11 @@ def room(spec: ModelSpec, prompt_ids: Sequence[int], max_new_tokens: int) -> int
             "at least one new token; shorten the prompt."
         )
     return min(max_new_tokens, spec.max_position - len(prompt_ids))
+
+
+def prompt_of(spec: ModelSpec, prompt_ids: Sequence[int]) -> Prompt:
+    """A prompt as a session wants to know it before it opens."""
+    return Prompt(tuple(prompt_ids), spec.length_kind(len(prompt_ids)))
 
 
 def eos_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:

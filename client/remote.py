@@ -76,6 +76,7 @@ class RemoteSession:
         self._error: ShoalError | None = None
         self._stuck_since: float | None = None  # no answer since a plan was asked for then
         self._forgiven = False
+        self._opened = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -112,8 +113,22 @@ class RemoteSession:
         """Make inputs of positions `[a, b)` again with `recall` ([b - a, hidden]) instead of keeping them."""
         self._recall = recall
 
+    async def ready(self, token_ids: Sequence[int]) -> None:
+        """Wait until every hop is open, before inputs for `token_ids` are given. Of the prompt that the session was
+        opened for, `position` then counts what all hops hold from before: inputs begin there, and what `recall_with`
+        was given must know those before it. That is 0 without it, or where `token_ids` are of another prompt.
+
+        Errors: `NoRouteError`, `SessionClosed`.
+        """
+        await self._wait_open()
+        if self._terms.prefix is None or self.stats.steps:
+            return
+        if self._recall is None or not self._terms.prefix.begins(token_ids, self.position):
+            self._core.rewind(0)
+
     async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
-        """Run `hidden` [T, hidden] through all blocks, in chunks if T is large.
+        """Run `hidden` [T, hidden] through all blocks, in chunks if T is large. Of a prompt that is given from its
+        beginning only what no hop holds is run, if only the last states are wanted.
 
         Returns [1, hidden] for `Want.LAST`, [T, hidden] for `Want.ALL`, [0, hidden] for `Want.NONE`.
         Errors: `NoRouteError` (blocks that nobody serves), `SessionClosed`, `ValueError` past the agreed tokens.
@@ -123,6 +138,7 @@ class RemoteSession:
         if self.position + len(hidden) > self._terms.max_tokens:
             raise ValueError(f"the session was opened for {self._terms.max_tokens} tokens")
         hidden = hidden.detach().to("cpu", self._dtype).contiguous()
+        hidden = await self._skip_cached(hidden, want)
         length = self.position + len(hidden) if len(hidden) > 1 else 0
         answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in self._chunks(hidden, want)]
         parts = [self._tensor(*answer) for answer in await asyncio.gather(*answers)]
@@ -135,6 +151,24 @@ class RemoteSession:
     def on_lost(self, peer_id: str, why: str) -> None:
         """The link to a peer ended."""
         self._perform(self._core.on_closed(peer_id, why))
+
+    async def _wait_open(self) -> None:
+        await self._opened.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _skip_cached(self, hidden: torch.Tensor, want: Want) -> torch.Tensor:
+        """What of a first step's rows is to be run."""
+        if self._terms.prefix is None or self.position or self.stats.steps:
+            return hidden
+        await self._wait_open()
+        cached = self._core.position
+        if want is Want.ALL or cached >= len(hidden):
+            self._core.rewind(0)
+            return hidden
+        if cached and self._recall is None:
+            self._inputs.append(hidden[:cached])
+        return hidden[cached:]
 
     # -- performing -----------------------------------------------------------------------------------------------
 
@@ -150,6 +184,8 @@ class RemoteSession:
                 self._backend.blame(action.error)
             elif isinstance(action, GiveUp):
                 self._end(SessionClosed(action.reason))
+        if self._core.state is State.STREAMING:
+            self._opened.set()
         self._set_timer()
 
     def _deliver(self, answer: Deliver) -> None:
@@ -211,6 +247,7 @@ class RemoteSession:
                 future.set_exception(error)
         self._waiting.clear()
         self._room.set()
+        self._opened.set()
         if self._planning is not None and self._planning is not asyncio.current_task():
             self._planning.cancel()
         if self._timer is not None:

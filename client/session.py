@@ -10,6 +10,9 @@ tensors, no clock; it is fed events and returns what is to be done.
 Repair is one mechanism for every loss: the lost span is planned anew; the upstream survivor (or the client, from its
 own inputs) refills the new hops' KV up to the first step that is not answered yet; then those steps are sent again
 under their old numbers, and survivors that had run them answer the same.
+
+Where the hops held the prompt's beginning from before, steps begin behind it and outputs of it are kept nowhere: a
+survivor cannot refill, so the hops before a loss are given up with it and refilled from the client's own inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from shoal.client.actions import Action, Blame, Deliver, GiveUp, HopTimes, Plan, Send, SessionStats, SessionTerms
-from shoal.client.chain import Chain, Lengths, Link, Step
+from shoal.client.chain import Chain, Link
+from shoal.client.steps import Steps
 from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
 from shoal.peer.wire import Hidden, Opened, Receipt, Refused, Want
 
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     from shoal.peer.wire import Buffer, Message
     from shoal.routing.route import Hop, Route
 
-MAX_IN_FLIGHT = 32
 MAX_STARTS_OVER = 16
 # Reasons that speak of the lease's history, not of the peer: the whole route is opened anew.
 _START_OVER = frozenset({Reason.NO_REPLAY, Reason.GAP})
@@ -51,15 +54,13 @@ class Session:
     def __init__(self, terms: SessionTerms, recall: Callable[[int, int], Buffer]) -> None:
         self.terms = terms
         self.state = State.PLANNING
-        self.position = 0
         self.stats = SessionStats()
         self.last_error: HopError | None = None
         self._recall = recall
         self._chain = Chain(terms)
-        self._lengths = Lengths()
+        self._steps = Steps(terms.max_tokens)
         self._lost = (terms.start, terms.stop)
-        self._next_step = 0
-        self._in_flight: dict[int, Step] = {}
+        self._begun = False  # a step was asked for, or hops are open and said what they hold
         self._failed: set[str] = set()
         self._starts_over = 0  # since the last answer
         self._deadline: float | None = None
@@ -75,28 +76,29 @@ class Session:
 
         Errors: `ValueError` past the agreed tokens.
         """
-        if self.position + count > self.terms.max_tokens:
-            raise ValueError(f"the session was opened for {self.terms.max_tokens} tokens")
-        step = Step(self._next_step, self.position, count, want, payload, length)
-        self._lengths.note(self.position, length)
-        self._next_step += 1
-        self.position += count
+        step, self._begun = self._steps.add(count, want, payload, length), True
         self.stats.steps += 1
-        self._in_flight[step.number] = step
         if self.state is not State.STREAMING:
             return step.number, []
         self._deadline = self._deadline or now + self.terms.step_timeout_s
         return step.number, [self._send(0, self._chain.hidden(step))]
 
+    @property
+    def position(self) -> int:
+        """Tokens in the KV. Once every hop is open this may jump from 0 to where their knowledge of the prompt ends."""
+        return self._steps.position
+
     def rewind(self, position: int) -> None:
         """Set the position back; the next step overwrites what lay behind it. Errors: `ValueError`."""
-        if not 0 <= position <= self.position or self._in_flight:
-            raise ValueError(f"cannot set the position to {position}: it is {self.position}, or steps are in flight")
-        self.position = position
+        self._steps.rewind(position)
+        self._begun = True
+        self._chain.rewound(position)
+        if not self.stats.steps:
+            self.stats.cached_tokens = min(self.stats.cached_tokens, position)
 
     def full(self) -> bool:
         """As many steps are in flight as hops remember."""
-        return len(self._in_flight) >= MAX_IN_FLIGHT
+        return self._steps.full()
 
     def close(self) -> list[Action]:
         """End the session and free every lease."""
@@ -105,7 +107,7 @@ class Session:
 
     def route(self) -> tuple[Hop, ...]:
         """The hops in use now."""
-        return tuple(link.hop for link in self._chain.links)
+        return self._chain.hops()
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
@@ -116,8 +118,9 @@ class Session:
         survivors = self._chain.insert(route.hops, *self._lost)
         self.state = State.REPAIRING if survivors else State.OPENING
         self._deadline = now + self.terms.open_timeout_s
+        offer, first = not self._begun and not survivors, self._steps.first()
         fresh = [index for index, link in enumerate(self._chain.links) if link.fresh]
-        return [self._send(index, self._chain.open(index, self._first_in_flight())) for index in fresh]
+        return [self._send(index, self._chain.open(index, first, offer=offer)) for index in fresh]
 
     def on_message(self, peer_id: str, message: Message, now: float) -> list[Action]:
         """A hop spoke."""
@@ -125,7 +128,7 @@ class Session:
         if index is None or self.state is State.CLOSED or getattr(message, "epoch", -1) != self._chain.epoch:
             return []
         if isinstance(message, Opened):
-            return self._on_opened(index, now)
+            return self._on_opened(index, message, now)
         if isinstance(message, Refused):
             return self._on_refused(index, message)
         if isinstance(message, Hidden):
@@ -155,44 +158,45 @@ class Session:
         the oldest step in flight. The last hop, if all say that they did: its answer is missing."""
         links = self._chain.links
         waiting = [link for link in links if link.fresh and not link.ready] or [k for k in links if not k.ready]
-        silent = (link for link in links if link.seen < self._first_in_flight())
+        silent = (link for link in links if link.seen < self._steps.first())
         return waiting[0] if waiting else next(silent, links[-1])
 
     # -- opening and repair ---------------------------------------------------------------------------------------
 
-    def _on_opened(self, index: int, now: float) -> list[Action]:
+    def _on_opened(self, index: int, message: Opened, now: float) -> list[Action]:
         if self.state not in (State.OPENING, State.REPAIRING):
             return []
-        links = self._chain.links
-        links[index].ready = True
+        links, link = self._chain.links, self._chain.links[index]
+        if not link.opened(message.cached):
+            text = f"{link.peer_id} says that it holds tokens that it was not asked about"
+            return self._lose(link, HopRefused(link.peer_id, Reason.BAD_OUTPUT, text))
         if any(link.fresh and not link.ready for link in links):
             return []
         waiting = [i for i, link in enumerate(links) if not link.ready]
         if not waiting:
             return self._stream(now)
-        if links[index].fresh:  # the last new hop is ready: now the survivors may be told
-            return [self._send(i, self._chain.reroute(i, self._replay_to())) for i in waiting]
+        if link.fresh:  # the last new hop is ready: now the survivors may be told
+            return [self._send(i, self._chain.reroute(i, self._steps.replay_to())) for i in waiting]
         return []
 
     def _stream(self, now: float) -> list[Action]:
         """Every hop is ready: refill a new first hop from the client's inputs, then send what is in flight again."""
-        replays = self._client_replay() if self._chain.links[0].fresh else []
+        replays = self._steps.replay(self._recall) if self._chain.links[0].fresh else []
+        if not self._begun:
+            self._skip_cached()
         for link in self._chain.links:
             link.fresh = False
         self.state = State.STREAMING
-        self._deadline = now + self.terms.step_timeout_s if self._in_flight else None
-        return [*replays, *(self._send(0, self._chain.hidden(step)) for step in self._in_flight.values())]
+        self._deadline = now + self.terms.step_timeout_s if len(self._steps) else None
+        messages = [self._chain.hidden(step, replay=True) for step in replays]
+        messages += [self._chain.hidden(step) for step in self._steps.in_flight()]
+        return [self._send(0, message) for message in messages]
 
-    def _client_replay(self) -> list[Action]:
-        sends: list[Action] = []
-        for position, count, length in self._lengths.pieces(self._replay_to()):
-            step = Step(0, position, count, Want.NONE, self._recall(position, position + count), length)
-            sends.append(self._send(0, self._chain.hidden(step, replay=True)))
-        return sends
-
-    def _replay_to(self) -> int:
-        """First position that is not answered for: everything before it must be in every KV."""
-        return next((step.position for step in self._in_flight.values()), self.position)
+    def _skip_cached(self) -> None:
+        self._begun, cached = True, self._chain.skip()
+        if cached and self.terms.prefix is not None:
+            self._steps.skip(cached, len(self.terms.prefix.prompt.token_ids))
+            self.stats.cached_tokens = cached
 
     def _lose(self, lost: Link, error: HopError) -> list[Action]:
         """A hop is gone: plan its span anew. Hops of an unfinished repair are given up with it."""
@@ -205,7 +209,8 @@ class Session:
             spans.append(self._lost)
         # A hop that refused or was silent may hold its lease still; one whose link is gone is not to be called again.
         dead = lost.peer_id if isinstance(error, HopClosed) else ""
-        return [Blame(error), *self._replan(min(start for start, _ in spans), max(stop for _, stop in spans), dead)]
+        start = self._chain.refillable(min(start for start, _ in spans))
+        return [Blame(error), *self._replan(start, max(stop for _, stop in spans), dead)]
 
     def _replan(self, start: int, stop: int, dead: str = "") -> list[Action]:
         """Give up the hops within `[start, stop)` and ask for others."""
@@ -252,7 +257,7 @@ class Session:
 
     def _on_hidden(self, index: int, message: Hidden, now: float) -> list[Action]:
         # While a repair is under way answers wait: new hops were told the first open step, and it comes again anyway.
-        step = self._in_flight.get(message.step)
+        step = self._steps.get(message.step)
         if not self._is_last(index) or step is None or self.state is not State.STREAMING:
             return []
         rows = {Want.NONE: 0, Want.LAST: 1, Want.ALL: step.count}[step.want]
@@ -271,7 +276,7 @@ class Session:
             return []
         if self._deadline is not None:
             self._deadline = now + self.terms.step_timeout_s
-        step = self._in_flight.get(message.step)
+        step = self._steps.get(message.step)
         if self._is_last(index) and step is not None and step.want is Want.NONE:
             return self._answered(message.step, 0, b"", now)
         return []
@@ -280,10 +285,10 @@ class Session:
         return index == len(self._chain.links) - 1
 
     def _answered(self, number: int, rows: int, payload: Buffer, now: float) -> list[Action]:
-        if self._in_flight.pop(number, None) is None:
+        if not self._steps.answered(number):
             return []
         self._starts_over = 0
-        self._deadline = now + self.terms.step_timeout_s if self._in_flight else None
+        self._deadline = now + self.terms.step_timeout_s if len(self._steps) else None
         return [Deliver(number, rows, payload)]
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -293,6 +298,3 @@ class Session:
 
     def _close(self, peer_id: str) -> Send:
         return Send(peer_id, self._chain.close())
-
-    def _first_in_flight(self) -> int:
-        return next(iter(self._in_flight), self._next_step)

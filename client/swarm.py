@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from shoal.client.actions import SessionTerms
 from shoal.client.measured import Measured
+from shoal.client.prefix import Prefix, Prompt
 from shoal.client.remote import RemoteSession, Shape
 from shoal.peer.errors import NoRouteError
 from shoal.peer.link import Patience
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from shoal.peer.transport import Transport
     from shoal.peer.wire import Message
 
+SECRET_BYTES = 32
 # A hop that is silent for this long while we wait for it is taken for dead.
 CLIENT_PATIENCE = Patience(ping_after_s=0.75, dead_after_s=2.5)
 
@@ -58,7 +60,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """`max_tokens` positions through blocks `[start, stop)` (None: all); hidden states travel as `dtype`."""
+    """`max_tokens` positions through blocks `[start, stop)` (None: all); hidden states travel as `dtype`.
+
+    `priority` 1: behind all that others wait for. `prompt`: the tokens that it will begin with, if they are known;
+    peers may hold their KV from an earlier session of this swarm object.
+    """
 
     max_tokens: int
     start: int = 0
@@ -66,6 +72,8 @@ class SessionOptions:
     dtype: str = "float32"
     chunk_tokens: int = 256
     wait_s: float = 0.0
+    priority: int = 0
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Swarm:
         self._view = View(model.n_blocks)
         self._other_revisions: dict[str, str] = {}
         self._measured = Measured()
+        self._secret = place.random_bytes(SECRET_BYTES)  # of the names that prompts get
         self._sessions: dict[bytes, RemoteSession] = {}
         config = PoolConfig("shoal-client", CLIENT_PATIENCE, clock=place.clock)
         self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost)
@@ -199,12 +208,18 @@ class Swarm:
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id
         session = self._place.random_bytes(16)
+        form, prompt = (options.dtype, options.start), options.prompt
         return SessionTerms(
             session=session, namespace=invite.namespace, revision=self.model.revision, start=options.start,
             stop=self.model.n_blocks if options.stop is None else options.stop, max_tokens=options.max_tokens,
             width=self.model.width, dtype=options.dtype, addrs=self.addrs,
-            prove=partial(_prove, invite, me, session),
+            prove=partial(_prove, invite, me, session), priority=options.priority,
+            prefix=None if prompt is None else Prefix(prompt, self._secret, form, self._precision),
         )  # fmt: skip
+
+    def _precision(self, peer_id: str) -> str:
+        """How a peer computes, as it announces: its outputs depend on it."""
+        return next((f"{peer.quantization} {peer.dtype}" for peer in self._view.peers if peer.peer_id == peer_id), "")
 
     async def _watch(self) -> None:
         while True:

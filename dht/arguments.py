@@ -63,3 +63,21 @@ def seconds(text: str) -> float:
     if not 0.0 <= duration_s < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return duration_s
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    unit: 2 ** (10 * power) for power, unit in enumerate(("KIB", "MIB", "GIB", "TIB"), start=1)
+}
+
+
+def size(text: str) -> int:
+    """Bytes, as in 10GiB, 512 MiB, 1.5GB or 1000000; more than none and less than 2**60."""
+    unit = text.lstrip("0123456789.")
+    number = text.removesuffix(unit)
+    try:
+        n_bytes = int(float(number) * _UNITS[unit.strip().upper()])
+    except (KeyError, ValueError):
+        n_bytes = 0
+    if not 0 < n_bytes < 2**60:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write it as in 10GiB, 512MiB or 8GB")
+    return n_bytes

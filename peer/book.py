@@ -1,6 +1,7 @@
 """The leases of one peer: who may open one, what it gets, what is given back. Sans-IO: no sockets, tensors or clock.
 
-Admission happens once, before the first token: a lease's pages are set aside when it is opened, so it never runs dry.
+Admission happens once, before the first token: all leases together fit into the device's pages and those of host
+memory, so none runs dry. Who has which page at a time is the residency's business.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING
 from shoal.peer.errors import Reason
 from shoal.peer.kept import KeptBudget
 from shoal.peer.lease import Lease, Terms
-from shoal.peer.pages import PageAllocator
+from shoal.peer.residency import Residency
 from shoal.peer.wire import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shoal.peer.pages import PageAllocator
     from shoal.peer.wire import Open
 
 BUSY_RETRY_S = 2.0
@@ -45,6 +47,7 @@ class Limits:
     kept_bytes_per_lease: int = 64 * 1024 * 1024
     kept_bytes: int = 1024 * 1024 * 1024
     grace_s: float = 5.0
+    swap_pages: int = 0  # KV pages in host memory for leases that make room
 
 
 class LeaseBook:
@@ -55,7 +58,7 @@ class LeaseBook:
         self.offer = offer
         self.limits = limits
         self.draining = False
-        self.pages = PageAllocator(offer.n_pages)
+        self.residency = Residency(offer.n_pages, offer.page_tokens, limits.swap_pages)
         self.kept = KeptBudget(limits.kept_bytes)
         self.leases: dict[bytes, Lease] = {}
         self._orphans: dict[bytes, float] = {}  # session -> when its lease ends
@@ -63,7 +66,12 @@ class LeaseBook:
     @property
     def free_tokens(self) -> int:
         """Positions that new leases could still get."""
-        return self.pages.free * self.offer.page_tokens
+        return (self.residency.total - self.residency.committed) * self.offer.page_tokens
+
+    @property
+    def pages(self) -> PageAllocator:
+        """The pages of the device."""
+        return self.residency.pages
 
     def clients(self) -> set[str]:
         """Clients that hold leases."""
@@ -73,12 +81,14 @@ class LeaseBook:
         """A new lease, or why not."""
         if (refused := self._check(request, client)) is not None:
             return refused
-        pages = self.pages.allocate(-(-request.max_tokens // self.offer.page_tokens))
-        if pages is None:
-            text = f"{self.free_tokens} of {request.max_tokens} tokens are free"
+        scope = client, request.start, request.stop
+        holding = self.residency.open(request.max_tokens, request.priority, scope, request.prefix)
+        if holding is None:
+            free = self.residency.total - self.residency.committed
+            text = f"{self.free_tokens} of {request.max_tokens} tokens are free, in {free} pages"
             return _refusal(request, Reason.BUSY, text, BUSY_RETRY_S)
         kept_bytes = self.limits.kept_bytes_per_lease
-        lease = Lease(request, Terms(client, pages, self.offer.width, kept_bytes, self.kept))
+        lease = Lease(request, Terms(client, holding, self.offer.width, kept_bytes, self.kept))
         self.leases[request.session] = lease
         return lease
 
@@ -94,7 +104,7 @@ class LeaseBook:
 
     def free(self, lease: Lease) -> None:
         """Give the pages of a detached lease back."""
-        self.pages.release(lease.terms.pages)
+        self.residency.close(lease.holding)
         lease.kept.clear()
 
     def client_lost(self, client: str, now: float) -> None:

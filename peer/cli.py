@@ -8,14 +8,16 @@ import logging
 import sys
 from pathlib import Path
 
-from shoal.blocks.choices import DTYPES, QUANTIZATIONS
-from shoal.dht.arguments import Parser, port, seconds, whole
+from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
+from shoal.dht.arguments import Parser, port, seconds, size, whole
 from shoal.dht.invite import Invite
 from shoal.peer.config import PeerConfig, PeerError
 
 EXAMPLE = "shoal peer --join INVITE --blocks 0:6 --quant nf4"
 SUMMARY = """\
 Serve blocks of a model until Ctrl-C: load them, measure how fast they run here, join the swarm, answer its clients.
+
+Without sizes it measures the memory that is free, takes as many blocks as fit with KV for its users, and says why.
 
 Ctrl-C leaves tidily: no new sessions come, and running ones have --drain seconds to finish."""
 
@@ -26,7 +28,7 @@ def peer(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("shoal").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     config = _config(arguments)
-    _check_device(config.device)
+    _check_device(config)
     from shoal.peer.serve import serve
 
     try:
@@ -42,18 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--join", required=True, metavar="INVITE", help="the swarm's invite")
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
-    parser.add_argument("--blocks", type=_span, metavar="A:B", help="blocks A to B-1 (default: where they help most)")
-    parser.add_argument(
-        "--num-blocks", type=whole(1), metavar="N", help="serve at most N blocks (default: all of them)"
-    )
-    parser.add_argument(
-        "--quant", choices=QUANTIZATIONS, default="none", help="quantization of the weights (default none)"
-    )
-    parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:1 (default cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of activations and KV (default: the checkpoint's own)")
-    parser.add_argument(
-        "--kv-tokens", type=whole(16), default=8192, metavar="N", help="tokens of KV to hold (default 8192)"
-    )
+    _add_model_arguments(parser)
+    _add_memory_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="A", help="address to listen on (default 127.0.0.1; 0.0.0.0 is all)"
     )
@@ -77,14 +69,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--blocks", type=_span, metavar="A:B", help="blocks A to B-1 (default: where they help most)")
+    parser.add_argument(
+        "--num-blocks", type=whole(1), metavar="N", help="serve at most N blocks (default: as many as fit)"
+    )
+    parser.add_argument(
+        "--quant", choices=QUANTIZATIONS, default="none", help="quantization of the weights (default none)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 or mps (default cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of activations and KV (default: the checkpoint's own)")
+    parser.add_argument(
+        "--max-batch", type=whole(2), metavar="N", help="sessions in one step of the device at most (default 256)"
+    )
+
+
+def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    memory = parser.add_argument_group("memory", "Sizes as in 10GiB or 512MiB. What is not given is chosen to fit.")
+    memory.add_argument("--vram", type=size, metavar="SIZE", help="use no more of the device than this")
+    memory.add_argument("--kv-tokens", type=whole(16), metavar="N", help="tokens of KV to hold")
+    memory.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        default="auto",
+        help="int8 holds about twice the tokens (default auto: --dtype)",
+    )
+    memory.add_argument(
+        "--offload", action="store_true", help="stream blocks that do not fit from host memory, which is slow"
+    )
+    memory.add_argument(
+        "--host-memory", type=size, metavar="SIZE", help="for sessions that wait, kept outputs and streamed blocks"
+    )
+
+
 def _config(arguments: argparse.Namespace) -> PeerConfig:
     invite = Invite.parse(arguments.join)
     return PeerConfig(
         invite=invite, model=arguments.model or invite.model, blocks=arguments.blocks,
         num_blocks=arguments.num_blocks, quantization=arguments.quant, device=arguments.device, dtype=arguments.dtype,
         listen=arguments.host, port=arguments.port, announce=tuple(arguments.announce), identity=arguments.identity,
-        revision=arguments.revision, kv_tokens=arguments.kv_tokens, drain_s=arguments.drain, name=arguments.public_name,
-        json=arguments.json,
+        revision=arguments.revision, kv_tokens=arguments.kv_tokens, kv_dtype=arguments.kv_dtype, vram=arguments.vram,
+        host_memory=arguments.host_memory, offload=arguments.offload, max_batch=arguments.max_batch,
+        drain_s=arguments.drain, name=arguments.public_name, json=arguments.json,
     )  # fmt: skip
 
 
@@ -95,12 +121,9 @@ def _span(text: str) -> range:
     return range(int(start), int(stop))
 
 
-def _check_device(device: str) -> None:
-    import torch
+def _check_device(config: PeerConfig) -> None:
+    from shoal.blocks.devices import check_device
 
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise PeerError(f"{device!r} is no device: use cpu, cuda or cuda:1") from error
-    if wanted.type == "cuda" and (not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count()):
-        raise PeerError(f"this machine has no device {device}: torch sees {torch.cuda.device_count()} CUDA devices")
+    device = check_device(config.device)
+    if config.offload and device.type != "cuda":
+        raise PeerError(f"--offload is for GPUs: on {device.type} blocks are in host memory anyway, so leave it out")

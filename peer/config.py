@@ -21,7 +21,8 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """Everything that `shoal peer` was told. `blocks` None: chosen where it helps the swarm most."""
+    """Everything that `shoal peer` was told. `blocks` None: chosen where it helps the swarm most. Memory in bytes; what
+    is None is chosen to fit the machine."""
 
     invite: Invite
     model: str
@@ -35,7 +36,12 @@ class PeerConfig:
     announce: tuple[str, ...] = ()
     identity: Path | None = None
     revision: str | None = None
-    kv_tokens: int = 8192
+    kv_tokens: int | None = None
+    kv_dtype: str = "auto"
+    vram: int | None = None
+    host_memory: int | None = None
+    offload: bool = False
+    max_batch: int | None = None
     drain_s: float = 30.0
     name: str = ""
     json: bool = False

@@ -1,7 +1,7 @@
 """The device thread: runs batches of pieces through a span, one at a time. Knows no leases, messages or sockets.
 
-The event loop hands over a batch and awaits its outputs; bytes become tensors and tensors bytes on the device thread:
-the loop stays free to answer. `Engine` is the interface; the simulation puts a toy in its place.
+The event loop hands over work and awaits its outcome; bytes become tensors and tensors bytes on the device thread: the
+loop stays free to answer. `Engine` is the interface; the simulation puts a toy in its place.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import traceback
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    import torch
     from shoal.blocks.span import Span
     from shoal.peer.wire import Buffer
+
+T = TypeVar("T")
+
+MAX_BATCH = 256  # rows of one step
+STEP_TOKENS, STEP_TOKENS_CUDA = 512, 2048
 
 
 class EngineFault(Exception):
@@ -47,23 +52,41 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The kept rows of one piece, in the piece's dtype. `finite`: no NaN or infinity among them."""
+    """The kept rows of one piece, in the piece's dtype. `finite`: no NaN or infinity among all its rows."""
 
     payload: Buffer
     finite: bool
 
 
 class Engine(Protocol):
-    """What a peer needs of its device."""
+    """What a peer needs of its device. Work is done in the order in which it was asked for.
+
+    `broken`: the device is lost for good; nothing will run on it again.
+    """
 
     start: int
     stop: int
     width: int
     n_pages: int
     page_tokens: int
+    max_step_tokens: int
+    max_batch: int
+    broken: bool
 
     async def run(self, batch: Sequence[Piece]) -> list[Output]:
         """Outputs in the batch's order. Errors: `EngineFault`."""
+        ...
+
+    async def save(self, pages: Sequence[int]) -> object:
+        """Copies of KV pages in host memory, for `restore`. Errors: `EngineFault`."""
+        ...
+
+    async def restore(self, saved: object, pages: Sequence[int]) -> None:
+        """Write what was saved to as many pages. Errors: `EngineFault`."""
+        ...
+
+    async def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy KV pages to others. Errors: `EngineFault`."""
         ...
 
     def close(self) -> None:
@@ -75,32 +98,80 @@ class DeviceEngine:
     """`Engine` over a `Span`: a thread of its own, so that one process uses one device from one thread."""
 
     def __init__(self, span: Span, page_tokens: int) -> None:
+        from shoal.peer.transfer import Transfer
+
         self.span = span
         self.start, self.stop = span.blocks.start, span.blocks.stop
         self.width = span.spec.hidden_size
         self.n_pages = span.kv.n_pages
         self.page_tokens = page_tokens
-        self._work: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self.max_step_tokens = STEP_TOKENS_CUDA if span.device.type == "cuda" else STEP_TOKENS
+        self.max_batch = MAX_BATCH
+        self.broken = False
+        self._transfer = Transfer(span.device, self.width)
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="shoal-device", daemon=True)
         self._thread.start()
 
     async def run(self, batch: Sequence[Piece]) -> list[Output]:
         """Outputs in the batch's order. Errors: `EngineFault`."""
-        order = _Order(tuple(batch), asyncio.get_running_loop().create_future())
-        self._work.put(order)
-        return await order.outputs
+        pieces = tuple(batch)
+        return await self._do(lambda: self._forward(pieces))
+
+    async def save(self, pages: Sequence[int]) -> object:
+        """Copies of KV pages in host memory. Errors: `EngineFault`."""
+        return await self._do(lambda: self.span.kv.save(pages))
+
+    async def restore(self, saved: object, pages: Sequence[int]) -> None:
+        """Write what `save` gave to as many pages. Errors: `EngineFault`."""
+        from shoal.blocks.kv import HostPages
+
+        if not isinstance(saved, HostPages):
+            raise EngineFault("there is nothing to restore these pages from")
+        await self._do(lambda: self.span.kv.restore(saved, pages))
+
+    async def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy KV pages to others. Errors: `EngineFault`."""
+        await self._do(lambda: self.span.kv.copy(source, target))
 
     def close(self) -> None:
         """End the device thread once it is idle."""
         self._work.put(None)
         self._thread.join(timeout=30)
 
+    async def _do(self, work: Callable[[], T]) -> T:
+        order = _Order(work, asyncio.get_running_loop().create_future(), self._examine)
+        self._work.put(order.carry_out)
+        outcome: T = await order.outcome
+        return outcome
+
     def _serve(self) -> None:
-        while (order := self._work.get()) is not None:
-            order.settle(self._forward)
+        while (carry_out := self._work.get()) is not None:
+            carry_out()
+
+    def _examine(self, error: Exception) -> None:
+        """After an error: free what the failed step held, and see whether the device still works.
+
+        A CUDA error that is not one of memory stays with the process: every later call fails as well.
+        """
+        import torch
+
+        traceback.clear_frames(error.__traceback__)  # they hold the step's tensors
+        if self.span.device.type != "cuda":
+            return
+        try:
+            torch.cuda.empty_cache()
+            torch.ones(1, device=self.span.device).add_(1).item()
+        except torch.OutOfMemoryError:
+            return
+        except RuntimeError:
+            self.broken = True
 
     def _forward(self, batch: tuple[Piece, ...]) -> list[Output]:
         """Pieces of one sub-range go through the span together."""
+        first = batch[0]
+        if all(piece.start == first.start and piece.stop == first.stop for piece in batch):
+            return self._forward_range(batch, first.start, first.stop)
         outputs: dict[int, Output] = {}
         order = sorted(range(len(batch)), key=lambda index: (batch[index].start, batch[index].stop))
         for (start, stop), group in groupby(order, key=lambda index: (batch[index].start, batch[index].stop)):
@@ -109,81 +180,38 @@ class DeviceEngine:
             outputs.update(zip(indices, self._forward_range(pieces, start, stop), strict=True))
         return [outputs[index] for index in range(len(batch))]
 
-    def _forward_range(self, pieces: list[Piece], start: int, stop: int) -> list[Output]:
-        import torch
+    def _forward_range(self, pieces: Sequence[Piece], start: int, stop: int) -> list[Output]:
         from shoal.blocks.span import Row
 
-        inputs = [_to_tensor(piece, self.width) for piece in pieces]
-        hidden = inputs[0] if len(inputs) == 1 else torch.cat([tensor.to(self.span.dtype) for tensor in inputs])
         rows = [Row(piece.pages, piece.position, piece.count, piece.length) for piece in pieces]
-        result = self.span.forward(hidden.to(self.span.device, self.span.dtype), rows, start, stop)
-        return _split(result, pieces)
+        return self._transfer.unload(self.span.forward(self._transfer.load(pieces), rows, start, stop), pieces)
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """A batch on its way to the device thread, and where its outputs are awaited."""
+class _Order(Generic[T]):
+    """Work on its way to the device thread, and where its outcome is awaited."""
 
-    batch: tuple[Piece, ...]
-    outputs: asyncio.Future[list[Output]]
+    work: Callable[[], T]
+    outcome: asyncio.Future[T]
+    examine: Callable[[Exception], None]
 
-    def settle(self, forward: _Forward) -> None:
+    def carry_out(self) -> None:
         """Run on the device thread; the loop learns the outcome."""
-        loop = self.outputs.get_loop()
+        loop = self.outcome.get_loop()
         try:
-            outputs = forward(self.batch)
+            result = self.work()
         except Exception as error:  # noqa: BLE001 - top of the device thread: the loop gets it as an EngineFault
             fault = EngineFault(f"{type(error).__name__}: {error}")
             fault.__cause__ = error
+            self.examine(error)
             loop.call_soon_threadsafe(self._fail, fault)
         else:
-            loop.call_soon_threadsafe(self._succeed, outputs)
+            loop.call_soon_threadsafe(self._succeed, result)
 
-    def _succeed(self, outputs: list[Output]) -> None:
-        if not self.outputs.done():
-            self.outputs.set_result(outputs)
+    def _succeed(self, result: T) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(result)
 
     def _fail(self, fault: EngineFault) -> None:
-        if not self.outputs.done():
-            self.outputs.set_exception(fault)
-
-
-class _Forward(Protocol):
-    def __call__(self, batch: tuple[Piece, ...]) -> list[Output]: ...
-
-
-def _to_tensor(piece: Piece, width: int) -> torch.Tensor:
-    """The piece's rows `[count, width]`, laid over the received bytes without a copy."""
-    import torch
-
-    flat = torch.frombuffer(piece.payload, dtype=getattr(torch, piece.dtype))
-    return flat.view(-1, width)[piece.offset : piece.offset + piece.count]
-
-
-def _split(result: torch.Tensor, pieces: list[Piece]) -> list[Output]:
-    """Cut a ragged result `[T, width]` into each piece's kept rows, as bytes of the piece's dtype.
-
-    One check for NaN and infinity covers the whole batch; only if it fails is each piece looked at.
-    """
-    import torch
-
-    host = result.cpu()
-    finite = bool(torch.isfinite(host.sum()))
-    outputs, end = [], 0
-    for piece in pieces:
-        end += piece.count
-        good = finite or bool(torch.isfinite(host[end - piece.count : end]).all())
-        outputs.append(
-            Output(_to_bytes(host[end - piece.keep_rows : end], piece.dtype, piece.keep_rows < len(host)), good)
-        )
-    return outputs
-
-
-def _to_bytes(rows: torch.Tensor, dtype: str, shared: bool) -> Buffer:
-    """The rows' memory in `dtype`. `shared`: copy them, so that keeping these rows does not keep all others."""
-    import torch
-
-    if not rows.shape[0]:
-        return b""
-    own = rows.to(getattr(torch, dtype), copy=shared).contiguous()
-    return own.view(torch.uint8).numpy().data.cast("B")
+        if not self.outcome.done():
+            self.outcome.set_exception(fault)

@@ -51,3 +51,14 @@ def addrs() -> Any:
         return type(value) is tuple and len(value) <= MAX_ADDRS and all(_is_text(a, 256) for a in value)
 
     return field(metadata={"check": check, "make": tuple})
+
+
+def keys(size: int, limit: int) -> Any:
+    def check(value: object) -> bool:
+        return (
+            type(value) is tuple
+            and len(value) <= limit
+            and all(type(key) is bytes and len(key) == size for key in value)
+        )
+
+    return field(default=(), metadata={"check": check, "make": tuple})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 SHARE = 0.25  # of a decode step is the most that is waited
 FRESH = 2.0  # decode steps after its answer a session is no longer expected
+DECODING_S = 0.5  # after the last answer to a decode step, more of them are to be reckoned with
 
 
 class Gather:
@@ -16,14 +17,19 @@ class Gather:
     def __init__(self) -> None:
         self._answered: dict[bytes, float] = {}
         self._since: float | None = None
+        self._latest: float | None = None
 
     def answered(self, session: bytes, now: float) -> None:
         """A decode step of this session was answered."""
-        self._answered[session] = now
+        self._answered[session] = self._latest = now
 
     def returned(self, session: bytes) -> None:
         """The session is back, or has ended."""
         self._answered.pop(session, None)
+
+    def decoding(self, now: float) -> bool:
+        """Whether somebody is in the midst of decoding, if not here at this moment."""
+        return self._latest is not None and now - self._latest < DECODING_S
 
     def wait_s(self, now: float, step_s: float | None) -> float:
         """How long to wait for those that are expected before the next decode step: 0 to start it now."""

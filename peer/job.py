@@ -31,7 +31,7 @@ def cut(job: Job, piece: Slice) -> Piece:
     first_kept = hidden.count - job.run.keep_rows
     end = piece.offset + piece.count
     return Piece(
-        payload=hidden.payload, dtype=hidden.dtype, offset=piece.offset, count=piece.count, pages=lease.terms.pages,
+        payload=hidden.payload, dtype=hidden.dtype, offset=piece.offset, count=piece.count, pages=lease.holding.pages,
         position=hidden.position + piece.offset, start=lease.start, stop=lease.stop,
         keep_rows=max(0, end - max(piece.offset, first_kept)),
         length=hidden.length or (hidden.position + hidden.count if hidden.count > 1 else 0),

@@ -1,7 +1,8 @@
 """A lease's own outputs, kept for duplicates and for refilling a new hop. Bytes only: no tensors, no clock.
 
-Outputs lie in order of position without gaps, beginning at 0. When the budget is passed the oldest go; from then on a
-replay from position 0 is refused while the newest steps can still be answered again.
+Outputs lie in order of position without gaps. They begin at 0, or behind what was in the KV when the lease was opened.
+When the budget is passed the oldest go. Where the beginning is missing, a replay from position 0 is refused while the
+newest steps can still be answered again.
 """
 
 from __future__ import annotations
@@ -48,8 +49,12 @@ class KeptOutputs:
         self.budget_bytes = budget_bytes
         self.shared = shared or KeptBudget(budget_bytes)
         self.bytes = 0
-        self.whole = True  # nothing dropped since position 0
         self._outputs: deque[Kept] = deque()
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing before the oldest output."""
+        return not self._outputs or not self._outputs[0].position
 
     def add(self, output: Kept) -> None:
         """Keep one more output; what it rewinds over is forgotten."""
@@ -57,7 +62,6 @@ class KeptOutputs:
         self._append(output)
         while self._is_over() and len(self._outputs) > ALWAYS_KEPT:
             self._count(-_size(self._outputs.popleft()))
-            self.whole = False
 
     def clear(self) -> None:
         """Forget everything: the lease has ended."""
@@ -78,6 +82,8 @@ class KeptOutputs:
 
     def replay(self, stop: int, max_rows: int) -> list[Kept] | None:
         """Outputs that tile `[0, stop)`, neighbours of one length joined up to `max_rows` each; None if not kept."""
+        if not stop:
+            return []  # nothing to refill, whatever is missing
         groups: list[list[Kept]] = []
         rows = 0
         for output in self._until(stop):

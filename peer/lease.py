@@ -19,6 +19,7 @@ from shoal.peer.kept import ALWAYS_KEPT, Kept, KeptOutputs
 from shoal.peer.wire import Hidden, Message, Opened, Receipt, Refused, Want
 
 if TYPE_CHECKING:
+    from shoal.peer.holding import Holding
     from shoal.peer.kept import KeptBudget
     from shoal.peer.wire import Buffer, Open, Reroute
 
@@ -46,10 +47,10 @@ Action: TypeAlias = Send | Run
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was agreed when the lease was opened; `width` is the model's hidden size."""
+    """What was agreed when the lease was opened; `width` is the model's hidden size, `holding` its share of the KV."""
 
     owner: str
-    pages: tuple[int, ...]
+    holding: Holding
     width: int
     kept_bytes: int
     kept_shared: KeptBudget | None = None
@@ -62,13 +63,15 @@ class Lease:
         self.session = request.session
         self.start, self.stop = request.start, request.stop
         self.max_tokens, self.dtype, self.final = request.max_tokens, request.dtype, request.final
+        self.priority = request.priority
         self.terms = terms
         self.epoch = request.epoch
         self.prev = request.prev or terms.owner
         self.next, self.next_addrs = request.next or terms.owner, request.next_addrs
         self.forward_replay = request.forward_replay
         self.next_step = request.next_step
-        self.position = 0
+        self.holding = terms.holding
+        self.position = terms.holding.end  # of the prompt's beginning, where it was in the KV already
         self.kept = KeptOutputs(terms.kept_bytes, terms.kept_shared)
         self._running: set[int] = set()
 

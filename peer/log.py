@@ -30,7 +30,8 @@ async def report(node: Node, logger: logging.Logger) -> None:
 def line(node: Node, tokens_per_s: float, busy: float) -> str:
     """Speed and load of the last `REPORT_S`, and who is served now, in words."""
     book, pages = node.book, node.book.pages
-    used = 1 - pages.free / pages.n_pages if pages.n_pages else 0.0
+    free = pages.free + book.residency.prefix.idle_pages  # what is only remembered gives way at once
+    used = 1 - free / pages.n_pages if pages.n_pages else 0.0
     now = f"{_count(len(book.leases), 'session')} of {_count(len(book.clients()), 'client')}, KV {used:.0%} full"
     return (
         f"blocks {node.engine.start}:{node.engine.stop}: {tokens_per_s:.1f} tokens/s, device busy {busy:.0%}; "

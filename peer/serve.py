@@ -9,43 +9,34 @@ import platform
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.dht.errors import HostError
 from shoal.dht.identity import Identity
 from shoal.dht.version import shoal_version
 from shoal.peer.announcer import Announcer, Facts
-from shoal.peer.book import Offer
+from shoal.peer.book import Limits, Offer
 from shoal.peer.choose import Seat, choose
 from shoal.peer.config import PeerError, cache_folder
-from shoal.peer.engine import DeviceEngine
+from shoal.peer.engine import DeviceEngine, EngineFault
 from shoal.peer.log import report
 from shoal.peer.measure import measured
 from shoal.peer.node import Node, NodeConfig
+from shoal.peer.scheduler import Budget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from shoal.blocks.checkpoint import Checkpoint
-    from shoal.blocks.span import Span
-    from shoal.blocks.spec import ModelSpec
     from shoal.dht.directory import Directory
     from shoal.dht.host import Host
     from shoal.peer.config import PeerConfig
+    from shoal.peer.fit import Fit
+    from shoal.peer.loading import Model
     from shoal.peer.measure import Throughput
 
 logger = logging.getLogger("shoal.peer")
 
 REJOIN_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """A checkpoint of which only config and index may be here, and its shape."""
-
-    checkpoint: Checkpoint
-    spec: ModelSpec
 
 
 async def serve(config: PeerConfig) -> int:
@@ -56,8 +47,11 @@ async def serve(config: PeerConfig) -> int:
     leave = _leave_on_signals()
     identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
     logger.info("reading the shape of %s", config.model)
-    model = await asyncio.to_thread(_open_model, config)
-    life = _Life(config, identity, model, leave)
+    from shoal.peer.loading import fit_model, open_model
+
+    model = await asyncio.to_thread(open_model, config)
+    room = await asyncio.to_thread(fit_model, config, model)
+    life = _Life(config, identity, model, room, leave)
     try:
         return await life.run()
     finally:
@@ -67,8 +61,8 @@ async def serve(config: PeerConfig) -> int:
 class _Life:
     """From the first join to the last good-bye. The span outlives a network that has to be started again."""
 
-    def __init__(self, config: PeerConfig, identity: Identity, model: _Model, leave: asyncio.Event) -> None:
-        self.config, self.identity, self.model, self.leave = config, identity, model, leave
+    def __init__(self, config: PeerConfig, identity: Identity, model: Model, room: Fit, leave: asyncio.Event) -> None:
+        self.config, self.identity, self.model, self.room, self.leave = config, identity, model, room, leave
         self.engine: DeviceEngine | None = None
         self.throughput: Throughput | None = None
         self.dtype = config.dtype or str(model.spec.dtype).removeprefix("torch.")
@@ -80,7 +74,9 @@ class _Life:
                 engine = await self._engine(host, directory)
                 if self.leave.is_set():
                     break
-                await self._serve(host, directory, engine)
+                broken = await self._serve(host, directory, engine)
+            if broken:
+                raise PeerError(_broken(self.config.device))
             if not self.leave.is_set():
                 logger.warning("the network daemon died; joining again")
                 await asyncio.sleep(REJOIN_S)
@@ -96,9 +92,10 @@ class _Life:
         """The loaded span, measured; made at the first join, since the swarm decides which blocks it holds."""
         if self.engine is None:
             blocks = self.config.blocks or await choose(directory, self._seat(host))
-            span = await asyncio.to_thread(_load, self.config, self.model, blocks)
             from shoal.blocks.kv import PAGE_TOKENS
+            from shoal.peer.loading import load
 
+            span = await asyncio.to_thread(load, self.config, self.model, blocks, self.room)
             self.engine = DeviceEngine(span, PAGE_TOKENS)
             self.throughput = await self._measure(self.engine)
         return self.engine
@@ -107,7 +104,7 @@ class _Life:
         spec, config = self.model.spec, self.config
         return Seat(
             peer_id=host.peer_id, addrs=host.maddrs[:8], n_blocks=spec.n_blocks,
-            capacity=config.num_blocks or spec.n_blocks, revision=self.model.checkpoint.revision,
+            capacity=self.room.blocks, revision=self.model.checkpoint.revision,
             quantization=config.quantization, dtype=self.dtype, version=shoal_version(), name=config.name,
         )  # fmt: skip
 
@@ -120,8 +117,12 @@ class _Life:
             "model": self.model.checkpoint.name, "revision": self.model.checkpoint.revision, "dtype": self.dtype,
             "blocks": str(engine.stop - engine.start), "quantization": self.config.quantization, "device": device,
             "host": platform.node(), "torch": torch.__version__, "threads": str(torch.get_num_threads()),
+            "kv_dtype": self.config.kv_dtype, "vram": str(self.config.vram), "streamed": str(self.room.streamed),
         }  # fmt: skip
-        throughput, cached = await measured(engine, self.dtype, facts, cache_folder() / "throughput")
+        try:
+            throughput, cached = await measured(engine, self.dtype, facts, cache_folder() / "throughput")
+        except EngineFault as fault:
+            raise PeerError(f"{self.config.device} failed at its first forward ({fault}): {_CALMER}") from fault
         where = "measured earlier" if cached else "measured now"
         logger.info(
             "%s: one token takes %.2f ms, a prompt token %.3f ms (%s)", self.config.quantization,
@@ -130,22 +131,30 @@ class _Life:
         )  # fmt: skip
         return throughput
 
-    async def _serve(self, host: Host, directory: Directory, engine: DeviceEngine) -> None:
+    async def _serve(self, host: Host, directory: Directory, engine: DeviceEngine) -> bool:
+        """Until we leave, the network daemon dies or the device is lost; True for the last."""
         from shoal.peer.transport import P2PTransport
 
-        node_config = NodeConfig(_offer(self.config, self.model, engine, host.peer_id), f"shoal/{shoal_version()}")
-        async with Node(node_config, engine, P2PTransport(host)) as node:
+        async with Node(self._node_config(host, engine), engine, P2PTransport(host)) as node:
             announcer = Announcer(directory, node, self._facts(host))
             await announcer.announce()
             self._say_online(host, engine)
             await self._until_leaving(host, node, announcer)
             if not host.died.is_set():
-                await _say_goodbye(announcer, node, self.config.drain_s, self.leave)
+                drain_s = 0.0 if node.broken.is_set() else self.config.drain_s
+                await _say_goodbye(announcer, node, drain_s, self.leave)
+            return node.broken.is_set()
+
+    def _node_config(self, host: Host, engine: DeviceEngine) -> NodeConfig:
+        limits = Limits(kept_bytes=self.room.kept_bytes, swap_pages=self.room.swap_pages)
+        offer = _offer(self.config, self.model, engine, host.peer_id)
+        budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch)
+        return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget)
 
     async def _until_leaving(self, host: Host, node: Node, announcer: Announcer) -> None:
         async with asyncio.TaskGroup() as tasks:
             chores = [tasks.create_task(announcer.run()), tasks.create_task(report(node, logger))]
-            ends = [tasks.create_task(self.leave.wait()), tasks.create_task(host.died.wait())]
+            ends = [tasks.create_task(event.wait()) for event in (self.leave, host.died, node.broken)]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in (*chores, *ends):
                 task.cancel()
@@ -168,6 +177,16 @@ class _Life:
         sys.stdout.flush()
 
 
+_CALMER = "take fewer blocks (--num-blocks), less KV (--kv-tokens) or less of the device (--vram)"
+
+
+def _broken(device: str) -> str:
+    return (
+        f"{device} stopped working and this peer left the swarm; its clients go on elsewhere. Look at the driver's "
+        "messages (dmesg, nvidia-smi), then start the peer again"
+    )
+
+
 def _leave_on_signals() -> asyncio.Event:
     """Set at the first SIGINT or SIGTERM; the second one ends the process at once."""
     leave, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -183,42 +202,8 @@ def _leave_on_signals() -> asyncio.Event:
     return leave
 
 
-def _open_model(config: PeerConfig) -> _Model:
-    from shoal.blocks.checkpoint import resolve
-    from shoal.blocks.spec import spec_of
-
-    checkpoint = resolve(config.model, wanted=lambda _name: False, revision=config.revision)
-    spec = spec_of(checkpoint)
-    if config.blocks is not None and not 0 <= config.blocks.start < config.blocks.stop <= spec.n_blocks:
-        wanted = f"{config.blocks.start}:{config.blocks.stop}"
-        raise PeerError(f"{config.model} has blocks 0:{spec.n_blocks}; {wanted} is no span of it")
-    return _Model(checkpoint, spec)
-
-
-def _load(config: PeerConfig, model: _Model, blocks: range) -> Span:
-    """Fetch the shards that hold these blocks if need be, and load them."""
-    import torch
-    from shoal.blocks.checkpoint import resolve
-    from shoal.blocks.hub_progress import Bar
-    from shoal.blocks.kv import PAGE_TOKENS
-    from shoal.blocks.span import SpanOptions, load_span
-
-    names = model.checkpoint.tensor_names()
-    needed = {name for block in blocks for name in model.spec.family.block_tensors(names, block)}
-    with Bar() as progress:
-        checkpoint = resolve(
-            config.model, wanted=needed.__contains__, revision=model.checkpoint.revision, progress=progress
-        )
-    logger.info("loading blocks %d:%d of %s as %s", blocks.start, blocks.stop, checkpoint.name, config.quantization)
-    options = SpanOptions(
-        kv_pages=-(-config.kv_tokens // PAGE_TOKENS), quantization=config.quantization, device=config.device,
-        dtype=getattr(torch, config.dtype) if config.dtype else None,
-    )  # fmt: skip
-    return load_span(checkpoint, blocks, options)
-
-
 @asynccontextmanager
-async def _join(config: PeerConfig, identity: Identity, model: _Model) -> AsyncIterator[tuple[Host, Directory]]:
+async def _join(config: PeerConfig, identity: Identity, model: Model) -> AsyncIterator[tuple[Host, Directory]]:
     from shoal.dht.directory import open_directory
     from shoal.dht.host import HostConfig, open_host
 
@@ -234,7 +219,7 @@ async def _join(config: PeerConfig, identity: Identity, model: _Model) -> AsyncI
         yield host, directory
 
 
-def _offer(config: PeerConfig, model: _Model, engine: DeviceEngine, peer_id: str) -> Offer:
+def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str) -> Offer:
     invite = config.invite
     return Offer(
         namespace=invite.namespace, revision=model.checkpoint.revision, start=engine.start, stop=engine.stop,

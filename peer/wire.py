@@ -14,14 +14,17 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgpack
 from shoal.peer.errors import LocalProtocolError, Reason, RemoteProtocolError
-from shoal.peer.fields import WireError, addrs, flag, integer, one_of, raw, seconds, text
+from shoal.peer.fields import WireError, addrs, flag, integer, keys, one_of, raw, seconds, text
 
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct(">II")
-MAX_HEADER_BYTES = 8 * 1024
+MAX_HEADER_BYTES = 48 * 1024  # an Open with all its prefix keys takes 36 KiB and its other fields up to 9
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 SESSION_BYTES = 16
 MAX_COUNT = 1 << 20
+PREFIX_TOKENS = 64
+KEY_BYTES = 16
+MAX_KEYS = 2048
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -78,7 +81,9 @@ class Open(Message):
 
     `prev` and `next` are peer ids, or "" for the client itself. `next_step` is the first step the lease will be asked.
     `final` marks the route's last hop: it alone cuts its output down to what the client wants.
-    `forward_replay`: pass replayed states on (the next hop is new as well).
+    `forward_replay`: pass replayed states on (the next hop is new as well). `priority`: 1 waits behind 0.
+    `prefix`: one key for every `PREFIX_TOKENS` tokens of the prompt, in order; a key stands for all tokens up to its
+    end and for the hops before this one, so that equal keys of one owner mean equal KV.
     """
 
     kind = 1
@@ -97,6 +102,8 @@ class Open(Message):
     final: bool = flag()
     forward_replay: bool = flag()
     proof: bytes = raw(0, 32)
+    priority: int = integer(2, default=0)
+    prefix: tuple[bytes, ...] = keys(KEY_BYTES, MAX_KEYS)
 
     def __post_init__(self) -> None:
         super(Open, self).__post_init__()
@@ -106,11 +113,12 @@ class Open(Message):
 
 @dataclass(frozen=True, slots=True)
 class Opened(Message):
-    """The lease stands (answer to `Open` and to `Reroute`)."""
+    """The lease stands (answer to `Open` and to `Reroute`); `cached` tokens of its prefix are in the KV already."""
 
     kind = 2
     session: bytes = _session()
     epoch: int = integer(1 << 31)
+    cached: int = integer(MAX_COUNT + 1, default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +255,7 @@ def decode_prefix(prefix: Buffer) -> tuple[int, int]:
 def decode(header: Buffer, payload: Buffer) -> Message:
     """One message from its header and payload. Errors: `RemoteProtocolError`."""
     try:
-        parts = msgpack.unpackb(header, max_ext_len=0, max_map_len=0, max_array_len=32)
+        parts = msgpack.unpackb(header, max_ext_len=0, max_map_len=0, max_array_len=MAX_KEYS)
     except ValueError as error:
         raise RemoteProtocolError("a frame's header is not msgpack") from error
     kind = _KINDS.get(parts[0]) if type(parts) is list and parts and type(parts[0]) is int else None

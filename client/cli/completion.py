@@ -11,7 +11,7 @@ from shoal.blocks.checkpoint import resolve
 from shoal.blocks.ends import load_ends, load_tokenizer
 from shoal.blocks.errors import CheckpointError
 from shoal.blocks.spec import spec_of
-from shoal.client.generation import Completion, eos_token_ids, generate, room
+from shoal.client.generation import Completion, eos_token_ids, generate, prompt_of, room
 from shoal.client.swarm import Model, SessionOptions, join_swarm
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ class ClientModel:
 @dataclass(frozen=True)
 class Request:
     """What to continue and how. Of `prompt` and `token_ids` one is given. `wait_s`: how long to wait for the swarm to
-    cover all blocks."""
+    cover all blocks. `background`: let others go first."""
 
     prompt: str | None
     token_ids: tuple[int, ...] | None
     options: GenerationOptions
     wait_s: float = 0.0
+    background: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ class Listener:
 
 @dataclass
 class Outcome:
-    """A finished completion and the route that it took in the end."""
+    """A finished completion and the route that it took in the end. `cached_tokens`: of the prompt, those that all hops
+    held from before."""
 
     prompt_ids: list[int]
     completion: Completion
     route: tuple[Hop, ...] = field(default=())
     repairs: int = 0
+    cached_tokens: int = 0
 
 
 def load_model(name: str, dtype: str | None, revision: str | None = None) -> ClientModel:
@@ -121,11 +124,15 @@ async def complete(model: ClientModel, invite: Invite, request: Request, listene
 async def _run(swarm: Swarm, model: ClientModel, ids: list[int], request: Request, listener: Listener) -> Outcome:
     tokens = len(ids) + room(model.ends.spec, ids, request.options.max_new_tokens)
     outcome = Outcome(ids, Completion(time.perf_counter()))
-    terms = SessionOptions(max_tokens=tokens, dtype=model.dtype, wait_s=request.wait_s)
+    terms = SessionOptions(
+        max_tokens=tokens, dtype=model.dtype, wait_s=request.wait_s, priority=int(request.background),
+        prompt=prompt_of(model.ends.spec, ids),
+    )  # fmt: skip
     options = replace(request.options, eos_token_ids=model.eos)
     async with swarm.session(terms) as session:
         async for piece in generate(session, model.ends, model.tokenizer, ids, options):
             outcome.completion.pieces.append(piece)
             listener.on_text(piece.text)
-        outcome.route, outcome.repairs = tuple(session.route), session.stats.repairs
+        outcome.route = tuple(session.route)
+        outcome.repairs, outcome.cached_tokens = session.stats.repairs, session.stats.cached_tokens
     return outcome

@@ -51,6 +51,7 @@ def as_json(outcome: Outcome) -> dict[str, object]:
         "text": completion.text,
         "token_ids": completion.token_ids,
         "prompt_token_ids": outcome.prompt_ids,
+        "cached_tokens": outcome.cached_tokens,
         "route": route_json(outcome.route),
         "repairs": outcome.repairs,
         "finish": completion.finish,
@@ -70,6 +71,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stop", action="append", default=[], metavar="STR", help="end before STR; may be repeated")
     parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for missing blocks")
     parser.add_argument("--dtype", choices=DTYPES, help="of the ends and on the wire (default: the model's own)")
+    parser.add_argument("--background", action="store_true", help="wait behind all that others ask of the peers")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, at the end")
     add_sampling(parser)
     arguments = parser.parse_args(argv)
@@ -92,7 +94,7 @@ def _request(arguments: argparse.Namespace, prompt: str | None) -> Request:
         seed=arguments.seed,
     )
     options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(arguments.stop))
-    return Request(prompt, arguments.token_ids, options, arguments.wait)
+    return Request(prompt, arguments.token_ids, options, arguments.wait, arguments.background)
 
 
 def _listener(*, quiet: bool) -> Listener:

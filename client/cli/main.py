@@ -5,6 +5,8 @@ Nothing heavy is imported here: `shoal --help` must answer at once.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -34,6 +36,8 @@ Examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; the exit status: 0 well, 1 an error that was told, 2 misuse, 130 interrupted."""
+    # The interpreter's last search for garbage in all that torch brings takes seconds, and the system frees it anyway.
+    atexit.register(gc.freeze)
     arguments = sys.argv[1:] if argv is None else argv
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help", "help"):

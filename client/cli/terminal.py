@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,13 +72,43 @@ def gap_teller() -> Callable[[View], None]:
 
 
 def run_async(work: Coroutine[object, object, T]) -> T:
-    """Run `work` on a fresh event loop: uvloop's if it is there."""
+    """Run `work` on a fresh event loop: uvloop's if it is there. Ctrl-C cancels it, a second one leaves at once.
+
+    Errors: `KeyboardInterrupt` after Ctrl-C, whatever else went wrong on the way out.
+    """
+    interrupted = threading.Event()
+    try:
+        return _runner()(_interruptible(work, interrupted))
+    except BaseException:
+        if interrupted.is_set():
+            raise KeyboardInterrupt from None
+        raise
+
+
+async def _interruptible(work: Coroutine[object, object, T], interrupted: threading.Event) -> T:
+    # Left to asyncio.run, a signal that the kernel gives to another thread is noted and does not wake the loop.
+    loop, me = asyncio.get_running_loop(), asyncio.current_task()
+
+    def on_interrupt() -> None:
+        if interrupted.is_set() or me is None:
+            raise KeyboardInterrupt
+        interrupted.set()
+        me.cancel()
+
+    loop.add_signal_handler(signal.SIGINT, on_interrupt)
+    try:
+        return await work
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _runner() -> Callable[[Coroutine[object, object, T]], T]:
     if importlib.util.find_spec("uvloop") is None:
-        return asyncio.run(work)
+        return asyncio.run
     import uvloop
 
-    result: T = uvloop.run(work)
-    return result
+    run: Callable[[Coroutine[object, object, T]], T] = uvloop.run
+    return run
 
 
 def quiet_libraries() -> None:

@@ -1,4 +1,4 @@
-"""The page allocator against a naive set of free pages: conservation, runs, refusals."""
+"""The page allocator against a naive count of holders: conservation, runs, room to grow, sharing, refusals."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Pages(RuleBasedStateMachine):
         self.free = set(range(n_pages))
         self.held: list[tuple[int, ...]] = []
 
-    @rule(count=st.integers(0, 26))
-    def allocate(self, count):
+    @rule(count=st.integers(0, 26), room=st.integers(0, 8))
+    def allocate(self, count, room):
         run_fits = longest_run(self.free) >= count
-        pages = self.allocator.allocate(count)
+        pages = self.allocator.allocate(count, room=room)
         if count > len(self.free):
             assert pages is None
             return
@@ -41,12 +41,41 @@ class Pages(RuleBasedStateMachine):
         self.free.difference_update(pages)
         self.held.append(pages)
 
+    @precondition(lambda self: any(self.held))
+    @rule(data=st.data(), count=st.integers(0, 6), room=st.integers(0, 4))
+    def grow(self, data, count, room):
+        index = data.draw(st.sampled_from([i for i, pages in enumerate(self.held) if pages]))
+        last = self.held[index][-1]
+        pages = self.allocator.allocate(count, after=last, room=room)
+        if count > len(self.free):
+            assert pages is None
+            return
+        assert len(pages) == len(set(pages)) == count
+        assert self.free.issuperset(pages)
+        beside = sum(1 for _ in itertools.takewhile(self.free.__contains__, range(last + 1, last + 1 + count)))
+        assert pages[:beside] == tuple(range(last + 1, last + 1 + beside))
+        self.free.difference_update(pages)
+        self.held[index] += pages
+
+    @precondition(lambda self: any(self.held))
+    @rule(data=st.data())
+    def share(self, data):
+        pages = data.draw(st.sampled_from([pages for pages in self.held if pages]))
+        self.allocator.share(pages)
+        self.held.append(pages)
+
+    @rule(data=st.data())
+    def share_what_is_not_held(self, data):
+        wrong = data.draw(st.sampled_from([*sorted(self.free), -1, self.n_pages]))
+        with pytest.raises(ValueError, match="not in use"):
+            self.allocator.share((wrong,))
+
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data):
         pages = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
         self.allocator.release(pages)
-        self.free.update(pages)
+        self._count_free()
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -54,8 +83,11 @@ class Pages(RuleBasedStateMachine):
         pages = data.draw(st.permutations(self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))))
         keep = data.draw(st.integers(0, len(pages)))
         self.allocator.release(tuple(pages[keep:]))
-        self.free.update(pages[keep:])
         self.held.append(tuple(pages[:keep]))
+        self._count_free()
+
+    def _count_free(self):
+        self.free = set(range(self.n_pages)).difference(*self.held)
 
     @rule(data=st.data())
     def release_what_is_not_held(self, data):
@@ -76,6 +108,8 @@ class Pages(RuleBasedStateMachine):
         if hasattr(self, "allocator"):
             self.allocator.check()
             assert self.allocator.free == len(self.free)
+            held = [page for pages in self.held for page in pages]
+            assert all(self.allocator.holders(page) == held.count(page) for page in range(self.n_pages))
 
 
 TestPages = Pages.TestCase
@@ -98,6 +132,30 @@ def test_a_request_larger_than_every_run_is_spread():
         allocator.release(pages)
     assert sorted(allocator.allocate(3)) == [0, 2, 4]
     assert allocator.allocate(1) is None
+
+
+def test_who_grows_finds_the_pages_behind_its_own_free():
+    allocator = PageAllocator(16)
+    first = allocator.allocate(2, room=5)
+    second = allocator.allocate(3, room=2)
+    assert (first, second) == ((0, 1), (7, 8, 9))
+    assert allocator.allocate(5, after=1) == (2, 3, 4, 5, 6)
+    assert allocator.allocate(2, after=9) == (10, 11)
+
+
+def test_room_is_given_to_others_when_nothing_else_is_left_and_from_its_far_end():
+    allocator = PageAllocator(8)
+    assert allocator.allocate(1, room=7) == (0,)
+    assert allocator.allocate(2) == (6, 7)
+    assert allocator.allocate(2, after=0, room=5) == (1, 2)
+    assert allocator.allocate(1) == (5,)
+
+
+def test_room_that_nobody_wants_any_more_is_free_for_all():
+    allocator = PageAllocator(8)
+    pages = allocator.allocate(1, room=3)
+    allocator.release(pages)
+    assert allocator.allocate(8) == tuple(range(8))
 
 
 def test_a_lost_page_is_noticed():

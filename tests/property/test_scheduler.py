@@ -1,4 +1,4 @@
-"""The scheduler under any mix of decodes, prefills and drops: nothing lost, doubled, over budget or starved."""
+"""The scheduler under any mix of decodes, prompts, clients and drops: nothing lost, doubled, over budget or starved."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from shoal.peer.scheduler import Budget, Scheduler
+from shoal.peer.scheduler import BACKGROUND_TURN, Budget, Scheduler
 
 SESSIONS = [bytes([i]) * 16 for i in range(6)]
+CLIENT = {session: "abc"[index % 3] for index, session in enumerate(SESSIONS)}
+PATIENCE = 400  # steps
 
 
 @st.composite
 def budgets(draw) -> Budget:
-    tokens = draw(st.integers(2, 12))
-    return Budget(tokens, draw(st.integers(0, tokens - 1)))
+    return Budget(draw(st.integers(2, 12)), draw(st.integers(2, 8)), draw(st.integers(1, 6)))
 
 
 class Scheduling(RuleBasedStateMachine):
@@ -26,68 +27,73 @@ class Scheduling(RuleBasedStateMachine):
     def make(self, budget):
         self.budget, self.scheduler = budget, Scheduler(budget)
         self.queues: dict[bytes, list[list[int]]] = defaultdict(list)  # [job, count, done so far]
-        self.waited: dict[int, int] = {}  # head job -> tokens that ran since it became one
+        self.waited: dict[int, int] = {}  # head job -> steps since it became one
 
-    @rule(session=st.sampled_from(SESSIONS), count=st.one_of(st.just(1), st.integers(1, 40)))
-    def add(self, session, count):
-        self.queues[session].append([self.scheduler.add(session, count), count, 0])
+    @rule(
+        session=st.sampled_from(SESSIONS), count=st.one_of(st.just(1), st.integers(1, 40)), priority=st.integers(0, 1)
+    )
+    def add(self, session, count, priority):
+        number = self.scheduler.add(session, count, CLIENT[session], priority)
+        self.queues[session].append([number, count, 0])
 
     @rule(session=st.sampled_from(SESSIONS))
     def drop(self, session):
         assert self.scheduler.drop(session) == [job for job, _, _ in self.queues.pop(session, [])]
 
-    @rule()
-    def step(self):
+    @rule(stuck=st.sets(st.sampled_from(SESSIONS)), decoding=st.booleans(), seconds=st.floats(0.001, 1.0))
+    def step(self, stuck, decoding, seconds):
+        """`stuck` sessions find no pages."""
         heads = {queue[0][0]: session for session, queue in self.queues.items() if queue}
-        waiting_decodes = sum(q[0][1] - q[0][2] == 1 for q in self.queues.values() if q)
-        mixed = waiting_decodes < len(heads)
-        batch = self.scheduler.next_batch()
-        assert bool(batch) == bool(heads)
+        asked = []
+
+        def fits(job: int, offset: int, count: int) -> bool:
+            asked.append((job, offset, count))
+            return heads[job] not in stuck
+
+        batch = self.scheduler.next_batch(fits, decoding=decoding)
+        assert [(piece.job, piece.offset, piece.count) for piece in batch] == [
+            slice_ for slice_ in asked if heads[slice_[0]] not in stuck
+        ]
         assert sum(piece.count for piece in batch) <= self.budget.tokens
+        assert len(batch) <= self.budget.rows
         assert len({piece.job for piece in batch}) == len(batch)
-        decodes = 0
         for piece in batch:
-            queue = self.queues[heads[piece.job]]
-            job, count, done = queue[0]
-            assert (piece.job, piece.offset) == (job, done)
-            assert piece.count > 0
-            decodes += count - done == 1
-            queue[0][2] += piece.count
-            assert piece.done == (queue[0][2] == count)
-            if piece.done:
-                queue.pop(0)
-        room = self.budget.tokens - (self.budget.prefill_tokens if mixed else 0)
-        assert decodes == min(waiting_decodes, room)  # decodes first, up to what is kept for prefill
-        if mixed:  # and what they leave is used
-            assert sum(piece.count for piece in batch) == min(
-                self.budget.tokens, decodes + sum(self._prefill_left(heads, batch))
-            )
-        self._nobody_starves(heads, batch)
-
-    def _prefill_left(self, heads, batch):
-        """Tokens that the heads with more than one token had before this step."""
-        taken = {piece.job: piece.count for piece in batch}
+            self._note(heads[piece.job], piece)
+        self.scheduler.ran(batch, seconds)
+        for job in self.waited.keys() - heads.keys():
+            del self.waited[job]
         for job, session in heads.items():
-            left = next((q[1] - q[2] for q in self.queues[session] if q[0] == job), 0) + taken.get(job, 0)
-            if left > 1:
-                yield left
+            served = any(piece.job == job for piece in batch) or session in stuck
+            self.waited[job] = 0 if served else self.waited.get(job, 0) + 1
+        assert all(steps < PATIENCE for steps in self.waited.values())
 
-    def _nobody_starves(self, heads, batch):
-        """A head waits for at most one job of each other session that came before, and decodes meanwhile."""
-        served = {piece.job for piece in batch}
-        self.waited = {job: self.waited.get(job, 0) + 1 for job in heads if job not in served}
-        assert all(batches <= 40 * len(SESSIONS) for batches in self.waited.values())
+    def _note(self, session, piece):
+        job, count, done = self.queues[session][0]
+        assert (piece.job, piece.offset) == (job, done)
+        assert piece.count > 0
+        self.queues[session][0][2] += piece.count
+        assert piece.done == (done + piece.count == count)
+        if piece.done:
+            self.queues[session].pop(0)
 
     @invariant()
     def counts(self):
         if hasattr(self, "scheduler"):
             assert len(self.scheduler) == sum(map(len, self.queues.values()))
+            assert bool(self.scheduler) == any(self.queues.values())
             left = sum(count - done for queue in self.queues.values() for _, count, done in queue)
             assert self.scheduler.tokens() == left
 
+    def teardown(self):
+        """What still waits runs to its end."""
+        if hasattr(self, "scheduler"):
+            for _ in range(PATIENCE * 10):
+                self.scheduler.ran(self.scheduler.next_batch(), 0.01)
+            assert not self.scheduler
+
 
 TestScheduling = Scheduling.TestCase
-TestScheduling.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestScheduling.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,7 +102,7 @@ def test_all_tokens_run_once_in_order_and_in_few_batches(budget, jobs):
     scheduler, order, ran = Scheduler(budget), defaultdict(list), defaultdict(list)
     owner = {}
     for session, count in jobs:
-        number = scheduler.add(session, count)
+        number = scheduler.add(session, count, CLIENT[session])
         owner[number] = session
         order[session] += [(number, i) for i in range(count)]
     batches = 0
@@ -109,41 +115,187 @@ def test_all_tokens_run_once_in_order_and_in_few_batches(budget, jobs):
     assert len(scheduler) == 0
 
 
-@pytest.mark.parametrize("prefill_tokens", [1, 4])
-def test_a_prefill_gets_through_a_flood_of_decodes(prefill_tokens):
-    """Decodes come without end and more than fill every step; what is kept for prefill still runs."""
-    scheduler = Scheduler(Budget(8, prefill_tokens))
-    job = scheduler.add(b"p", 12)
-    done_after = None
-    waiting: dict[int, bytes] = {scheduler.add(f"d{i}".encode(), 1): f"d{i}".encode() for i in range(20)}
-    for number in range(60):
-        batch = scheduler.next_batch()
-        for session in [waiting.pop(piece.job) for piece in batch if piece.job in waiting]:
-            waiting[scheduler.add(session, 1)] = session
-        assert sum(piece.count for piece in batch) == 8
-        if any(piece.job == job and piece.done for piece in batch):
-            done_after = number + 1
-            break
-    # The last token of the prefill is a token like a decode's: it waits its turn among the 20.
-    assert done_after is not None
-    assert done_after <= 12 // prefill_tokens + 4
+class Device:
+    """Seconds of a step, flat up to a knee and straight from there, as a GPU's are; feeds sessions that decode."""
+
+    def __init__(self, budget: Budget = Budget(2048), flat_s: float = 0.01, token_s: float = 0.0001) -> None:
+        self.scheduler = Scheduler(budget)
+        self.flat_s, self.token_s = flat_s, token_s
+        self.decoders: dict[bytes, tuple[str, int]] = {}
+        self.served: dict[str, int] = defaultdict(int)
+        self.steps: list[tuple[float, int, int]] = []  # seconds, decode rows, prompt tokens
+        self._owner: dict[int, tuple[bytes, str]] = {}
+
+    def decode(self, session: bytes, client: str = "", priority: int = 0) -> None:
+        """This session wants one token after the other."""
+        self.decoders[session] = client, priority
+        self.prompt(session, 1, client, priority)
+
+    def prompt(self, session: bytes, count: int, client: str = "", priority: int = 0) -> int:
+        number = self.scheduler.add(session, count, client, priority)
+        self._owner[number] = session, client
+        return number
+
+    def step(self) -> set[int]:
+        """Runs one step; returns the jobs that are done."""
+        batch = self.scheduler.next_batch()
+        tokens = sum(piece.count for piece in batch)
+        seconds = max(self.flat_s, self.token_s * tokens)
+        self.scheduler.ran(batch, seconds)
+        decodes = sum(piece.count == 1 for piece in batch)
+        self.steps.append((seconds, decodes, tokens - decodes))
+        for piece in batch:
+            session, client = self._owner[piece.job]
+            self.served[client] += piece.count
+            if piece.done and session in self.decoders:
+                self.prompt(session, 1, *self.decoders[session])
+        return {piece.job for piece in batch if piece.done}
 
 
-def test_decodes_take_turns_when_they_do_not_all_fit():
-    scheduler = Scheduler(Budget(3, 0))
-    owner, runs = {}, defaultdict(int)
-    for i in range(5):
-        owner[scheduler.add(SESSIONS[i], 1)] = SESSIONS[i]
-    for _ in range(25):
-        for piece in scheduler.next_batch():
-            runs[owner[piece.job]] += 1
-            owner[scheduler.add(owner[piece.job], 1)] = owner[piece.job]
-    assert set(runs.values()) == {15}
+@pytest.mark.parametrize("token_s", [0.00001, 0.0001, 0.001])
+def test_prompts_beside_decodes_lengthen_a_step_by_half_at_most_and_use_what_they_may(token_s):
+    device = Device(token_s=token_s)
+    for number in range(8):
+        device.decode(bytes([number]))
+    done, steps = set(), 0
+    job = device.prompt(b"long", 20_000)
+    while job not in done:
+        done = device.step()
+        steps += 1
+    mixed = [step for step in device.steps if step[2]]
+    late = mixed[len(mixed) // 2 :]
+    least = max(device.flat_s, token_s * 24) / device.flat_s  # the smallest chunk, which always runs
+    assert sum(seconds for seconds, _, _ in late) / len(late) <= 1.02 * max(1.5, least) * device.flat_s
+    assert max(seconds for seconds, _, _ in late) <= 1.3 * max(1.5, least) * device.flat_s
+    possible = min(2040, max(16, 0.015 / token_s - 8))
+    assert sum(prompt for _, _, prompt in late) / len(late) > 0.8 * possible
+    assert all(decodes == 8 for _, decodes, _ in device.steps)  # nobody missed a step
 
 
-def test_a_step_never_passes_its_budget_however_much_is_kept_for_prefill():
-    scheduler = Scheduler(Budget(tokens=4, prefill_tokens=8))
-    scheduler.add(b"p", 5)
-    for i in range(20):
-        scheduler.add(bytes([i]), 1)
-    assert sum(piece.count for piece in scheduler.next_batch()) == 4
+def test_decodes_run_alone_now_and_then_so_that_the_measure_stays_true():
+    device = Device()
+    for number in range(4):
+        device.decode(bytes([number]))
+    device.prompt(b"long", 1 << 18)
+    for _ in range(400):
+        device.step()
+    device.flat_s = 0.03  # longer contexts
+    for _ in range(400):
+        device.step()
+    late = [step for step in device.steps[-100:] if step[2]]
+    assert 1.3 * 0.03 < sum(seconds for seconds, _, _ in late) / len(late) < 1.6 * 0.03
+
+
+def test_a_first_step_that_took_very_long_is_soon_forgotten():
+    device = Device(flat_s=5.0)  # kernels are compiled
+    for number in range(4):
+        device.decode(bytes([number]))
+    device.step()
+    device.flat_s = 0.01
+    for _ in range(10):
+        device.step()
+    device.prompt(b"long", 100_000)
+    for _ in range(100):
+        device.step()
+    late = device.steps[-30:]
+    assert sum(seconds for seconds, _, _ in late) / len(late) < 1.6 * 0.01
+
+
+def test_without_decodes_a_prompt_fills_whole_steps():
+    device = Device()
+    device.prompt(b"long", 10_000)
+    for _ in range(5):
+        device.step()
+    assert [prompt for _, _, prompt in device.steps] == [2048] * 4 + [10_000 - 4 * 2048]
+
+
+def test_while_somebody_decodes_elsewhere_at_the_moment_steps_stay_short():
+    device = Device()
+    device.decode(b"d")
+    for _ in range(5):
+        device.step()
+    scheduler = device.scheduler
+    scheduler.drop(b"d")
+    device.prompt(b"long", 100_000)
+    for _ in range(60):
+        batch = scheduler.next_batch(decoding=True)
+        scheduler.ran(batch, max(0.01, 0.0001 * batch[0].count))
+    assert 100 < batch[0].count <= 130
+    assert scheduler.next_batch()[0].count == 2048
+
+
+def test_a_client_with_many_sessions_gets_no_more_than_another():
+    device = Device(Budget(256))
+    for number in range(40):
+        device.prompt(b"many" + bytes([number]), 4000, "many")
+    device.step()
+    device.prompt(b"one", 4000, "one")
+    served = device.served["many"]
+    for _ in range(20):
+        device.step()
+    assert device.served["one"] >= 0.45 * (device.served["one"] + device.served["many"] - served)
+
+
+def test_decodes_that_do_not_all_fit_are_shared_between_clients_and_take_turns():
+    device = Device(Budget(64, rows=4))
+    for number in range(12):
+        device.decode(bytes([number]), "many")
+    device.decode(b"x", "one")
+    for _ in range(100):
+        device.step()
+    assert device.served["one"] == 100  # one row of four in each step: it has no more to ask for
+    assert device.served["many"] == 300
+
+
+def test_a_newcomer_has_no_credit_from_the_time_before_it_came():
+    device = Device(Budget(256))
+    device.prompt(b"a", 200_000, "a")
+    for _ in range(100):
+        device.step()
+    device.prompt(b"b", 200_000, "b")
+    before = device.served["a"]
+    for _ in range(20):
+        device.step()
+    assert device.served["a"] - before >= 0.45 * 20 * 256
+
+
+def test_background_prompts_get_what_is_left_and_a_small_share():
+    device = Device(Budget(256))
+    device.prompt(b"normal", 1 << 20, "a")
+    device.prompt(b"background", 1 << 20, "b", priority=1)
+    for _ in range(20 * BACKGROUND_TURN):
+        device.step()
+    share = device.served["b"] / (device.served["a"] + device.served["b"])
+    assert 0 < share <= 1.01 / BACKGROUND_TURN
+    device.scheduler.drop(b"normal")
+    before = device.served["b"]
+    device.step()
+    assert device.served["b"] == before + 256
+
+
+def test_background_prompts_seldom_slow_others_decodes():
+    device = Device()
+    device.decode(b"d", "a")
+    device.prompt(b"background", 1 << 20, "b", priority=1)
+    for _ in range(200):
+        device.step()
+    mixed = sum(bool(prompt) for _, _, prompt in device.steps)
+    assert 0 < mixed <= 200 / BACKGROUND_TURN
+
+
+def test_a_prompt_gets_through_a_flood_of_decodes():
+    """Decodes come without end and more than fill every step; what is kept for prompts still runs."""
+    device = Device(Budget(8, 6, 2))
+    job = device.prompt(b"p", 12)
+    for number in range(20):
+        device.decode(bytes([number]))
+    done, steps = set(), 0
+    while job not in done:
+        done, steps = device.step(), steps + 1
+        assert steps < 60
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": 1}, {"rows": 1}, {"chunk": 0}])
+def test_a_step_without_room_is_no_budget(wrong):
+    with pytest.raises(ValueError, match="two rows"):
+        Budget(**wrong)

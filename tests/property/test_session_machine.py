@@ -1,7 +1,8 @@
 """A session against real leases: whatever is lost, refused, late or silent, each step is answered once, and rightly.
 
 The world around it is pure: peers are named numbers with a lease each, a link is a queue per pair of peers, and
-hypothesis decides what moves next. No sockets, no event loop, no clock.
+hypothesis decides what moves next. Peers may hold the prompt's beginning from before, each more or less of it. No
+sockets, no event loop, no clock.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ from __future__ import annotations
 import struct
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, SessionTerms
+from shoal.client.prefix import Prefix, Prompt
 from shoal.client.session import Session, State
 from shoal.peer.errors import Reason
+from shoal.peer.holding import Holding
 from shoal.peer.lease import Lease, Run, Terms
-from shoal.peer.wire import Close, Hidden, Open, Opened, Refused, Reroute, Want
+from shoal.peer.wire import PREFIX_TOKENS, Close, Hidden, Open, Opened, Refused, Reroute, Want
 from shoal.routing.route import Hop, Route
 
 N_BLOCKS = 4
-MAX_TOKENS = 60
 PRIME = 1_000_003
+PROMPT = tuple(31 * i % 997 for i in range(150))
+MAX_TOKENS = len(PROMPT) + 60
+PREFIX = Prefix(Prompt(PROMPT), b"secret", (), lambda peer_id: "none")
 S = b"s" * 16
 CLIENT = "client"
 SPANS = {"a": (0, 2), "b": (0, 1), "c": (1, 2), "d": (2, 4), "e": (2, 3), "f": (3, 4), "g": (1, 3), "h": (0, 4)}
@@ -51,20 +57,38 @@ def forward(kv: dict[int, list[int]], blocks, position: int, numbers) -> list[in
     return out
 
 
+@cache
+def prompt_kv() -> dict[int, list[int]]:
+    """What every block holds once the prompt has passed."""
+    kv = defaultdict(list)
+    forward(kv, range(N_BLOCKS), 0, PROMPT)
+    return kv
+
+
+def kv_of(cached: int) -> dict[int, list[int]]:
+    """All blocks' KV of the prompt's first tokens."""
+    return defaultdict(list, {block: held[:cached] for block, held in prompt_kv().items()})
+
+
 @dataclass
 class Held:
-    """A lease at a peer, its KV, and the runs that wait for the peer's device."""
+    """A lease at a peer, its KV, and the runs that wait for the peer's device. `begins`: where its kept outputs do."""
 
     lease: Lease
-    kv: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    kv: dict[int, list[int]]
+    begins: int
     jobs: deque = field(default_factory=deque)
 
 
 class World(RuleBasedStateMachine):
     """Session, peers and links."""
 
-    @initialize()
-    def begin(self):
+    @initialize(
+        held=st.lists(st.sampled_from([1, 2, 1, 2, 1, 2, 0]), min_size=len(SPANS), max_size=len(SPANS)),
+        begin=st.sampled_from(["waits", "waits", "waits", "named", "unnamed"]), salt=st.integers(0, 5),
+    )  # fmt: skip
+    def begin(self, held, begin, salt):
+        self.groups = dict(zip(SPANS, held, strict=True))  # of the prompt, in each peer's cache
         self.inputs: list[int] = []
         self.reference = defaultdict(list)
         self.expected: dict[int, bytes] = {}
@@ -79,13 +103,21 @@ class World(RuleBasedStateMachine):
         terms = SessionTerms(
             session=S, namespace=b"n" * 32, revision="r", start=0, stop=N_BLOCKS, max_tokens=MAX_TOKENS, width=1,
             dtype="float32", prove=lambda peer_id: b"", addrs=lambda peer_id: (f"/{peer_id}",),
+            prefix=None if begin == "unnamed" else PREFIX,
         )  # fmt: skip
         self.session = Session(terms, lambda a, b: pack(self.inputs[a:b]))
         self.act(self.session.begin())
+        if begin == "waits":  # for all hops to say what they hold
+            self.answer_plan(lambda choices: choices[salt % len(choices)])
+            while self.flow_once():
+                pass
 
     # -- what the session does -----------------------------------------------------------------------------------------
 
     def act(self, actions):
+        if not self.expected and self.session.position:  # every hop is open and holds so much
+            self.inputs = list(PROMPT[: self.session.position])
+            self.reference = kv_of(self.session.position)
         in_route = {hop.peer_id for hop in self.session.route()}
         for action in actions:
             assert isinstance(action, Deeds)
@@ -141,6 +173,7 @@ class World(RuleBasedStateMachine):
             refused = Refused(session=S, epoch=message.epoch, reason=Reason.UNKNOWN_LEASE, text="", retry_s=0.0)
             self.post(target, source, refused)
         elif isinstance(message, Reroute):
+            assert not message.replay_to or not held.begins  # the client knows who cannot refill
             self.perform(target, held, held.lease.reroute(message))
         elif isinstance(message, Hidden):
             self.perform(target, held, held.lease.accept(message, source))
@@ -149,8 +182,10 @@ class World(RuleBasedStateMachine):
         if held is not None and request.epoch <= held.lease.epoch:
             answer = Refused(session=S, epoch=request.epoch, reason=Reason.FORBIDDEN, text="", retry_s=0.0)
         else:
-            self.held[peer_id] = Held(Lease(request, Terms(CLIENT, (), 1, 1 << 20)))
-            answer = Opened(session=S, epoch=request.epoch)
+            cached = PREFIX_TOKENS * self.groups[peer_id] if request.prefix else 0
+            lease = Lease(request, Terms(CLIENT, Holding(end=cached), 1, 1 << 20))
+            self.held[peer_id] = Held(lease, kv_of(cached), cached)
+            answer = Opened(session=S, epoch=request.epoch, cached=cached)
         self.post(peer_id, CLIENT, answer)
 
     def perform(self, peer_id: str, held: Held, actions):
@@ -165,6 +200,7 @@ class World(RuleBasedStateMachine):
         run = held.jobs.popleft()
         hidden = run.hidden
         blocks = range(held.lease.start, held.lease.stop)
+        held.begins = min(held.begins, hidden.position)
         out = forward(held.kv, blocks, hidden.position, unpack(hidden.payload))
         kept = out[len(out) - run.keep_rows :]
         self.perform(peer_id, held, held.lease.finish(hidden, pack(kept), len(kept), (0.0, 0.0)))
@@ -217,7 +253,19 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data(), known=st.booleans())
     def lose_peer(self, data, known):
         """A peer dies with its leases; the client hears of it now or later."""
-        peer_id = data.draw(st.sampled_from(self.targets()))
+        self.lose(data.draw(st.sampled_from(self.targets())), known)
+
+    @precondition(lambda self: self.troubles < MAX_TROUBLES and self.session.state is State.STREAMING)
+    @rule(data=st.data())
+    def lose_peer_and_mend(self, data):
+        """A hop dies, and all that follows from it happens at once."""
+        self.lose(data.draw(st.sampled_from(self.targets()[-2:])), known=True)
+        while self.plan is not None:
+            self.answer_plan(lambda choices: data.draw(st.sampled_from(choices)))
+        while self.flow_once():
+            pass
+
+    def lose(self, peer_id, known):
         self.troubles += 1
         self.held.pop(peer_id, None)
         self.dead.add(peer_id)

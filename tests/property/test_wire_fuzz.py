@@ -63,13 +63,14 @@ def opens(draw) -> Open:
         stop=draw(st.integers(start + 1, (1 << 16) - 1)), max_tokens=draw(st.integers(1, MAX_COUNT)),
         next_step=draw(epoch), dtype=draw(dtype), prev=draw(peer_id), next=draw(peer_id), next_addrs=draw(addrs),
         final=draw(st.booleans()), forward_replay=draw(st.booleans()), proof=draw(st.sampled_from([b"", b"p" * 32])),
+        priority=draw(st.integers(0, 1)), prefix=tuple(draw(st.lists(session, max_size=4))) * draw(st.integers(1, 512)),
     )  # fmt: skip
 
 
 MESSAGES = st.one_of(
     st.builds(Hello, version=st.integers(0, (1 << 16) - 1), agent=st.text("abc é/.", max_size=64)),
     opens(),
-    st.builds(Opened, session=session, epoch=epoch),
+    st.builds(Opened, session=session, epoch=epoch, cached=st.integers(0, MAX_COUNT)),
     st.builds(
         Refused, session=session, epoch=epoch, reason=st.sampled_from(Reason), text=peer_id, retry_s=seconds
     ),

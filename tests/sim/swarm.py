@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from shoal.client.prefix import Prompt
 from shoal.client.swarm import Model, Place, SessionOptions, Swarm
 from shoal.dht.invite import Invite
 from shoal.dht.record import Record
@@ -78,14 +79,14 @@ class World:
     def wall(self) -> float:
         return WALL_START + asyncio.get_running_loop().time()
 
-    async def add_peer(self, name: str, start: int, stop: int, **engine: float) -> SimPeer:
+    async def add_peer(self, name: str, start: int, stop: int, limits: Limits = Limits(), **engine: float) -> SimPeer:
         """Start a peer and wait until it is announced."""
         toy = ToyEngine(start, stop, **engine)
         offer = Offer(
             INVITE.namespace, "r1", start, stop, WIDTH, toy.n_pages, PAGE_TOKENS,
             lambda proof, client, session: INVITE.check(proof, client, name, session),
         )  # fmt: skip
-        config = NodeConfig(offer, "shoal-sim", Limits(), clock=asyncio.get_running_loop().time)
+        config = NodeConfig(offer, "shoal-sim", limits, clock=asyncio.get_running_loop().time)
         node = Node(config, toy, SimTransport(self.net, name))
         step_s = toy.step_s / (stop - start)
         facts = Facts(name, "r1", "none", "float32", step_s, step_s / 8, (), "1", name)
@@ -146,11 +147,15 @@ async def world(seed: int, spans: Sequence[tuple[int, int]]) -> AsyncIterator[Wo
 
 
 async def generate(
-    swarm: Swarm, prompt: Sequence[int], count: int, chunk_tokens: int = 8, wait_s: float = 0.0, each=None
+    swarm: Swarm, prompt: Sequence[int], count: int, chunk_tokens: int = 8, wait_s: float = 0.0, each=None, named=False
 ) -> list[int]:
-    """Greedy tokens through the simulated swarm; `each(number)` is awaited after every token."""
+    """Greedy tokens through the simulated swarm; `each(number, session)` is awaited after every token. `named`: tell
+    the session its prompt, so that peers may hold its beginning from before."""
     tokens = list(prompt)
-    options = SessionOptions(max_tokens=len(prompt) + count, chunk_tokens=chunk_tokens, wait_s=wait_s)
+    options = SessionOptions(
+        max_tokens=len(prompt) + count, chunk_tokens=chunk_tokens, wait_s=wait_s,
+        prompt=Prompt(tuple(prompt)) if named else None,
+    )  # fmt: skip
     async with swarm.session(options) as session:
         session.recall_with(lambda a, b: states(tokens[a:b]))
         new = list(prompt)

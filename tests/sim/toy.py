@@ -59,26 +59,51 @@ def generate(prompt: Sequence[int], n_blocks: int, count: int) -> list[int]:
 
 
 class ToyEngine:
-    """`Engine` over toy blocks. Each engine step costs `step_s` plus `token_s` a token, in virtual time."""
+    """`Engine` over toy blocks. Each engine step costs `step_s` plus `token_s` a token, in virtual time; moving pages
+    to and from host memory costs `step_s` a time. `break_next`: the device is lost with the next step.
+    """
 
     def __init__(self, start: int, stop: int, n_pages: int = 256, step_s: float = 0.004) -> None:
         self.start, self.stop, self.width = start, stop, WIDTH
         self.n_pages, self.page_tokens = n_pages, PAGE_TOKENS
         self.step_s, self.token_s = step_s, 0.0002
+        self.max_step_tokens, self.max_batch = 512, 256
         self.batches: list[int] = []
-        self.fault_next = False
+        self.fault_next = self.break_next = self.broken = False
         self._kv = [[[-1] * PAGE_TOKENS for _ in range(n_pages)] for _ in range(stop - start)]
 
     async def run(self, batch: Sequence[Piece]) -> list[Output]:
         self.batches.append(len(batch))
         await asyncio.sleep(self.step_s + self.token_s * sum(piece.count for piece in batch))
-        if self.fault_next:
-            self.fault_next = False
-            raise EngineFault("a planned fault")
+        self._fail_if_told()
         return [self._run_piece(piece) for piece in batch]
+
+    async def save(self, pages: Sequence[int]) -> object:
+        await asyncio.sleep(self.step_s)
+        self._fail_if_told()
+        return [[list(block[page]) for page in pages] for block in self._kv]
+
+    async def restore(self, saved: object, pages: Sequence[int]) -> None:
+        await asyncio.sleep(self.step_s)
+        self._fail_if_told()
+        for block, kept in zip(self._kv, saved, strict=True):
+            for page, numbers in zip(pages, kept, strict=True):
+                block[page] = list(numbers)
+
+    async def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        self._fail_if_told()
+        for block in self._kv:
+            for page, other in zip(source, target, strict=True):
+                block[other] = list(block[page])
 
     def close(self) -> None:
         return
+
+    def _fail_if_told(self) -> None:
+        self.broken = self.broken or self.break_next
+        if self.fault_next or self.broken:
+            self.fault_next = False
+            raise EngineFault("a planned fault")
 
     def _run_piece(self, piece: Piece) -> Output:
         rows = list(ROW.iter_unpack(bytes(piece.payload)))[piece.offset : piece.offset + piece.count]

@@ -132,6 +132,24 @@ def test_a_draining_peer_finishes_its_sessions_and_takes_no_new_ones():
     assert after == expected(8)
 
 
+def test_an_interrupted_client_closes_its_leases_at_once():
+    async def main():
+        async with world(3, [(0, 3), (3, 6)]) as it:
+
+            async def work():
+                async with it.client() as swarm:
+                    await generate(swarm, PROMPT, 500)
+
+            task = it.tasks.create_task(work())
+            await asyncio.sleep(1.0)
+            open_then = [len(peer.node.book.leases) for peer in it.peers.values()]
+            task.cancel()
+            await asyncio.sleep(0.1)  # a lost link's leases would live on for seconds
+            return open_then, [len(peer.node.book.leases) for peer in it.peers.values()]
+
+    assert run(main()) == ([1, 1], [0, 0])
+
+
 def test_a_vanished_client_gives_everything_back():
     async def main():
         async with world(3, [(0, 3), (3, 6)]) as it:

@@ -54,8 +54,8 @@ async def clean_world(seed: int, spans):
         await asyncio.sleep(LEAVE_S)
         assert all_free(it), pages(it)
         for peer in it.peers.values():
-            assert not peer.node._jobs
-            assert not len(peer.node._scheduler)
+            assert not peer.node.steps.jobs
+            assert not peer.node.steps.scheduler
             assert not peer.node._pool.peers()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -138,6 +138,18 @@ def test_pages_come_back_when_sessions_end():
     assert all(free == total for free, total in run(main()))
 
 
+@pytest.mark.parametrize("priority", [0, 1])
+def test_peers_know_a_background_session_for_one(priority):
+    async def main():
+        options = SessionOptions(max_tokens=8, priority=priority)
+        async with world(4, SPANS) as it, it.client() as swarm, swarm.session(options) as session:
+            await session.step(states([1, 2, 3]))
+            books = [peer.node.book for peer in it.peers.values()]
+            return [lease.holding.priority for book in books for lease in book.leases.values()]
+
+    assert run(main()) == [priority] * 3
+
+
 def test_setting_the_position_back_repeats_the_same_tokens():
     async def main():
         async with world(6, SPANS) as it, it.client() as swarm, swarm_session(swarm, 40) as session:

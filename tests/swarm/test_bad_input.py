@@ -124,6 +124,26 @@ def test_blocks_that_the_model_has_not(refused: Callable[..., str]) -> None:
     assert "0:12" in refused("peer", "--model", "demo", "--join", NOWHERE, "--blocks", "8:40")
 
 
+def test_too_little_memory_for_one_block(refused: Callable[..., str]) -> None:
+    said = refused("peer", "--model", "demo", "--join", NOWHERE, "--vram", "64MiB")
+    assert "too little memory for one block: 2.7 MiB for weights, 0.5 MiB for 1024 tokens of KV" in said
+    assert "64.0 MiB may be used" in said
+
+
+def test_too_little_memory_for_the_blocks_that_were_asked_for(refused: Callable[..., str]) -> None:
+    argv = ["--blocks", "2:9", "--kv-tokens", "1000000000"]
+    assert "too little memory for blocks 2:9" in refused("peer", "--model", "demo", "--join", NOWHERE, *argv)
+
+
+@pytest.mark.parametrize("device", ["tpu", "xla", "cuda:99", "mps" if sys.platform != "darwin" else "cuda"])
+def test_a_device_that_is_not_there(refused: Callable[..., str], device: str) -> None:
+    assert device in refused("peer", "--model", "demo", "--join", NOWHERE, "--device", device)
+
+
+def test_offload_without_a_gpu(refused: Callable[..., str]) -> None:
+    assert "--offload is for GPUs" in refused("peer", "--model", "demo", "--join", NOWHERE, "--offload")
+
+
 def test_a_prompt_longer_than_the_context(refused: Callable[..., str]) -> None:
     context = spec_of(resolve("demo")).max_position
     ids = ",".join(["7"] * context)

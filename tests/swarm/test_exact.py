@@ -60,7 +60,7 @@ def whole() -> torch.nn.Module:
 def test_64_greedy_tokens_are_those_of_transformers(processes: Processes, invite: str, whole: torch.nn.Module) -> None:
     done = processes.run(
         "generate", PROMPT, "--model", "demo", "--join", invite, "--max-new-tokens", str(TOKENS), "--dtype", "float32",
-        "--wait", "30", "--json",
+        "--wait", "30", "--background", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
@@ -71,6 +71,7 @@ def test_64_greedy_tokens_are_those_of_transformers(processes: Processes, invite
     )[0, ids.shape[1] :].tolist()
     assert out["prompt_token_ids"] == ids[0].tolist()
     assert out["token_ids"] == expected
+    assert out["cached_tokens"] == 0
     assert len(expected) == TOKENS
     assert out["text"] == tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert len(out["route"]) >= 3

@@ -10,6 +10,8 @@ import pytest
 import torch
 from shoal.client.cli.children import Children
 from shoal.client.cli.completion import load_model
+from shoal.client.generation import GenerationOptions, prompt_of
+from shoal.client.generation import generate as complete
 from shoal.client.swarm import Model, SessionOptions, join_swarm
 from shoal.dht.invite import Invite
 from shoal.peer.errors import HopRefused, NoRouteError, Reason
@@ -151,6 +153,24 @@ async def test_a_private_swarm_is_invisible_and_closed_without_its_secret(folder
             return
 
         assert (await generate(joined, model, nothing))[0] == expected
+
+
+async def test_a_prompt_that_comes_again_is_run_from_its_last_group(folder):
+    from transformers import LlamaForCausalLM
+
+    prompt = [1 + (37 * i + i // 7) % 255 for i in range(150)]  # none is the padding token 0
+    whole = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    out = whole.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
+    results = []
+    async with swarm(folder, ["0:3", "3:6"]) as (joined, model, _peers):
+        options = SessionOptions(max_tokens=160, prompt=prompt_of(model.ends.spec, prompt), wait_s=30)
+        for _ in range(2):
+            async with joined.session(options) as session:
+                pieces = complete(session, model.ends, None, prompt, GenerationOptions(10))
+                tokens = [piece.token_id async for piece in pieces]
+                results.append((tokens, session.stats.cached_tokens))
+    expected = out[0, len(prompt) :].tolist()
+    assert results == [(expected, 0), (expected, 128)]
 
 
 async def test_peers_that_start_together_take_different_blocks(folder):

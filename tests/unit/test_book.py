@@ -34,14 +34,20 @@ def reason(answer: Lease | Refused) -> Reason:
     return answer.reason
 
 
-def test_pages_are_set_aside_when_a_lease_is_opened():
+def test_room_is_promised_when_a_lease_is_opened_and_pages_come_with_the_tokens():
     it = book()
     lease = it.open(request(max_tokens=9), "c")
     assert isinstance(lease, Lease)
-    assert len(lease.terms.pages) == 3  # rounded up
-    assert it.free_tokens == 20
     assert it.find(request().session) is lease
     assert (lease.owner, lease.terms.width) == ("c", 4)
+    assert (lease.holding.max_pages, lease.holding.pages) == (3, ())  # rounded up
+    assert (it.free_tokens, it.pages.free) == (20, 8)
+    it.residency.begin(0.0)
+    assert it.residency.prepare(lease.holding, 0, 5)
+    assert (len(lease.holding.pages), it.pages.free) == (2, 6)
+    it.detach(lease)
+    it.free(lease)
+    assert (it.free_tokens, it.pages.free) == (32, 8)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,16 @@ def test_the_whole_kv_can_be_leased_and_then_it_is_busy():
     assert reason(it.open(request(1, max_tokens=1), "b")) is Reason.BUSY  # something may still run on its pages
     it.free(lease)
     assert isinstance(it.open(request(1, max_tokens=1), "b"), Lease)
+
+
+def test_host_memory_lets_more_leases_in_but_none_that_the_device_cannot_hold():
+    it = book(limits=Limits(swap_pages=8))
+    for number in range(2):
+        assert isinstance(it.open(request(number, max_tokens=32), "a"), Lease)
+    answer = it.open(request(2, max_tokens=1), "b")
+    assert reason(answer) is Reason.BUSY
+    assert answer.text == "0 of 1 tokens are free, in 0 pages"
+    assert reason(it.open(request(3, max_tokens=33), "b")) is Reason.LIMIT
 
 
 def test_leases_are_bounded_per_client_and_in_all():
@@ -157,12 +173,19 @@ class Book(RuleBasedStateMachine):
         elif held >= 5 or mine >= 3 or pages * 4 > free:
             assert reason(answer) is Reason.BUSY
         else:
-            assert len(answer.terms.pages) == pages
+            assert answer.holding.max_pages == pages
 
     @precondition(lambda self: self.book.leases)
     @rule(data=st.data())
     def end(self, data):
         self._detach(data.draw(st.sampled_from(sorted(self.book.leases.values(), key=lambda lease: lease.session))))
+
+    @precondition(lambda self: self.book.leases)
+    @rule(data=st.data())
+    def grow(self, data):
+        lease = data.draw(st.sampled_from(sorted(self.book.leases.values(), key=lambda lease: lease.session)))
+        self.book.residency.begin(self.now)
+        assert self.book.residency.prepare(lease.holding, 0, data.draw(st.integers(1, lease.max_tokens)))
 
     @precondition(lambda self: self.detached)
     @rule()
@@ -186,7 +209,7 @@ class Book(RuleBasedStateMachine):
     @invariant()
     def pages_are_conserved(self):
         self.book.pages.check()
-        held = [page for lease in [*self.book.leases.values(), *self.detached] for page in lease.terms.pages]
+        held = [page for lease in [*self.book.leases.values(), *self.detached] for page in lease.holding.pages]
         assert len(held) == len(set(held))
         assert len(held) + self.book.pages.free == 12
 

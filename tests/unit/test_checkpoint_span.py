@@ -1,5 +1,7 @@
 """A span read from a checkpoint pages in its own tensors and no others: counted by the kernel, for a whole span."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from shoal.blocks.checkpoint import resolve
@@ -31,3 +33,12 @@ def test_a_span_pages_in_its_own_tensors_only(tmp_path, quantization, shard_size
     assert read <= checkpoint.tensor_bytes(own) + len(own) * PAGE_SLACK
     held = checkpoint.shards_for(own)
     assert all(resident_bytes(shard) == 0 for shard in shards if shard.name not in held)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_span_whose_weights_were_copied_keeps_no_file_mapped(tmp_path, quantization):
+    """Norms are used in the type that they are stored in, so they would stay where they lie."""
+    LlamaForCausalLM(CONFIG).to(torch.bfloat16).save_pretrained(tmp_path)
+    span = load_span(resolve(str(tmp_path)), range(1, 3), SpanOptions(kv_pages=1, quantization=quantization))
+    assert span.dtype == torch.bfloat16
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()

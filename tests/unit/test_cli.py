@@ -182,6 +182,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         (["peer", "--join", "shoal1x", "--quant", "int3"], "none, int8, nf4, fp4"),
         (["peer", "--join", "shoal1x", "--blocks", "5:5"], "A:B"),
         (["peer", "--join", "shoal1x", "--kv-tokens", "3"], "from 16 up"),
+        (["peer", "--join", "shoal1x", "--kv-dtype", "int4"], "auto, int8"),
+        (["peer", "--join", "shoal1x", "--vram", "10GiBs"], "10GiB, 512MiB or 8GB"),
+        (["peer", "--join", "shoal1x", "--host-memory", "0"], "10GiB, 512MiB or 8GB"),
+        (["peer", "--join", "shoal1x", "--max-batch", "1"], "from 2 up"),
         (["peer", "--join", "shoal1x", "--port", "65536"], "1 to 65535"),
         (["bootstrap", "--colour"], "--colour"),
         (["invite", "--model", "demo"], "--peers"),
@@ -209,9 +213,20 @@ def test_kinds_of_values() -> None:
     assert kinds.seconds("2.5") == 2.5
     assert kinds.port("0") == 0
     assert kinds.port("65535") == 65535
+    assert [kinds.size(text) for text in ("7", "1000B", "2KB", "512MiB", "1.5 gib")] == [
+        7,
+        1000,
+        2000,
+        2**29,
+        3 * 2**29,
+    ]
     bad_ports = [(kinds.port, text) for text in ("-1", "65536", "http", "")]
+    bad_sizes = [
+        (kinds.size, text) for text in ("", "GiB", "-1GiB", "1.2.3GB", "nan", "1e9GB", "0", "9999999TiB", "4 G")
+    ]
     for kind, text in (
         *bad_ports,
+        *bad_sizes,
         (kinds.whole(0), "-1"),
         (kinds.whole(0), "1.5"),
         (kinds.seconds, "inf"),

@@ -16,14 +16,17 @@ from shoal.blocks.ends import load_ends, load_tokenizer
 from shoal.blocks.errors import PromptTooLong
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.client.cli.completion import Outcome
+from shoal.client.cli.generate import as_json
 from shoal.client.generation import Completion, GenerationError, GenerationOptions, eos_token_ids, generate, room
 from shoal.client.sampling import Sampling, SamplingError
 from shoal.peer.wire import Want
+from shoal.routing.route import Hop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from shoal.blocks.checkpoint import Checkpoint
@@ -33,28 +36,41 @@ CUTS = (0, 2, 3, 5)
 
 
 class LocalSession:
-    """A session whose hops are spans in this process: each with pages of its own, as on as many peers."""
+    """A session whose hops are spans in this process: each with pages of its own, as on as many peers.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    `held`: tokens of the prompt that are in the KV from before.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, held: int = 0) -> None:
         pages = CONTEXT // PAGE_TOKENS
         options = SpanOptions(kv_pages=pages, dtype=torch.float32)
         spans = itertools.pairwise(CUTS)
         self._spans = [load_span(checkpoint, range(start, stop), options) for start, stop in spans]
         self._pages = range(pages)
         self.position = 0
+        self._held = held
         self.asked: list[tuple[int, Want]] = []
         self.recall: Callable[[int, int], torch.Tensor] | None = None
 
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
         self.recall = recall
 
+    async def ready(self, token_ids: Sequence[int]) -> None:
+        assert self._held < len(token_ids)
+        if self._held and not self.position:
+            self._run(self.recall(0, self._held))
+
     async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
+        self.asked.append((len(hidden), want))
+        hidden = self._run(hidden)
+        return hidden[-1:] if want is Want.LAST else hidden
+
+    def _run(self, hidden: torch.Tensor) -> torch.Tensor:
         count = len(hidden)
-        self.asked.append((count, want))
         for span in self._spans:
             hidden = span.forward(hidden, [Row(self._pages, self.position, count)])
         self.position += count
-        return hidden[-1:] if want is Want.LAST else hidden
+        return hidden
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +173,13 @@ def test_a_session_goes_on_where_it_stands(checkpoint: Checkpoint) -> None:
     assert session.asked[5:] == [(1, Want.LAST)] * 7
 
 
+def test_what_the_hops_hold_of_the_prompt_is_not_embedded_again(checkpoint: Checkpoint) -> None:
+    options = GenerationOptions(max_new_tokens=12)
+    session = LocalSession(checkpoint, held=4)
+    assert run(checkpoint, PROMPT, options, session).token_ids == run(checkpoint, PROMPT, options).token_ids
+    assert session.asked == [(len(PROMPT) - 4, Want.LAST), *[(1, Want.LAST)] * 11]
+
+
 def test_the_session_can_recall_every_input(checkpoint: Checkpoint) -> None:
     session = LocalSession(checkpoint)
     completion = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=6), session)
@@ -245,6 +268,13 @@ def test_end_tokens_are_read_as_transformers_writes_them(
     if stored is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(stored))
     assert eos_token_ids(tmp_path, config) == expected
+
+
+def test_what_was_held_of_the_prompt_is_in_the_json(checkpoint: Checkpoint) -> None:
+    completion = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=3))
+    told = as_json(Outcome(PROMPT, completion, (Hop("a", 0, 5),), repairs=2, cached_tokens=4))
+    assert (told["cached_tokens"], told["repairs"], told["prompt_token_ids"]) == (4, 2, PROMPT)
+    assert json.loads(json.dumps(told)) == told
 
 
 def test_speed_counts_the_tokens_after_the_first(checkpoint: Checkpoint) -> None:

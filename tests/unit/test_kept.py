@@ -99,6 +99,17 @@ def test_the_newest_stay_whatever_the_budget():
     assert joined(kept.replay(ALWAYS_KEPT, 7)) == rows(0, ALWAYS_KEPT)
 
 
+def test_what_begins_behind_a_cached_prompt_is_not_whole_until_it_is_rewound_to_the_start():
+    kept = KeptOutputs(1 << 20)
+    for step in range(2):
+        kept.add(output(step, 64 + step, 1))
+    assert not kept.whole
+    assert kept.replay(66, 100) is None
+    assert kept.answer(1) == output(1, 65, 1)
+    kept.add(output(2, 0, 3, version=1))
+    assert joined(kept.replay(3, 100)) == rows(0, 3, version=1)
+
+
 def test_outputs_cut_down_for_the_client_cannot_be_replayed():
     kept = KeptOutputs(1 << 20)
     kept.add(Kept(0, 0, 4, Want.LAST, 1, rows(3, 1)))

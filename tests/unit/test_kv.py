@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shoal.blocks.batch import Row, make_batch
-from shoal.blocks.kv import PAGE_TOKENS, KVPool, kv_bytes_per_token
+from shoal.blocks.batch import Row, check_rows, make_batch
+from shoal.blocks.checkpoint import resolve
+from shoal.blocks.kv import PAGE_TOKENS, KVPool, from_int8, kv_bytes_per_token, to_int8
+from shoal.blocks.span import Span, SpanOptions, load_span
 from shoal.blocks.spec import spec_of
+from tiny_models import save_tiny
 from transformers import LlamaConfig
 
 CPU = torch.device("cpu")
@@ -22,10 +25,130 @@ def spec():
 
 def test_a_token_s_bytes_are_the_pool_s(spec) -> None:
     pool = KVPool(spec, range(1, 4), 7, "cpu", torch.bfloat16)
-    held = sum(tensor(block).nbytes for tensor in (pool.keys, pool.values) for block in range(1, 4))
-    assert held == kv_bytes_per_token(spec, range(1, 4), torch.bfloat16) * 7 * PAGE_TOKENS
+    assert bytes_of(pool) == kv_bytes_per_token(spec, range(1, 4), torch.bfloat16) * (7 + 1) * PAGE_TOKENS
     assert kv_bytes_per_token(spec, range(1), torch.float32) == 2 * 2 * 24 * 4
-    assert pool.keys(2).shape == (7 * PAGE_TOKENS, 2, 24)
+    assert pool.block(2).keys.shape == ((7 + 1) * PAGE_TOKENS, 2, 24)
+    assert (pool.n_slots, pool.scratch_page) == (7 * PAGE_TOKENS, 7)
+
+
+def test_int8_takes_a_byte_and_a_share_of_a_scale(spec) -> None:
+    pool = KVPool(spec, range(1, 4), 7, "cpu", torch.bfloat16, "int8")
+    assert bytes_of(pool) == kv_bytes_per_token(spec, range(1, 4), torch.bfloat16, "int8") * (7 + 1) * PAGE_TOKENS
+    assert kv_bytes_per_token(spec, range(1), torch.float32, "int8") == 2 * 2 * (24 + 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_within_half_a_step_of_the_largest(dtype) -> None:
+    numbers = (
+        torch.randn(50, 3, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
+        * 10.0 ** torch.arange(-2, 1)[:, None]
+    )
+    stored, scale = to_int8(numbers)
+    step = numbers.float().abs().amax(-1, keepdim=True) / 127
+    error = (from_int8(stored, scale[..., None]) - numbers.float()).abs() / step
+    assert 0.4 < error.max() < 0.57
+    assert stored.abs().amax(-1).min() >= 126
+
+
+def test_int8_of_nothing_is_nothing_and_what_is_no_number_stays_none() -> None:
+    numbers = torch.zeros(3, 8)
+    numbers[1, 2], numbers[2] = torch.nan, 1e-9
+    stored, scale = to_int8(numbers)
+    found = from_int8(stored, scale[:, None])
+    assert not found[[0, 2]].any()
+    assert found[1].isnan().any()
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+@pytest.mark.parametrize("piece", [1000, 1 << 22], ids=["many pieces", "one piece"])
+def test_saved_pages_come_back_where_they_are_wanted(spec, kind, piece, monkeypatch) -> None:
+    monkeypatch.setattr("shoal.blocks.kv._PIECE_BYTES", piece)
+    pool = random_pool(spec, kind)
+    before = contents(pool)
+    saved = pool.save([6, 0, 3])
+    spoil(pool)
+    pool.restore(saved, [2, 5, 4])
+    for old, new in zip(before, contents(pool), strict=True):
+        assert torch.equal(new[[2, 5, 4]], old[[6, 0, 3]])
+        assert not new[[0, 1, 3, 6, 7]].any()
+    assert sum(len(part) for part in saved.pieces) < saved.n_bytes + piece
+    assert saved.n_bytes == kv_bytes_per_token(spec, pool.blocks, pool.dtype, kind) * 3 * PAGE_TOKENS
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_copied_pages_are_the_same_and_the_others_stay(spec, kind) -> None:
+    pool = random_pool(spec, kind)
+    before = contents(pool)
+    pool.copy([1, 4], [4, 6])
+    for old, new in zip(before, contents(pool), strict=True):
+        assert torch.equal(new, old[[0, 1, 2, 3, 1, 5, 4, 7]])
+
+
+def test_pages_that_do_not_fit_are_refused(spec) -> None:
+    pool = random_pool(spec, "auto")
+    saved = pool.save([1, 2])
+    with pytest.raises(ValueError, match="not in a pool of 7"):
+        pool.save([pool.scratch_page])
+    with pytest.raises(ValueError, match="not in a pool of 7"):
+        pool.restore(saved, [-1, 2])
+    with pytest.raises(ValueError, match=r"2 saved pages of .* do not fit 1"):
+        pool.restore(saved, [1])
+    with pytest.raises(ValueError, match=r"2 saved pages of .* do not fit 2"):
+        random_pool(spec, "int8").restore(saved, [1, 2])
+    with pytest.raises(ValueError, match="1 pages cannot be copied to 2"):
+        pool.copy([1], [2, 3])
+    with pytest.raises(ValueError, match="not 'fp4'"):
+        KVPool(spec, range(1), 1, "cpu", torch.float32, "fp4")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt-oss", "gemma2", "bloom", "falcon-new-architecture"])
+@pytest.mark.parametrize("together", [False, True], ids=["row by row", "gathered"])
+def test_a_span_with_int8_stays_close(tmp_path, monkeypatch, kind, together) -> None:
+    """Both ways of reading rows, a family with sinks and windows, and two with attention of their own."""
+    if together:
+        monkeypatch.setattr("shoal.blocks.batch.ROW_BY_ROW", frozenset())
+    save_tiny(kind, tmp_path)
+    plain = load_span(resolve(str(tmp_path)), range(4), SpanOptions(kv_pages=8, dtype=torch.float32))
+    rounded = Span(plain._parts, KVPool(plain.spec, range(4), 8, "cpu", torch.float32, "int8"))
+    found, expected = (torch.cat(forward_steps(span)) for span in (rounded, plain))
+    error = (found - expected).norm() / expected.norm()
+    assert 1e-5 < error < 0.02
+
+
+def forward_steps(span: Span) -> list[torch.Tensor]:
+    draw, width = torch.Generator().manual_seed(7), span.spec.hidden_size
+    steps = [
+        [Row([0, 1], 0, 20), Row([5, 3, 2], 0, 33)],
+        [Row([0, 1], 20, 1), Row([5, 3, 2], 33, 4), Row([7], 0, 1)],
+        [Row([0, 1], 21, 1), Row([5, 3, 2], 37, 1)],
+        [Row([5, 3, 2], 38, 1)],
+    ]
+    return [span.forward(torch.randn(sum(r.count for r in rows), width, generator=draw), rows) for rows in steps]
+
+
+def bytes_of(pool: KVPool) -> int:
+    return sum(part.nbytes for part in parts(pool))
+
+
+def parts(pool: KVPool) -> list[torch.Tensor]:
+    return [part for block in pool.blocks for pair in pool.block(block).pairs for part in pair if part is not None]
+
+
+def contents(pool: KVPool) -> list[torch.Tensor]:
+    return [part.unflatten(0, (-1, PAGE_TOKENS)).clone() for part in parts(pool)]
+
+
+def spoil(pool: KVPool) -> None:
+    for part in parts(pool):
+        part.zero_()
+
+
+def random_pool(spec, kind: str) -> KVPool:
+    pool = KVPool(spec, range(1, 4), 7, "cpu", torch.bfloat16, kind)
+    everywhere = slice(0, 8 * PAGE_TOKENS)
+    for block in pool.blocks:
+        pool.block(block).write(everywhere, torch.randn(128, 2, 24), torch.randn(128, 2, 24))
+    return pool
 
 
 def test_an_empty_pool_is_refused(spec) -> None:
@@ -34,14 +157,14 @@ def test_an_empty_pool_is_refused(spec) -> None:
 
 
 def test_slots_follow_the_pages() -> None:
-    batch = make_batch([Row([5, 0, 3], 14, 20), Row([1], 2, 1)], 8 * PAGE_TOKENS, CPU)
+    batch = make_batch((Row([5, 0, 3], 14, 20), Row([1], 2, 1)), CPU)
     expected = [5 * 16 + 14, 5 * 16 + 15, *range(16), 3 * 16, 3 * 16 + 1, 16 + 2]
     assert batch.write.tolist() == expected
     assert batch.positions.tolist() == [[*range(14, 34), 2]]
 
 
 def test_consecutive_pages_are_read_as_a_view() -> None:
-    batch = make_batch([Row([2, 3, 4], 40, 1), Row([4, 3, 2], 40, 1)], 8 * PAGE_TOKENS, CPU)
+    batch = make_batch((Row([2, 3, 4], 40, 1), Row([4, 3, 2], 40, 1)), CPU)
     together, scattered = batch.reads(None)
     assert together.slots == slice(32, 32 + 41)
     assert isinstance(scattered.slots, torch.Tensor)
@@ -49,7 +172,7 @@ def test_consecutive_pages_are_read_as_a_view() -> None:
 
 
 def test_a_window_reads_only_what_it_shows() -> None:
-    one, chunk = make_batch([Row([0, 1, 2], 40, 1), Row([3, 4, 5], 30, 3)], 8 * PAGE_TOKENS, CPU).reads(8)
+    one, chunk = make_batch((Row([0, 1, 2], 40, 1), Row([3, 4, 5], 30, 3)), CPU).reads(8)
     assert one.slots == slice(33, 41)
     assert chunk.slots == slice(48 + 23, 48 + 33)
     assert chunk.mask.tolist() == [[i <= q <= i + 7 for i in range(23, 33)] for q in range(30, 33)]
@@ -58,7 +181,7 @@ def test_a_window_reads_only_what_it_shows() -> None:
 def test_padding_stays_in_its_own_row() -> None:
     """A stranger's slot, were it NaN, would spoil a row even where the mask gives it no weight."""
     rows = [Row([2], 3, 1), Row([6, 5], 20, 1), Row([0], 0, 4)]
-    read = make_batch(rows, 8 * PAGE_TOKENS, CPU).padded_read(None)
+    read = make_batch(tuple(rows), CPU).padded_read(None)
     first, second = read.slots.view(2, 21).tolist()
     assert read.tokens.tolist() == [0, 1]
     assert first == [32, 33, 34, 35] + [32] * 17
@@ -79,4 +202,4 @@ def test_padding_stays_in_its_own_row() -> None:
 )
 def test_rows_that_do_not_fit_are_refused(row, message) -> None:
     with pytest.raises(ValueError, match=message):
-        make_batch([row], 8 * PAGE_TOKENS, CPU)
+        check_rows([row], 8 * PAGE_TOKENS)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from shoal.peer.errors import Reason
+from shoal.peer.holding import Holding
 from shoal.peer.kept import ALWAYS_KEPT
 from shoal.peer.lease import REPLAY_ROWS, Lease, Run, Send, Terms
 from shoal.peer.wire import Hidden, Open, Opened, Receipt, Refused, Reroute, Want
@@ -18,8 +19,8 @@ OPEN = Open(
 )  # fmt: skip
 
 
-def lease(kept_bytes: int = 1 << 20, **changes) -> Lease:
-    return Lease(replace(OPEN, **changes), Terms("client", (0, 1), WIDTH, kept_bytes))
+def lease(kept_bytes: int = 1 << 20, cached: int = 0, **changes) -> Lease:
+    return Lease(replace(OPEN, **changes), Terms("client", Holding(end=cached), WIDTH, kept_bytes))
 
 
 def payload(position: int, count: int, salt: int = 0) -> bytes:
@@ -301,6 +302,29 @@ def test_more_steps_in_flight_than_can_be_answered_again_are_refused():
     for number in range(ALWAYS_KEPT):
         assert isinstance(it.accept(hidden(number, number), "before")[0], Run)
     assert refused(it.accept(hidden(ALWAYS_KEPT, ALWAYS_KEPT), "before")) is Reason.LIMIT
+
+
+# -- a prompt that was in the KV already -----------------------------------------------------------------------------
+
+
+def test_a_lease_goes_on_behind_what_was_cached_and_cannot_refill_others():
+    it = lease(cached=64)
+    assert it.position == 64
+    assert len(step(it, 0, 64, 3)) == 2
+    assert refused(it.reroute(reroute(2, replay_to=67))) is Reason.NO_REPLAY
+    assert pushed(it.accept(hidden(0, 64, 3, epoch=2), "before"))  # answering again needs no beginning
+
+
+def test_where_another_hop_knew_less_the_first_step_comes_before_the_cached_end():
+    it = lease(cached=128)
+    step(it, 0, 0, 64)
+    step(it, 1, 64)
+    assert it.position == 65
+    assert b"".join(m.payload for _, m in pushed(it.reroute(reroute(2, replay_to=65)))) == payload(0, 65)
+
+
+def test_a_gap_behind_what_was_cached_is_refused():
+    assert refused(lease(cached=64).accept(hidden(0, 65), "before")) is Reason.GAP
 
 
 def test_a_refusals_text_fits_the_wire():

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pytest
 from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, SessionTerms
-from shoal.client.chain import REPLAY_TOKENS
-from shoal.client.session import MAX_IN_FLIGHT, MAX_STARTS_OVER, Session, State
+from shoal.client.prefix import Prefix, Prompt
+from shoal.client.session import MAX_STARTS_OVER, Session, State
+from shoal.client.steps import MAX_IN_FLIGHT, REPLAY_TOKENS
 from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
 from shoal.peer.wire import Close, Hidden, Open, Opened, Receipt, Refused, Reroute, Want
 from shoal.routing.route import Hop, Route
 
 S = b"s" * 16
+PREFIX = Prefix(Prompt(tuple(range(200))), b"secret", (), lambda peer_id: "none")
 HOPS = (Hop("a", 0, 2), Hop("b", 2, 4), Hop("c", 4, 6))
 
 
-def make(max_tokens: int = 2000) -> Session:
+def make(max_tokens: int = 2000, **more) -> Session:
     terms = SessionTerms(
         session=S, namespace=b"n" * 32, revision="r", start=0, stop=6, max_tokens=max_tokens, width=1, dtype="float32",
         prove=lambda peer_id: b"", addrs=lambda peer_id: (f"/{peer_id}",), open_timeout_s=10.0, step_timeout_s=120.0,
+        **more,
     )  # fmt: skip
     session = Session(terms, lambda a, b: bytes(4 * (b - a)))
     assert session.begin() == [Plan(0, 6, frozenset(), None, None)]
@@ -37,8 +40,8 @@ def epoch(session: Session) -> int:
     return session._chain.epoch
 
 
-def opened(session: Session, peer_id: str, now: float = 0.0):
-    return session.on_message(peer_id, Opened(session=S, epoch=epoch(session)), now)
+def opened(session: Session, peer_id: str, now: float = 0.0, cached: int = 0):
+    return session.on_message(peer_id, Opened(session=S, epoch=epoch(session), cached=cached), now)
 
 
 def refused(session: Session, peer_id: str, reason: Reason):
@@ -62,11 +65,11 @@ def step(session: Session, count: int = 1, want: Want = Want.LAST, now: float = 
     return session.step(count, want, bytes(4 * count), now)
 
 
-def streaming(hops=HOPS, **terms) -> Session:
+def streaming(hops=HOPS, cached=(0, 0, 0), **terms) -> Session:
     session = make(**terms)
     session.on_route(Route(hops, 1.0), 0.0)
-    for hop in hops:
-        opened(session, hop.peer_id)
+    for hop, tokens in zip(hops, cached, strict=True):
+        opened(session, hop.peer_id, cached=tokens)
     assert session.state is State.STREAMING
     return session
 
@@ -301,6 +304,110 @@ def test_epochs_grow_with_every_repair():
         seen.append(request.epoch)
     assert seen == sorted(set(seen))
     assert seen[0] > 0
+
+
+# -- what hops hold from before ----------------------------------------------------------------------------------------
+
+
+def test_hops_get_the_names_of_the_prompts_beginnings_and_the_priority():
+    session = make(prefix=PREFIX, priority=1)
+    opens = dict(sent(session.on_route(Route(HOPS, 1.0), 0.0), Open))
+    assert [request.prefix for request in opens.values()] == [PREFIX.keys(HOPS[:n]) for n in range(3)]
+    assert {len(request.prefix) for request in opens.values()} == {3}
+    assert {request.priority for request in opens.values()} == {1}
+
+
+def test_steps_begin_behind_what_every_hop_holds():
+    session = streaming(cached=(192, 64, 128), prefix=PREFIX)
+    assert session.position == session.stats.cached_tokens == 64
+    ((_, message),) = sent(session.step(136, Want.LAST, bytes(4 * 136), 0.0, 200)[1], Hidden)
+    assert (message.step, message.position, message.count, message.length) == (0, 64, 136, 200)
+
+
+def test_a_hop_that_holds_nothing_means_a_beginning_at_0():
+    session = streaming(cached=(192, 0, 128), prefix=PREFIX)
+    assert session.position == session.stats.cached_tokens == 0
+
+
+def test_a_step_that_does_not_wait_for_the_hops_begins_at_0():
+    session = make(prefix=PREFIX)
+    number, _ = step(session, 3)
+    assert all(not request.prefix for _, request in sent(session.on_route(Route(HOPS, 1.0), 0.0), Open))
+    for peer_id in "ab":
+        opened(session, peer_id)
+    ((_, message),) = sent(opened(session, "c"), Hidden)
+    assert (message.step, message.position, session.position) == (number, 0, 3)
+
+
+@pytest.mark.parametrize("cached", [256, 63, 1])
+def test_a_hop_that_claims_what_it_cannot_hold_is_lost(cached):
+    session = make(prefix=PREFIX)
+    session.on_route(Route(HOPS, 1.0), 0.0)
+    actions = opened(session, "b", cached=cached)
+    assert only(actions, Blame).error.reason is Reason.BAD_OUTPUT
+    assert "b" in only(actions, Plan).avoid
+    assert session.position == 0
+
+
+def test_a_refusal_before_the_first_step_asks_the_next_route_for_the_prefix_too():
+    session = make(prefix=PREFIX)
+    session.on_route(Route(HOPS, 1.0), 0.0)
+    opened(session, "a", cached=192)
+    refused(session, "b", Reason.BUSY)
+    others = (HOPS[0], Hop("d", 2, 4), HOPS[2])
+    opens = dict(sent(session.on_route(Route(others, 1.0), 0.0), Open))
+    assert [request.prefix for request in opens.values()] == [PREFIX.keys(others[:n]) for n in range(3)]
+
+
+def test_where_no_survivor_keeps_the_beginning_the_client_refills_from_the_first_block_to_the_loss():
+    session = streaming(cached=(128, 128, 128), prefix=PREFIX)
+    answer(session, "c", session.step(72, Want.LAST, bytes(4 * 72), 0.0, 200)[0])
+    number, _ = step(session)
+    actions = session.on_closed("b", "gone")
+    assert only(actions, Plan) == Plan(0, 4, frozenset("bc"), None, "c")
+    assert [peer_id for peer_id, _ in sent(actions, Close)] == ["a"]
+    opens = dict(sent(session.on_route(Route((HOPS[0], Hop("d", 2, 4)), 1.0), 0.0), Open))
+    assert all(not request.prefix for request in opens.values())  # what they would hold is not where replay begins
+    opened(session, "a")
+    assert {p: m.replay_to for p, m in sent(opened(session, "d"), Reroute)} == {"c": 0}
+    messages = sent(opened(session, "c"), Hidden)
+    assert [(p, m.replay, m.position, m.count, m.length) for p, m in messages] == [
+        ("a", True, 0, 200, 200),
+        ("a", False, 200, 1, 0),
+    ]
+    assert messages[-1][1].step == number
+
+
+def test_hops_that_were_refilled_keep_all_and_refill_others():
+    session = streaming(cached=(128, 128, 128), prefix=PREFIX)
+    answer(session, "c", session.step(72, Want.LAST, bytes(4 * 72), 0.0, 200)[0])
+    session.on_closed("b", "gone")
+    session.on_route(Route((HOPS[0], Hop("d", 2, 4)), 1.0), 0.0)
+    for peer_id in "adc":
+        opened(session, peer_id)
+    assert only(session.on_closed("d", "gone"), Plan) == Plan(2, 4, frozenset("abcd"), "a", "c")
+
+
+def test_setting_the_position_back_to_0_makes_survivors_keep_all_again():
+    session = streaming(cached=(128, 128, 128), prefix=PREFIX)
+    session.rewind(0)
+    assert session.stats.cached_tokens == 0
+    ((_, message),) = sent(session.step(200, Want.LAST, bytes(800), 0.0, 200)[1], Hidden)
+    assert message.position == 0
+    answer(session, "c", message.step)
+    assert only(session.on_closed("b", "gone"), Plan) == Plan(2, 4, frozenset("abc"), "a", "c")
+
+
+def test_a_whole_new_route_leaves_the_position_where_it_was():
+    session = streaming(cached=(128, 128, 128), prefix=PREFIX)
+    start_over(session)
+    opens = sent(session.on_route(Route(HOPS, 1.0), 0.0), Open)
+    assert all(not request.prefix for _, request in opens)
+    opened(session, "a")
+    opened(session, "b")
+    ((peer_id, replay),) = sent(opened(session, "c"), Hidden)
+    assert (peer_id, replay.replay, replay.position, replay.count, replay.length) == ("a", True, 0, 128, 200)
+    assert session.position == 128
 
 
 # -- timers ------------------------------------------------------------------------------------------------------------

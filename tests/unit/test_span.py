@@ -43,9 +43,9 @@ def test_a_row_s_answer_does_not_depend_on_its_company(span) -> None:
 
 
 def test_only_the_row_s_slots_are_written(span) -> None:
-    span.kv.keys(2).fill_(7.0)
+    span.kv.block(2).keys.fill_(7.0)
     span.forward(states(3), [Row([6, 1], 15, 3)])
-    changed = (span.kv.keys(2) != 7.0).flatten(1).any(1).nonzero().flatten().tolist()
+    changed = (span.kv.block(2).keys != 7.0).flatten(1).any(1).nonzero().flatten().tolist()
     assert changed == [16, 17, 111]
 
 
@@ -53,8 +53,8 @@ def test_a_stranger_s_nan_does_not_spread(span) -> None:
     """Pages are handed on without wiping: whatever the last owner left there must not reach the next."""
     expected = span.forward(states(5), [Row([2], 0, 5)])
     for block in span.blocks:
-        span.kv.keys(block).fill_(torch.nan)
-        span.kv.values(block).fill_(torch.nan)
+        span.kv.block(block).keys.fill_(torch.nan)
+        span.kv.block(block).values.fill_(torch.nan)
     assert torch.equal(span.forward(states(5), [Row([2], 0, 5)]), expected)
     pair = span.forward(torch.cat([states(1, 4), states(5)]), [Row([4], 0, 1), Row([2], 0, 5)])
     assert not pair.isnan().any()
@@ -89,7 +89,7 @@ def test_bfloat16_is_near_float32(checkpoint, span) -> None:
     half = load_span(checkpoint, range(4), SpanOptions(kv_pages=8, dtype=torch.bfloat16))
     rows = [Row([0, 1], 0, 20)]
     found, expected = half.forward(states(20), rows), span.forward(states(20), rows)
-    assert found.dtype == half.kv.keys(0).dtype == torch.bfloat16
+    assert found.dtype == half.kv.block(0).keys.dtype == torch.bfloat16
     error = (found.float() - expected).norm() / expected.norm()
     assert 1e-5 < error < 0.05
 

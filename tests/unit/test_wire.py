@@ -10,6 +10,7 @@ from shoal.peer.errors import LocalProtocolError, Reason, RemoteProtocolError
 from shoal.peer.wire import (
     MAX_COUNT,
     MAX_HEADER_BYTES,
+    MAX_KEYS,
     MAX_PAYLOAD_BYTES,
     PREFIX,
     Close,
@@ -39,11 +40,14 @@ OPEN = Open(
     dtype="float32", prev="", next="12D3KooX", next_addrs=("/ip4/127.0.0.1/tcp/1", "b"), final=False,
     forward_replay=True, proof=b"p" * 32,
 )  # fmt: skip
+LONGEST = (S,) * MAX_KEYS
 SAMPLES = [
     Hello(version=1, agent="shoal 0.1 é"),
     OPEN,
     replace(OPEN, proof=b"", next="", next_addrs=(), final=True),
+    replace(OPEN, priority=1, prefix=(S, b"k" * 16)),
     Opened(session=S, epoch=0),
+    Opened(session=S, epoch=0, cached=640),
     *(Refused(session=S, epoch=9, reason=reason, text="why", retry_s=1.5) for reason in Reason),
     HIDDEN,
     *(replace(HIDDEN, want=want, rows=1, payload=b"1234") for want in Want),
@@ -66,6 +70,12 @@ def cut(frame: tuple) -> tuple[bytes, bytes]:
 
 def header(*values) -> bytes:
     return msgpack.packb(list(values))
+
+
+def opened_with(**changes) -> bytes:
+    """An Open's header with foreign values in it."""
+    values = {f.name: getattr(OPEN, f.name) for f in fields(OPEN)} | changes
+    return header(1, *values.values())
 
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda message: type(message).__name__)
@@ -112,6 +122,18 @@ def test_a_received_payload_is_handed_on_uncopied():
         (OPEN, {"next_addrs": ("a" * 257,)}),
         (OPEN, {"next_addrs": ["a"]}),
         (OPEN, {"next_addrs": (b"a",)}),
+        (OPEN, {"priority": 2}),
+        (OPEN, {"priority": -1}),
+        (OPEN, {"priority": True}),
+        (OPEN, {"prefix": (b"k" * 15,)}),
+        (OPEN, {"prefix": (b"k" * 17,)}),
+        (OPEN, {"prefix": ("k" * 16,)}),
+        (OPEN, {"prefix": [S]}),
+        (OPEN, {"prefix": None}),
+        (OPEN, {"prefix": (S,) * (MAX_KEYS + 1)}),
+        (Opened(session=S, epoch=0), {"cached": -1}),
+        (Opened(session=S, epoch=0), {"cached": MAX_COUNT + 1}),
+        (Opened(session=S, epoch=0), {"cached": False}),
         (SAMPLES[0], {"agent": "a" * 65}),
         (SAMPLES[0], {"agent": "\ud800"}),
         (Receipt(session=S, epoch=0, step=0, queue_s=0.0, compute_s=0.0), {"queue_s": float("nan")}),
@@ -126,9 +148,14 @@ def test_what_a_receiver_would_refuse_cannot_be_made(message, changes):
         replace(message, **changes)
 
 
+def test_the_longest_header_fits_a_frame():
+    fish = "\U0001f41f"  # four bytes each
+    texts = {"revision": fish * 64, "prev": fish * 128, "next": fish * 128, "next_addrs": (fish * 256,) * 8}
+    full = replace(OPEN, **texts, prefix=LONGEST)
+    assert decode(*cut(encode(full))) == full
+
+
 def test_a_frame_too_large_for_a_receiver_is_not_encoded():
-    with pytest.raises(LocalProtocolError):
-        encode(replace(OPEN, next_addrs=("\U0001f41f" * 256,) * 8))
     width = 1 << 16
     rows = MAX_PAYLOAD_BYTES // (2 * width) + 1
     with pytest.raises(LocalProtocolError):
@@ -183,6 +210,16 @@ def test_the_largest_frame_is_taken():
         header(4, S, 0, 0, 0, 1, 9, False, 0, 1, "float32"),
         header(6, S, 0, "", "", 5, 0),
         header(6, S, 0, "", "", ["a"] * 33, 0),
+        header(2, S, 0),  # as version 1 had it
+        header(2, S, 0, -64),
+        header(2, S, 0, [64]),
+        opened_with(prefix=[S[:15]]),
+        opened_with(prefix=["k" * 16]),
+        opened_with(prefix=[[S]]),
+        opened_with(prefix=S),
+        opened_with(prefix=7),
+        opened_with(prefix=[S] * (MAX_KEYS + 1)),
+        opened_with(priority=2),
     ],
 )
 def test_a_malformed_header_is_the_other_sides_fault(head):

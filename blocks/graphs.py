@@ -1,0 +1,131 @@
+"""Owns the steps of a fused span as CUDA graphs: inputs that stay in place, capture and replay.
+
+Must not know blocks or weights: it is handed the forward. A graph replays a step's hundreds of kernels as one launch:
+Python's share does not grow with the number of blocks. A graph is for one size of step (`sizes`); a smaller step is
+padded with rows that see nothing and with tokens that are written to the scratch page.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from shoal.blocks.fused_cuda import Decodes, Inputs
+from shoal.blocks.kernels.decode import choose_splits
+from shoal.blocks.kernels.tiles import PrefillTiles, tile_tokens
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.sizes import Layout
+
+if TYPE_CHECKING:
+    from shoal.blocks.fused_cuda import FusedSpan, Turns
+    from shoal.blocks.sizes import Size, Step
+
+MAX_GRAPHS = 128
+USES_BEFORE_CAPTURE = 2  # a range of blocks that one session tries once is not worth a capture
+_RING = 4  # steps whose inputs may be on their way at once
+
+
+class Graphs:
+    """Steps of `span`: eager the first times, then by graphs, of which the least used go when there are many."""
+
+    def __init__(self, span: FusedSpan, width: int) -> None:
+        self._span, self._width = span, width
+        self._graphs: OrderedDict[Size, _Graph] = OrderedDict()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __len__(self) -> int:
+        return sum(graph.captured for graph in self._graphs.values())
+
+    def step(self, size: Size, step: Step, hidden: torch.Tensor, turns: Turns) -> torch.Tensor:
+        """Hidden states `[T, H]` of a step, decodes first, through the blocks of `size`; `turns` as in `Inputs`."""
+        graph = self._graphs.get(size)
+        if graph is None:
+            graph = self._graphs[size] = _Graph(size, self._span, self._width)
+            if len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(size)
+        graph.fill(step, hidden, turns)
+        out, n = graph.run(self._pool), len(step.decodes)
+        if not step.chunks or n == size.decodes:
+            return out[: len(hidden)].clone()
+        return torch.cat([out[:n], out[size.decodes : size.decodes + len(hidden) - n]])
+
+
+class _Graph:
+    """One size of step: its inputs at fixed places on the device, all integers in one tensor, filled by one copy."""
+
+    def __init__(self, size: Size, span: FusedSpan, width: int) -> None:
+        self._size, self._span, self._layout, kv = size, span, Layout(size), span.kv
+        self._ints = torch.zeros(self._layout.length, dtype=torch.int32, device=kv.device)
+        self._pinned = [torch.zeros_like(self._ints, device="cpu").pin_memory() for _ in range(_RING)]
+        self._sent = [torch.cuda.Event() for _ in range(_RING)]  # type: ignore[no-untyped-call]
+        self._next, self._uses = 0, 0
+        self._hidden = torch.zeros((size.tokens, width), device=kv.device, dtype=kv.dtype)
+        self._turns: Turns = {}
+        self._inputs = inputs_of(self._layout, self._ints, span, self._turns)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._out: torch.Tensor | None = None
+
+    @property
+    def captured(self) -> bool:
+        return self._graph is not None
+
+    def fill(self, step: Step, hidden: torch.Tensor, turns: Turns) -> None:
+        """Send a step's inputs; a buffer is written again only when the device has read it."""
+        self._next = (self._next + 1) % _RING
+        pinned, sent = self._pinned[self._next], self._sent[self._next]
+        sent.synchronize()
+        self._layout.write(pinned.numpy(), step, self._span.group, self._span.kv.scratch_page)
+        self._ints.copy_(pinned, non_blocking=True)
+        sent.record()
+        self._place(self._hidden, hidden, len(step.decodes))
+        for name, parts in turns.items():
+            if name not in self._turns:
+                cos, sin = (part.new_zeros((self._size.tokens, part.shape[1])) for part in parts)
+                self._turns[name] = cos, sin
+            for place, part in zip(self._turns[name], parts, strict=True):
+                self._place(place, part, len(step.decodes))
+
+    def _place(self, target: torch.Tensor, source: torch.Tensor, n: int) -> None:
+        """Rows of the step's `n` decodes to the beginning, those of its chunks to where the padding ends."""
+        at = self._size.decodes if len(source) > n else n
+        if at == n:
+            target[: len(source)].copy_(source, non_blocking=True)
+            return
+        target[:n].copy_(source[:n], non_blocking=True)
+        target[at : at + len(source) - n].copy_(source[n:], non_blocking=True)
+
+    def run(self, pool: Any) -> torch.Tensor:
+        """The step's output `[tokens, H]`, overwritten by the next step of this size."""
+        self._uses += 1
+        if self._graph is None and self._uses > USES_BEFORE_CAPTURE:
+            self._capture(pool)
+        if self._graph is None or self._out is None:
+            return self._forward()
+        self._graph.replay()
+        return self._out
+
+    def _capture(self, pool: Any) -> None:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._ints.device)
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._out = self._forward()
+        self._graph = graph
+
+    def _forward(self) -> torch.Tensor:
+        return self._span.forward(self._hidden, range(self._size.start, self._size.stop), self._inputs)
+
+
+def inputs_of(layout: Layout, ints: torch.Tensor, span: FusedSpan, turns: Turns) -> Inputs:
+    """What a forward needs, named, of integers on the device that `layout` wrote."""
+    size = layout.size
+    positions, slots, ends, table, tiles = (ints[part] for part in layout.parts)
+    decodes, chunks = None, None
+    if size.decodes:
+        splits = choose_splits(size.decodes, span.kv_heads, ints.device)
+        decodes = Decodes(table.view(size.decodes, size.pages), ends, splits)
+    if size.chunk:
+        longest = min(size.held, span.kv.n_pages) * PAGE_TOKENS
+        chunks = PrefillTiles(tiles, size.tiles, tile_tokens(span.group), span.group, longest)
+    return Inputs(positions, slots, turns, decodes, chunks)

@@ -1,0 +1,181 @@
+"""Owns linear maps for inference on a GPU: which kernel runs for which rows; must not know blocks or families.
+
+Up to 64 rows a product is bound by reading the weights: kernels of our own read them as they are kept, and the choice
+between their variants and the library's is measured for each shape. For more rows quantized weights are made 16-bit
+again in a shared buffer, and the library multiplies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from shoal.blocks.errors import QuantizationError
+from shoal.blocks.kernels import dequantize, portable, skinny
+from shoal.blocks.kernels.activation import gated_activation
+from shoal.blocks.kernels.dense import DenseMatrix
+from shoal.blocks.kernels.four_bit import FourBitMatrix
+from shoal.blocks.kernels.int8 import Int8Matrix
+from shoal.blocks.kernels.tuner import Tuner
+from shoal.blocks.kernels.variants import DENSE, variants
+from shoal.blocks.quantize import check_kind
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # row counts that are tuned; others take the next larger one's choice
+_TWICE = 2 * skinny.MOST_ROWS
+_CACHE = Path.home() / ".cache" / "shoal" / "kernels"
+
+
+class KernelLinear(nn.Module):
+    """`x [T, K] -> [T, N]`, or `[T, N / 2]` when gated; the weights are in buffers and parameters of this module.
+
+    gated: None, or "silu", "gelu_tanh", "gelu": the first half of the weight's rows makes the gate, the second half
+    what it is multiplied with. partials: results may come as float32 sums `[S, T, N]`, which the consumer adds up.
+    """
+
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        matrix: FourBitMatrix | Int8Matrix | DenseMatrix,
+        bias: torch.Tensor | None,
+        tuner: Tuner,
+        *,
+        gated: str | None,
+        partials: bool,
+    ) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.register_buffer("bias", bias)
+        self.gated, self.partials, self._tuner = gated, partials, tuner
+        self.out_features, self.in_features = matrix.out_features, matrix.in_features
+        self._chosen: dict[tuple[int, torch.dtype], str] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x [T, K]` in float16 or bfloat16; may be captured in a CUDA graph after `prepare` for its rows."""
+        rows = x.shape[0]
+        if rows == 0:
+            return x.new_empty((0, self.out_features // (1 if self.gated is None else 2)))
+        operands = self.matrix.operands()
+        if skinny.MOST_ROWS < rows <= _TWICE and operands.form != DENSE and skinny.fits(operands):
+            return self._twice(x)
+        if rows > skinny.MOST_ROWS:
+            return self._library(operands, x)
+        bucket = _bucket(rows)
+        name = self._chosen.get((bucket, x.dtype)) or self._choose(bucket, x.dtype)
+        return self._ways(operands, bucket)[name](x)
+
+    def prepare(self, rows: Iterable[int], dtype: torch.dtype) -> None:
+        """Choose and compile for these row counts, outside any graph capture."""
+        for bucket in sorted({_bucket(n) for n in rows if 0 < n <= skinny.MOST_ROWS}):
+            self._choose(bucket, dtype)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The matrix [N, K] that the kernels multiply with, for tests and references."""
+        operands = self.matrix.operands()
+        out = torch.empty((self.out_features, self.in_features), dtype=dtype, device=operands.weight.device)
+        return dequantize.dequantize(operands, out)
+
+    def _choose(self, bucket: int, dtype: torch.dtype) -> str:
+        operands = self.matrix.operands()
+        device = operands.weight.device
+        x = torch.randn((bucket, self.in_features), device=device).to(dtype)
+        runs = {name: functools.partial(way, x) for name, way in self._ways(operands, bucket).items()}
+        key = f"{_place(device)} {operands.name} {self.out_features}x{self.in_features} {dtype} rows {bucket}"
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            name = self._tuner.choose(f"{key} {self.gated or 'plain'} {'split' if self.partials else 'whole'}", runs)
+            runs[name]()  # compiles, where the choice came from the file
+        self._chosen[bucket, dtype] = name
+        return name
+
+    def _ways(self, operands: skinny.Operands, bucket: int) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+        """Each way to compute so many rows, by name."""
+        ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        if skinny.fits(operands):
+            shape = (operands.form, self.out_features, self.in_features)
+            for v in variants(*shape, bucket, gated=self.gated is not None, partials=self.partials):
+                ways[v.name] = functools.partial(skinny.run, operands, variant=v, bias=self.bias, gated=self.gated)
+        if ways and operands.form != DENSE:
+            return ways
+        if portable.fits(operands):
+            ways["portable"] = functools.partial(self._portable, operands)
+        else:
+            ways["library"] = functools.partial(self._library, operands)
+        return ways
+
+    def _twice(self, x: torch.Tensor) -> torch.Tensor:
+        """Two products one after the other: on an H100 two thirds of the time of writing the weights out in 16 bits."""
+        parts = [self(x[: skinny.MOST_ROWS]), self(x[skinny.MOST_ROWS :])]
+        if any(part.dim() == 3 for part in parts):  # sums of perhaps different numbers of shares
+            return torch.cat(
+                [part.sum(0, keepdim=True) if part.dim() == 3 else part[None].float() for part in parts], 1
+            )
+        return torch.cat(parts)
+
+    def _portable(self, operands: skinny.Operands, x: torch.Tensor) -> torch.Tensor:
+        return self._gate(portable.run(operands, x, self.bias))
+
+    def _library(self, operands: skinny.Operands, x: torch.Tensor) -> torch.Tensor:
+        if operands.form == DENSE:
+            return self._gate(nn.functional.linear(x, operands.weight, self.bias))
+        return self._gate(dequantize.multiply(operands, x, self.bias))
+
+    def _gate(self, out: torch.Tensor) -> torch.Tensor:
+        return out if self.gated is None else gated_activation(out, self.gated, out.dtype)
+
+
+def kernel_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    kind: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    gated: str | None = None,
+    partials: bool = False,
+    cache: Path | None = _CACHE,
+) -> KernelLinear:
+    """A linear map of `weight` [N, K] (and `bias` [N]) on `device`, its weights kept as `kind` (see check_kind) says.
+
+    For `gated` and `partials` see KernelLinear; `cache` is the folder of the measured choices, None for none. Raises
+    QuantizationError for an unknown kind, dtype or activation, or gated weights with an odd number of rows.
+    """
+    check_kind(kind)
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise QuantizationError(f"The GPU kernels compute in float16 or bfloat16, not in {dtype}.")
+    if gated not in skinny.ACTIVATIONS or (gated is not None and weight.shape[0] % 2):
+        raise QuantizationError(f"There is no gated activation {gated!r} over {weight.shape[0]} rows.")
+    place = torch.device(device)
+    matrix: FourBitMatrix | Int8Matrix | DenseMatrix
+    if kind == "none":
+        matrix = DenseMatrix(weight, place, dtype)
+    elif kind == "int8":
+        matrix = Int8Matrix(weight, place)
+    else:
+        matrix = FourBitMatrix(weight, kind, place, dtype)
+    if kind != "none":
+        dequantize.reserve(matrix.operands(), dtype)
+    held = None if bias is None else bias.detach().to(place, dtype).contiguous()
+    return KernelLinear(matrix, held, _tuner(cache), gated=gated, partials=partials).eval()
+
+
+@functools.cache
+def _tuner(folder: Path | None) -> Tuner:
+    return Tuner(folder)
+
+
+@functools.cache
+def _place(device: torch.device) -> str:
+    """What besides the shape a choice depends on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} torch {torch.__version__} kernel {skinny.source_mark()}"
+
+
+def _bucket(rows: int) -> int:
+    return next(b for b in BUCKETS if rows <= b)

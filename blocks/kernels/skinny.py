@@ -1,0 +1,144 @@
+"""Owns launching skinny.cu on what a matrix consists of; must not know who keeps it, or which variant is best.
+
+The kernel computes `x [T, K] @ W [N, K]^T` for at most 64 rows, bound by reading W once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from shoal.blocks.kernels.nvrtc import CudaKernel, compile_cubin, is_there
+from shoal.blocks.kernels.variants import DENSE, FOUR_BIT, INT8, Variant
+
+MOST_ROWS = 64
+_THREADS = 256
+ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3}
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A weight matrix as the kernel reads it: its form, one of kernels.variants, and bitsandbytes' own data."""
+
+    form: int
+    out_features: int
+    in_features: int
+    weight: torch.Tensor
+    scales: torch.Tensor | None = None  # four-bit: a block's absmax; int8: a row's
+    code: torch.Tensor | None = None  # the 16 values of the four-bit codes
+    inner: torch.Tensor | None = None  # double quantization: the 256 values of the scales' codes
+    outer: torch.Tensor | None = None  # their own scales, one for 256
+    offset: torch.Tensor | None = None  # and what was subtracted before
+
+    @property
+    def name(self) -> str:
+        """How the tuner's file calls the format."""
+        return {DENSE: "dense", FOUR_BIT: "4bit" if self.outer is None else "4bit-nested", INT8: "int8"}[self.form]
+
+
+def fits(operands: Operands) -> bool:
+    """Whether the kernel runs there at all: an NVIDIA device with bf16 matrix units, and NVRTC."""
+    device = operands.weight.device
+    if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return is_there()
+
+
+def run(
+    operands: Operands,
+    x: torch.Tensor,
+    variant: Variant,
+    *,
+    bias: torch.Tensor | None = None,
+    gated: str | None = None,
+) -> torch.Tensor:
+    """`x [T, K]`, at most MOST_ROWS rows -> `[T, N]` (`[T, N / 2]` if gated).
+
+    A variant that splits K gives float32 sums `[S, T, N]` instead. Raises NvrtcError if the kernel does not compile or
+    start.
+    """
+    rows, n_out = x.shape[0], operands.out_features // (1 if gated is None else 2)
+    if x.stride(1) != 1 or x.stride(0) % 8 != 0 or x.data_ptr() % 16 != 0:
+        x = x.clone(memory_format=torch.contiguous_format)
+    shape, dtype = ((variant.splits, rows, n_out), torch.float32) if variant.splits > 1 else ((rows, n_out), x.dtype)
+    out = torch.empty(shape, dtype=dtype, device=x.device)
+    defines = _defines(operands, rows, variant, x.dtype, gated, early=variant.arranged and _starts_early(x.device))
+    if variant.arranged:
+        x = _arranged(x, defines)
+    o = operands
+    pointers = (o.weight, o.scales, o.code, o.inner, o.outer, o.offset, bias, out)
+    grid = _grid(n_out, variant, x.device, gated=gated is not None)
+    kernel = _kernel(x.device, "skinny", defines)
+    kernel.launch(grid, _THREADS, (x, x.stride(0), *pointers, rows, o.out_features, o.in_features))
+    return out
+
+
+def _arranged(x: torch.Tensor, defines: tuple[tuple[str, int], ...]) -> torch.Tensor:
+    rows, k = x.shape
+    padded = 8 * dict(defines)["NT"]
+    out = torch.empty((padded, k), dtype=x.dtype, device=x.device)
+    grid = (-(-padded * k // 8 // _THREADS), 1)
+    _kernel(x.device, "arrange", defines).launch(grid, _THREADS, (x, x.stride(0), out, rows, k))
+    return out
+
+
+def _defines(
+    operands: Operands, rows: int, variant: Variant, dtype: torch.dtype, gated: str | None, *, early: bool
+) -> tuple[tuple[str, int], ...]:
+    return (
+        ("KIND", operands.form),
+        ("HALF", int(dtype == torch.float16)),
+        ("MT", variant.tiles),
+        ("ABREAST", variant.abreast),
+        ("NT", next(n for n in (1, 2, 4, 8) if rows <= 8 * n)),
+        ("Q", variant.chunks),
+        ("ACT", ACTIVATIONS[gated]),
+        ("NESTED", int(operands.outer is not None)),
+        ("PAIRED", int(variant.paired)),
+        ("ARRANGED", int(variant.arranged)),
+        ("EARLY", int(early)),
+        ("PARTIAL", int(variant.splits > 1)),
+        ("CTAS", variant.resident),
+    )
+
+
+@functools.cache
+def _kernel(device: torch.device, name: str, defines: tuple[tuple[str, int], ...]) -> CudaKernel:
+    table = dict(defines)
+    lines = (512 if table["KIND"] == FOUR_BIT else 0) + 2 * 8 * 4 * table["MT"] if name == "skinny" else 0
+    cubin = _machine_code(defines, torch.cuda.get_device_capability(device))
+    return CudaKernel(cubin, name, device, lines * 128, early=bool(table["EARLY"]) and name == "skinny")
+
+
+@functools.cache
+def _machine_code(defines: tuple[tuple[str, int], ...], capability: tuple[int, int]) -> bytes:
+    return compile_cubin(_source(), dict(defines), capability)
+
+
+def source_mark() -> str:
+    """A few letters that change with the kernel's source."""
+    return hashlib.sha256(_source().encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _source() -> str:
+    return "".join(Path(__file__).with_name(name).read_text() for name in ("formats.cuh", "skinny.cu"))
+
+
+def _grid(n_out: int, variant: Variant, device: torch.device, *, gated: bool) -> tuple[int, int]:
+    tiles = -(-n_out // ((8 if gated else 16) * variant.tiles * variant.abreast))
+    at_once = _multiprocessors(device) * variant.resident // variant.splits
+    return max(1, min(tiles, at_once)), variant.splits
+
+
+@functools.cache
+def _starts_early(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

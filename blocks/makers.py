@@ -1,0 +1,59 @@
+"""Owns which module holds a fused block's matrix, by quantization and device; must not know blocks or families."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from shoal.blocks.fused import Makers
+from shoal.blocks.packed import PackedLinear, can_pack
+from torch import nn
+
+if TYPE_CHECKING:
+    from shoal.blocks.fused import MakeLinear
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether our own kernels compute `dtype` on a device: 16 bits, on CUDA or ROCm, with Triton installed."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    from shoal.blocks.kernels import has_triton
+
+    return has_triton()
+
+
+def makers_for(quantization: str, device: torch.device, dtype: torch.dtype) -> Makers:
+    """Makers of matrices in `quantization` (one of blocks.choices.QUANTIZATIONS) on `device`, computing in `dtype`."""
+    if has_kernels(device, dtype):
+        return _kernel_makers(quantization, device, dtype)
+    make = _maker(quantization, device, dtype)
+    return Makers(make, make)
+
+
+def _maker(quantization: str, device: torch.device, dtype: torch.dtype) -> MakeLinear:
+    if quantization == "none":
+        return functools.partial(_dense, device=device, dtype=dtype)
+    from shoal.blocks.quantize import check_kind, maker
+
+    check_kind(quantization)
+    return maker(quantization, device, dtype)
+
+
+def _dense(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(device, dtype), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(device, dtype), requires_grad=False)
+    return PackedLinear(linear) if device.type == "cpu" and can_pack(dtype) else linear
+
+
+def _kernel_makers(quantization: str, device: torch.device, dtype: torch.dtype) -> Makers:
+    from shoal.blocks.kernels.linear import kernel_linear
+
+    make = functools.partial(kernel_linear, kind=quantization, device=device, dtype=dtype)
+    return Makers(
+        plain=make,
+        partial=functools.partial(make, partials=True),
+        gated=lambda weight, bias, activation: make(weight, bias, gated=activation),
+    )

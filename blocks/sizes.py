@@ -1,0 +1,164 @@
+"""Owns the sizes of steps that are captured as graphs, and how a step's integers are laid out. Integers only."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import accumulate, takewhile
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from shoal.blocks.batch import Row, check_row, slots_of
+from shoal.blocks.kernels.tiles import FIELDS, tile_count, tile_numbers, tile_tokens
+from shoal.blocks.kv import PAGE_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.blocks.kernels.tiles import Ints
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+ROWS_BESIDE = (4, 16, 32, 48, 64, 96, 128, 256)  # fewer sizes of decodes where there are many of chunks
+CHUNKS = tuple(size for power in range(4, 12) for size in (2**power, 3 * 2 ** (power - 1)) if size <= 2048)
+ROWS_OF_CHUNKS = (2, 16, 128)
+PAGES = tuple(4**power for power in range(2, 10))  # 16 pages are 256 tokens, 64 are 1,024, and so on
+
+_KNOWN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A step through blocks `[start, stop)`: up to `decodes` rows of one token with page tables of `pages`, then up to
+    `chunk` tokens of other rows in `tiles` tiles, whose rows hold up to `held` pages together."""
+
+    start: int
+    stop: int
+    decodes: int = 0
+    pages: int = 0
+    chunk: int = 0
+    tiles: int = 0
+    held: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.decodes + self.chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Rows of a step in two parts: the one-token rows that lead it, and the rest."""
+
+    decodes: tuple[Row, ...]
+    chunks: tuple[Row, ...]
+
+
+def split(rows: Sequence[Row]) -> Step:
+    """A one-token row that comes after a chunk is a chunk as well."""
+    leading = tuple(takewhile(lambda row: row.count == 1, rows))
+    return Step(leading, tuple(rows[len(leading) :]))
+
+
+def size_of(run: range, step: Step, group: int) -> Size | None:
+    """The smallest size that holds a step; None if none does. `group`: query heads per KV head."""
+    decodes, pages, chunk, tiles, held = 0, 0, 0, 0, 0
+    if step.decodes:
+        decodes = _at_least(ROWS_BESIDE if step.chunks else ROWS, len(step.decodes))
+        pages = _at_least(PAGES, _pages(max(row.position for row in step.decodes) + 1))
+    if step.chunks:
+        chunk = _at_least(CHUNKS, sum(row.count for row in step.chunks))
+        rows = _at_least(ROWS_OF_CHUNKS, len(step.chunks))
+        tiles = chunk // tile_tokens(group) + rows if rows > 0 else -1
+        held = _at_least(PAGES, sum(_pages(row.end) for row in step.chunks))
+    if -1 in (decodes, pages, chunk, tiles, held):
+        return None
+    return Size(run.start, run.stop, decodes, pages, chunk, tiles, held)
+
+
+def exact_size(run: range, step: Step, group: int) -> Size:
+    """The size of a step as it is, without padding."""
+    return Size(
+        run.start, run.stop, len(step.decodes), max((_pages(row.end) for row in step.decodes), default=0),
+        sum(row.count for row in step.chunks), tile_count(step.chunks, group),
+        sum(_pages(row.end) for row in step.chunks),
+    )  # fmt: skip
+
+
+class Layout:
+    """Where a step's integers lie in one array: positions and slots of all tokens, ends and page tables of decodes,
+    tiles with their pages. `parts`: these five, one after the other; `length`: of all of them."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        tiles = size.tiles * FIELDS + size.held
+        lengths = (size.tokens, size.tokens, size.decodes, size.decodes * size.pages, tiles)
+        stops = list(accumulate(lengths))
+        self.parts = tuple(slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True))
+        self.length = stops[-1]
+
+    def write(self, ints: Ints, step: Step, group: int, scratch_page: int) -> None:
+        """Describe `step` in `ints`; what is padding sees nothing, and goes to the scratch page."""
+        positions, slots, ends, table, tiles = (ints[part] for part in self.parts)
+        n, size = len(step.decodes), self.size
+        if n < size.tokens:
+            positions[n:], slots[n:], ends[n:] = 0, scratch_page * PAGE_TOKENS, 0
+        if n:
+            lines = table.reshape(size.decodes, size.pages)
+            positions[:n] = at = np.array([row.position for row in step.decodes], dtype=np.int32)
+            ends[:n] = at + 1
+            for line, row in zip(lines, step.decodes, strict=False):
+                pages = row.pages[: len(line)]
+                line[: len(pages)] = pages
+            slots[:n] = lines[np.arange(n), at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
+        if step.chunks:
+            self._write_chunks(positions[size.decodes :], slots[size.decodes :], step.chunks)
+            numbers = tile_numbers(step.chunks, group, size.tiles)
+            tiles[: len(numbers)] = numbers
+
+    def _write_chunks(self, positions: Ints, slots: Ints, chunks: Sequence[Row]) -> None:
+        at = 0
+        for row in chunks:
+            stop = at + row.count
+            positions[at:stop] = np.arange(row.position, row.end)
+            slots[at:stop] = slots_of(row.pages, row.position, row.end)
+            at = stop
+
+
+class PageArrays:
+    """Rows with their pages as arrays of integers that lie inside a pool, made once for each tuple of pages.
+
+    A lease's pages are the same tuple for many steps: reading it number by number each time would be a step's largest
+    cost in Python.
+    """
+
+    def __init__(self, n_pages: int) -> None:
+        self._n_pages = n_pages
+        self._known: dict[int, tuple[Sequence[int], Ints]] = {}
+
+    def of(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """The same rows with arrays for pages; raises ValueError for a row that does not fit."""
+        if not rows:
+            raise ValueError("a forward needs at least one row")
+        return tuple(Row(cast("Sequence[int]", self._array(row)), row.position, row.count, row.length) for row in rows)
+
+    def _array(self, row: Row) -> Ints:
+        pages, array = self._known.get(id(row.pages), (None, None))
+        if pages is not row.pages or array is None:
+            check_row(row, self._n_pages * PAGE_TOKENS)
+            array = np.array(row.pages, dtype=np.int32)
+            if isinstance(row.pages, tuple):  # kept alive here, so that no other can have its identity
+                if len(self._known) >= _KNOWN:
+                    self._known.clear()
+                self._known[id(row.pages)] = row.pages, array
+        elif row.count < 1 or row.position < 0 or row.end > len(array) * PAGE_TOKENS:
+            check_row(row, self._n_pages * PAGE_TOKENS)
+        return array
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // PAGE_TOKENS)
+
+
+def _at_least(sizes: Sequence[int], wanted: int) -> int:
+    """The smallest size that is enough, or -1."""
+    index = bisect_left(sizes, wanted)
+    return sizes[index] if index < len(sizes) else -1

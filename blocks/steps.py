@@ -1,0 +1,74 @@
+"""Owns how a ragged batch goes through a fused span on a GPU: by graph, or eagerly as it is.
+
+Must not know kernels' insides, weights or leases.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from shoal.blocks.batch import Row, make_batch
+from shoal.blocks.fused_cuda import FusedSpan
+from shoal.blocks.graphs import USES_BEFORE_CAPTURE, Graphs, inputs_of
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.sizes import ROWS, Layout, PageArrays, exact_size, size_of, split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.blocks.fused_cuda import Inputs, Turns
+    from shoal.blocks.kv import KVPool
+    from shoal.blocks.parts import Parts
+    from shoal.blocks.sizes import Step
+
+
+class Steps:
+    """Forwards of a span whose parts are all fused, with our kernels."""
+
+    def __init__(self, parts: Parts, kv: KVPool) -> None:
+        self._span, self._kv, self._rotary = FusedSpan(parts, kv), kv, parts.rotary
+        self._arrays = PageArrays(kv.n_pages)
+        self._width = parts.spec.hidden_size
+        self.graphs = Graphs(self._span, self._width)
+
+    def forward(self, hidden: torch.Tensor, rows: Sequence[Row], run: range) -> torch.Tensor:
+        """Hidden states `[T, H]` of rows through the blocks of `run`: `[T, H]` on the device.
+
+        Raises ValueError for a row that does not fit.
+        """
+        held = self._arrays.of(rows)
+        turns, step = self._turns(held), split(held)
+        size = size_of(run, step, self._span.group)
+        if size is not None:
+            return self.graphs.step(size, step, hidden, turns)
+        hidden = hidden.to(self._kv.device, self._kv.dtype, non_blocking=True)
+        return self._span.forward(hidden, run, self._inputs(step, run, turns))
+
+    def warm_up(self, run: range, most_rows: int, tokens: int) -> None:
+        """Compile, measure and capture what decode steps of up to `most_rows` rows and contexts of `tokens` need.
+
+        Runs on whatever pages 0 onwards hold: call it before anybody's tokens are there.
+        """
+        pages = tuple(range(min(-(-tokens // PAGE_TOKENS), self._kv.n_pages)))
+        row = Row(pages, len(pages) * PAGE_TOKENS - 1, 1)
+        hidden = torch.zeros((most_rows, self._width), device=self._kv.device, dtype=self._kv.dtype)
+        for count in (count for count in ROWS if count <= most_rows):
+            for _ in range(USES_BEFORE_CAPTURE + 1):
+                self.forward(hidden[:count], (row,) * count, run)
+
+    def _turns(self, rows: tuple[Row, ...]) -> Turns:
+        """Rotations that depend on the rows' lengths; all others are worked out on the device from positions."""
+        rotary = self._rotary
+        if rotary is None or all(rotary.frequencies(name) is not None for name in rotary.names):
+            return {}
+        shown = torch.empty((1, 1, 1), dtype=torch.float32, device=self._kv.device)
+        turns = rotary.turns(shown, make_batch(rows, self._kv.device))
+        return {name: (turn[:, 0].real.contiguous(), turn[:, 0].imag.contiguous()) for name, turn in turns.items()}
+
+    def _inputs(self, step: Step, run: range, turns: Turns) -> Inputs:
+        layout = Layout(exact_size(run, step, self._span.group))
+        ints = np.zeros(layout.length, dtype=np.int32)
+        layout.write(ints, step, self._span.group, self._kv.scratch_page)
+        return inputs_of(layout, torch.from_numpy(ints).to(self._kv.device), self._span, turns)

@@ -1,0 +1,95 @@
+"""How long engine steps take, and how many prompt tokens may join one. Told figures: no clock, no tensors, no leases.
+
+A step with prompt tokens shall take at most `stall` times one of decode tokens alone, while anybody decodes. How a
+device's time grows with the tokens is not known beforehand (flat, then straight, on a GPU), so the chunk is steered:
+each measured step says how far the next chunk may go, as if time grew straight from the decode step on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEARN = 0.3  # weight of the newest figure
+GROW = 2.0  # at most by this factor a chunk grows at once
+STALE = 32  # steps with prompt tokens after which decode tokens run alone again: contexts change
+
+
+@dataclass(slots=True)
+class _Decodes:
+    """Steps with about the same number of decode tokens; `chunk`: prompt tokens that may run beside them."""
+
+    alone_s: float
+    chunk: float
+    mixed: int = 0  # steps with prompt tokens since `alone_s` was measured
+
+
+class StepCosts:
+    """Moving averages over steps, kept apart by the decode tokens' order of magnitude (powers of two)."""
+
+    def __init__(self, stall: float, least: int, most: int) -> None:
+        self.stall, self.least, self.most = stall, least, most
+        self.prefill_token_s: float | None = None
+        self._decodes: dict[int, _Decodes] = {}
+        self._latest: _Decodes | None = None
+        self._lone_chunk = float(least)
+        self._held_back = False
+
+    @property
+    def decode_step_s(self) -> float | None:
+        """Seconds of a step of decode tokens alone, as many as of late."""
+        return self._latest.alone_s if self._latest else None
+
+    def ran(self, decodes: int, prefill: int, seconds: float) -> None:
+        """A step with so many decode and prompt tokens took so long."""
+        known = self._decodes.get(decodes.bit_length())
+        if not prefill:
+            self._ran_alone(known, decodes, seconds)
+        elif not decodes:
+            self.prefill_token_s = _blend(self.prefill_token_s, seconds / prefill)
+            if self._latest:
+                target_s = (1 + self.stall) / 2 * self._latest.alone_s  # who comes meanwhile waits for its end
+                self._lone_chunk = self._steer(self._lone_chunk, prefill, target_s / max(seconds, 1e-9))
+        elif known is not None:
+            known.mixed, self._latest = known.mixed + 1, known
+            added_s, allowed_s = seconds - known.alone_s, (self.stall - 1) * known.alone_s
+            known.chunk = self._steer(known.chunk, prefill, allowed_s / max(added_s, 1e-9))
+
+    def chunk_beside(self, decodes: int) -> int:
+        """Prompt tokens that may join a step of so many decode tokens; 0 where those must be timed alone first."""
+        known = self._decodes.get(decodes.bit_length())
+        if (known is None or known.mixed >= STALE) and not self._held_back:
+            self._held_back = True
+            return 0
+        self._held_back = False
+        return self._whole(known.chunk) if known else self.least
+
+    def chunk_between(self) -> int:
+        """Prompt tokens of a step without decode tokens while somebody is about to come with some."""
+        return self._whole(self._lone_chunk) if self._latest else self.least
+
+    def _ran_alone(self, known: _Decodes | None, decodes: int, seconds: float) -> None:
+        if known is None:
+            linear = (self.stall - 1) * seconds / self.prefill_token_s if self.prefill_token_s else 0.0
+            known = self._decodes[decodes.bit_length()] = _Decodes(seconds, self._bounded(linear))
+        # A first step loads kernels, any step may meet a busy machine: neither counts for more than twice the other.
+        known.alone_s = _blend(min(known.alone_s, 2 * seconds), min(seconds, 2 * known.alone_s))
+        known.mixed = 0
+        self._latest = known
+
+    def _steer(self, chunk: float, prefill: int, factor: float) -> float:
+        """The next chunk, where `prefill` tokens could have been `factor` times as many."""
+        if factor < 1:
+            return _blend(chunk, min(chunk, self._bounded(prefill * factor)))
+        whole = prefill >= self._whole(chunk)  # the end of a prompt says little about a whole chunk
+        return _blend(chunk, self._bounded(chunk * min(GROW, factor))) if whole else chunk
+
+    def _bounded(self, tokens: float) -> float:
+        return min(float(self.most), max(float(self.least), tokens))
+
+    def _whole(self, chunk: float) -> int:
+        """Whole portions of `least`."""
+        return int(chunk) // self.least * self.least
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else (1 - LEARN) * old + LEARN * new

@@ -1,0 +1,293 @@
+"""Whose KV is on the device and whose waits in host memory. Sans-IO: no tensors, no sockets; told the time.
+
+A lease gets pages as its tokens come. When none are free, cached beginnings of prompts go first. Then leases make room:
+those without work, longest idle first; then of those with work the background ones, then the youngest. Who was brought
+in keeps its pages for a turn, and who has waited for a turn may take from anybody whose turn is over: so all that have
+work come to run, and pages are not carried to and fro for every token. Moves are carried out in order, before the
+engine step for which they were planned.
+
+It cannot run dry: all leases together fit into device and host memory (`open`), each alone fits onto the device, and
+pages leave one by one. Host memory takes up to one lease and `TAKE` pages more for the moment of an exchange.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shoal.peer.holding import NEVER, Copy, Holding, Restore, Save, Saved
+from shoal.peer.pages import PageAllocator
+from shoal.peer.prefix import PrefixCache
+from shoal.peer.wire import PREFIX_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shoal.peer.holding import Move
+    from shoal.peer.prefix import Scope
+
+TURN_S = 1.0
+SETTLED_S = 0.1  # without work for so long, a lease is not about to go on
+BACKGROUND_TURNS = 8  # a background lease that waits counts as come so much later
+TAKE = 8  # pages that leave at once, if there are as many: a move for every page would cost more
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has been done since the start; pages, except where a name says otherwise."""
+
+    saved: int = 0
+    restored: int = 0
+    copied: int = 0
+    evicted_chunks: int = 0
+    hits: int = 0  # leases that found a beginning of their prompt
+    hit_tokens: int = 0
+
+
+class Residency:
+    """Every lease's `Holding`, the pages, and the moves that are due (`take_moves`)."""
+
+    def __init__(self, n_pages: int, page_tokens: int, swap_pages: int = 0) -> None:
+        self.pages = PageAllocator(n_pages)
+        self.prefix = PrefixCache(self.pages)
+        self.counts = Counts()
+        self.committed = 0  # pages that leases may come to need
+        self.total = n_pages + swap_pages
+        self._page_tokens = page_tokens
+        self._chunk_pages = 0 if PREFIX_TOKENS % page_tokens else PREFIX_TOKENS // page_tokens
+        self._holdings: dict[Holding, None] = {}
+        self._waiting: dict[Holding, None] = {}
+        self._overdue: Holding | None = None  # has waited longest, and too long: nobody else gets pages in this step
+        self._moves: list[Move] = []
+        self._now, self._step, self._number = 0.0, 0, 0
+
+    # -- leases ---------------------------------------------------------------------------------------------------
+
+    def open(self, max_tokens: int, priority: int, scope: Scope, keys: tuple[bytes, ...] = ()) -> Holding | None:
+        """A place for a lease, with the pages of what is known of its prompt (`end` positions); None if it is full."""
+        needed = self._count(max_tokens)
+        if self.committed + needed > self.total:
+            return None
+        self._number += 1
+        self.committed += needed
+        holding = Holding(needed, priority, self._number, scope, idle_since=self._now)
+        holding.keys = keys[: max_tokens // PREFIX_TOKENS] if self._chunk_pages else ()
+        holding.chunks = [*self.prefix.find(scope, holding.keys)]
+        holding.pages = tuple(page for chunk in holding.chunks if chunk for page in self.prefix.use(chunk))
+        holding.end = len(holding.chunks) * PREFIX_TOKENS
+        self._note_next_chunk(holding)
+        self._holdings[holding] = None
+        self.counts.hits += bool(holding.end)
+        self.counts.hit_tokens += holding.end
+        return holding
+
+    def close(self, holding: Holding) -> None:
+        """The lease has ended, and nothing runs on its pages any more; what is cached of it stays."""
+        del self._holdings[holding]
+        self._waiting.pop(holding, None)
+        self._overdue = None if self._overdue is holding else self._overdue
+        self.committed -= holding.max_pages
+        self._leave_chunks(holding, 0)
+        self.pages.release(holding.pages)
+        holding.pages, holding.saved, holding.ready, holding.next_chunk = (), [], 0, NEVER
+
+    # -- an engine step -------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """A step is about to be formed: whoever waits for pages comes first."""
+        self._now, self._step, self._overdue = now, self._step + 1, None
+        for holding in sorted(self._waiting, key=self._patience, reverse=True):
+            if self._make_ready(holding, *holding.wants):
+                holding.step = self._step
+            elif self._patience(holding) >= 2 * TURN_S:
+                self._overdue = holding
+                break
+
+    def prepare(self, holding: Holding, position: int, count: int) -> bool:
+        """Whether these tokens can run in this step; if so, they will."""
+        if (position != holding.end or position + count > holding.ready) and not self._make_ready(
+            holding, position, count
+        ):
+            return False
+        holding.end = position + count
+        holding.step = self._step
+        return True
+
+    def take_moves(self) -> list[Move]:
+        """What must be done, in this order, before the step runs."""
+        moves, self._moves = self._moves, []
+        return moves
+
+    def written(self, holding: Holding) -> None:
+        """The step has run: chunks of the prompt that are whole now may be found by the owner's next leases."""
+        while holding.end >= holding.next_chunk:
+            index, size = len(holding.chunks), self._chunk_pages
+            pages = holding.pages[index * size : (index + 1) * size]
+            holding.chunks.append(self.prefix.add(holding.scope, holding.keys[index], pages))
+            self._note_next_chunk(holding)
+
+    def retry_s(self) -> float:
+        """Seconds until somebody who waits may get pages, if nothing happens before."""
+        times = [holding.turn_ends for holding in self._holdings]
+        times += [holding.idle_since + SETTLED_S for holding in self._holdings if not holding.jobs]
+        patience = (self._patience(holding) for holding in self._waiting)
+        times += [self._now + turns * TURN_S - waited for waited in patience for turns in (1, 2)]
+        return max(1e-3, min((time for time in times if time > self._now), default=self._now + TURN_S) - self._now)
+
+    # -- places ---------------------------------------------------------------------------------------------------
+
+    def _make_ready(self, holding: Holding, position: int, count: int) -> bool:
+        """Give the lease a place for these tokens, and bring back what it needs before them."""
+        if position < holding.end:
+            self._rewind(holding, position)
+        last = self._count(position + count)
+        needs = self._needs(holding, last)
+        free = self._overdue in (None, holding) and (needs <= self.pages.free or self._make_room(holding, last))
+        if needs and not free:
+            self._wait(holding, position, count)
+            return False
+        self._fill(holding, last)
+        return True
+
+    def _wait(self, holding: Holding, position: int, count: int) -> None:
+        holding.wants = position, count
+        if holding.waits_since is None:
+            holding.waits_since = self._now
+            self._waiting[holding] = None
+
+    def _needs(self, holding: Holding, last: int) -> int:
+        """Free pages that it takes to bring a lease's first `last` pages to the device."""
+        missing = max(last, holding.n_pages) - len(holding.pages)
+        return missing + self._writes_to_shared(holding)
+
+    def _writes_to_shared(self, holding: Holding) -> bool:
+        """Whether the next token goes to a page that others hold; only after a rewind, and it is the last one then."""
+        is_last = not holding.saved and holding.end < len(holding.pages) * self._page_tokens
+        return is_last and self.pages.holders(holding.pages[-1]) > 1
+
+    def _fill(self, holding: Holding, last: int) -> None:
+        """Allocate, copy and restore; there are free pages enough."""
+        shared = self._writes_to_shared(holding)
+        own = holding.pages[:-1] if shared else holding.pages
+        needs, room = self._needs(holding, last), max(0, holding.max_pages - last)
+        pages = self.pages.allocate(needs, own[-1] if own else None, room)
+        if pages is None:
+            raise RuntimeError("pages were counted wrongly")
+        if shared:
+            self._moves.append(Copy(holding, holding.pages[-1], pages[0]))
+            self.pages.release(holding.pages[-1:])
+            self.counts.copied += 1
+        self._restore(holding, pages)
+        holding.pages, surplus = (own + pages)[:last], (own + pages)[last:]
+        self.pages.release(surplus)
+        holding.ready, holding.fresh = len(holding.pages) * self._page_tokens, False
+        if holding.waits_since is not None:
+            holding.turn_ends, holding.waits_since = self._now + TURN_S, None
+            del self._waiting[holding]
+
+    def _restore(self, holding: Holding, pages: tuple[int, ...]) -> None:
+        """Bring everything back, to the first of these pages."""
+        if holding.saved:
+            holding.turn_ends = self._now + TURN_S
+        while holding.saved:
+            saved = holding.saved.pop()
+            self._moves.append(Restore(holding, saved, pages[: saved.count]))
+            pages = pages[saved.count :]
+            self.counts.restored += saved.count
+
+    def _rewind(self, holding: Holding, position: int) -> None:
+        """Everything from `position` on is void."""
+        if not holding.fresh:
+            holding.keys = holding.keys[: position // PREFIX_TOKENS]
+        self._leave_chunks(holding, position // PREFIX_TOKENS)
+        keep = self._count(position)
+        while holding.saved and holding.n_pages - holding.saved[0].count >= keep:
+            del holding.saved[0]
+        if not holding.saved:
+            self.pages.release(holding.pages[keep:])
+            holding.pages = holding.pages[:keep]
+        holding.end, holding.ready = position, 0
+        self._note_next_chunk(holding)
+
+    # -- making room ----------------------------------------------------------------------------------------------
+
+    def _make_room(self, holding: Holding, last: int) -> bool:
+        """Free as many pages as the lease needs; False, and no lease has lost any, if that cannot be done now."""
+        if self._evict_for(holding, last):
+            return True
+        victims = self._victims(holding)
+        if not self._suffice(victims, holding, last):
+            return False
+        for victim in victims:
+            while victim.pages and not self._evict_for(holding, last):
+                self._save(victim, self._needs(holding, last) - self.pages.free)
+        return self._evict_for(holding, last)
+
+    def _evict_for(self, holding: Holding, last: int) -> bool:
+        """Forget cached chunks until there is room; False if there are not enough."""
+        while self._needs(holding, last) > self.pages.free:
+            if not self.prefix.evict():
+                return False
+            self.counts.evicted_chunks += 1
+        return True
+
+    def _victims(self, holding: Holding) -> list[Holding]:
+        """Who can make room for a lease now, first those whom it hurts least."""
+        yielding = [other for other in self._holdings if other.pages and self._yields(other, holding)]
+        return sorted(yielding, key=self._cost_of_leaving)
+
+    def _cost_of_leaving(self, holding: Holding) -> tuple[bool, float, int]:
+        if self._settled(holding):
+            return False, holding.idle_since, 0
+        return True, -holding.priority, -holding.number
+
+    def _yields(self, holding: Holding, to: Holding) -> bool:
+        if holding is to or holding.step == self._step:
+            return False
+        if self._settled(holding):
+            return True
+        comes_first = (to.priority, to.number) < (holding.priority, holding.number)
+        return self._now >= holding.turn_ends and (comes_first or self._patience(to) >= TURN_S)
+
+    def _settled(self, holding: Holding) -> bool:
+        return not holding.jobs and self._now - holding.idle_since >= SETTLED_S
+
+    def _patience(self, holding: Holding) -> float:
+        """Seconds for which it has waited."""
+        since = self._now if holding.waits_since is None else holding.waits_since
+        return self._now - since - holding.priority * BACKGROUND_TURNS * TURN_S
+
+    def _suffice(self, victims: Iterable[Holding], holding: Holding, last: int) -> bool:
+        """Whether there is room once all of them have left, and all that is cached is forgotten."""
+        stay = self._holdings.keys() - {*victims, holding}
+        theirs = {page for other in stay for page in other.pages}
+        copies = self._writes_to_shared(holding) and holding.pages[-1] in theirs
+        missing = self._needs(holding, last) - self._writes_to_shared(holding) + copies
+        return missing <= self.pages.n_pages - len(theirs.union(holding.pages))
+
+    def _save(self, victim: Holding, count: int) -> None:
+        """Bring the lease's last pages to host memory."""
+        count = min(len(victim.pages), max(count, TAKE))
+        kept, leaving = victim.pages[:-count], victim.pages[-count:]
+        saved = Saved(count)
+        self._moves.append(Save(victim, saved, leaving))
+        victim.saved.append(saved)
+        victim.pages, victim.ready = kept, 0
+        if self._chunk_pages:
+            self._leave_chunks(victim, len(kept) // self._chunk_pages)
+        self.pages.release(leaving)
+        self.counts.saved += count
+
+    def _leave_chunks(self, holding: Holding, keep: int) -> None:
+        while len(holding.chunks) > keep:
+            if (chunk := holding.chunks.pop()) is not None:
+                self.prefix.leave(chunk)
+        self._note_next_chunk(holding)
+
+    def _note_next_chunk(self, holding: Holding) -> None:
+        known = len(holding.chunks)
+        holding.next_chunk = (known + 1) * PREFIX_TOKENS if known < len(holding.keys) else NEVER
+
+    def _count(self, tokens: int) -> int:
+        """Pages for so many tokens."""
+        return -(-tokens // self._page_tokens)

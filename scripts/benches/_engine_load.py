@@ -1,0 +1,255 @@
+"""Many sessions on one span in the engine's benchmark: the peer's scheduler and pages, driven without a network.
+
+The client's part is small: the head and the embedding are one random table of 1,024 rows. Tokens come back to the host
+after every step, as a peer's answers do.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from _engine_models import Bench, Figures, pages_of, states, tell
+from _engine_time import synchronize
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.span import Row, Span
+from shoal.peer.pages import PageAllocator
+from shoal.peer.scheduler import Scheduler, Slice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+TABLE = 1024
+REQUESTS, PROMPT, NEW = 64, 512, 128
+CLIENTS = 8
+MOST_NEW = 4096  # tokens that the lease of an endless session asks for
+DECODERS, LONG_PROMPT = 32, 8192
+GUEST = 100  # the number of a session that only brings a prompt; others are below
+
+
+@dataclass(slots=True)
+class Request:
+    """One session: a prompt `[P, hidden]` and the tokens that it shall generate after it."""
+
+    number: int
+    prompt: torch.Tensor
+    new: int
+    position: int = 0
+    made: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    @property
+    def session(self) -> bytes:
+        return self.number.to_bytes(16, "big")
+
+    @property
+    def client(self) -> str:
+        return f"client {self.number % CLIENTS}"
+
+    def room_after(self, taken: int) -> int:
+        """Pages that it will want one day, beyond those it has and `taken` more; as a lease's max_tokens says."""
+        most = pages_of(len(self.prompt) + min(self.new, MOST_NEW))
+        return max(0, most - len(self.pages) - taken)
+
+
+class Load:
+    """Requests on a span, step by step, as a peer would run them."""
+
+    def __init__(self, span: Span, table: torch.Tensor) -> None:
+        self.span, self.table = span, table
+        self.allocator = PageAllocator(span.kv.n_pages)
+        self.scheduler = Scheduler()
+        self.steps_s: list[float] = []
+        self.unused: list[float] = []  # of the slots set aside after each step, the part that holds no token
+        self._jobs: dict[int, Request] = {}
+        self.running: dict[int, Request] = {}
+        self._next = torch.zeros(GUEST + 1, table.shape[1], dtype=table.dtype, device=table.device)
+
+    def add(self, request: Request) -> None:
+        """Its prompt waits from now on."""
+        self.running[request.number] = request
+        self._queue(request, len(request.prompt))
+
+    def step(self) -> list[Request]:
+        """One engine step; returns the requests that got a token in it."""
+        started = time.perf_counter()
+        slices = self.scheduler.next_batch()
+        pieces = [(self._jobs[piece.job], piece) for piece in slices]
+        rows = [self._row(request, piece) for request, piece in pieces]
+        out = self.span.forward(self._inputs(pieces), rows)
+        told = [request for request, piece in pieces if piece.done]
+        self._sample(out, pieces, told)
+        self.steps_s.append(time.perf_counter() - started)
+        self.scheduler.ran(slices, self.steps_s[-1])
+        for request, piece in pieces:
+            self._advance(request, piece)
+        self._count_unused()
+        return told
+
+    def run_until(self, done: Callable[[], bool]) -> None:
+        """Steps until `done()`."""
+        while not done():
+            self.step()
+
+    def _queue(self, request: Request, count: int) -> None:
+        self._jobs[self.scheduler.add(request.session, count, request.client)] = request
+
+    def _row(self, request: Request, piece: Slice) -> Row:
+        lacking = pages_of(request.position + piece.count) - len(request.pages)
+        if lacking > 0:
+            last = request.pages[-1] if request.pages else None
+            taken = self.allocator.allocate(lacking, last, request.room_after(lacking))
+            if taken is None:
+                raise RuntimeError("the benchmark's pages are too few")
+            request.pages += taken
+        length = len(request.prompt) if piece.count > 1 or not request.made else 0
+        return Row(request.pages, request.position, piece.count, length)
+
+    def _inputs(self, pieces: Sequence[tuple[Request, Slice]]) -> torch.Tensor:
+        """Hidden states of a step: decoding sessions are looked up together, prompts are cut out."""
+        parts: list[torch.Tensor] = []
+        waiting: list[int] = []
+        for request, piece in pieces:
+            if request.made:
+                waiting.append(request.number)
+                continue
+            parts += self._lookup(waiting)
+            waiting = []
+            parts.append(request.prompt[piece.offset : piece.offset + piece.count])
+        parts += self._lookup(waiting)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _lookup(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+        return [self._next.index_select(0, self._index(numbers))] if numbers else []
+
+    def _index(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.long).to(self.table.device, non_blocking=True)
+
+    def _sample(self, out: torch.Tensor, pieces: Sequence[tuple[Request, Slice]], told: Sequence[Request]) -> None:
+        """Greedy tokens of the finished pieces' last rows, and their next inputs."""
+        ends, total = [], 0
+        for _, piece in pieces:
+            total += piece.count
+            if piece.done:
+                ends.append(total - 1)
+        if not ends:
+            out[-1:].cpu()  # a peer, too, waits for every step
+            return
+        tokens = out.index_select(0, self._index(ends))[:, :TABLE].argmax(-1)
+        self._next[self._index([request.number for request in told])] = self.table[tokens % len(self.table)]
+        tokens.cpu()
+
+    def _advance(self, request: Request, piece: Slice) -> None:
+        request.position += piece.count
+        if not piece.done:
+            return
+        del self._jobs[piece.job]
+        request.made += 1
+        if request.made < request.new:
+            self._queue(request, 1)
+        else:
+            self.allocator.release(tuple(request.pages))
+            del self.running[request.number]
+
+    def _count_unused(self) -> None:
+        slots = sum(len(request.pages) for request in self.running.values()) * PAGE_TOKENS
+        used = sum(request.position for request in self.running.values())
+        if slots:
+            self.unused.append((slots - used) / slots)
+
+
+def table_of(span: Span) -> torch.Tensor:
+    """The random embedding `[1024, hidden]`."""
+    return states(TABLE, span, seed=3)
+
+
+def requests(bench: Bench) -> Figures:
+    """Generated tokens a second of 64 requests with 512 prompt and 128 new tokens, all there at the start."""
+    count, prompt, new = bench.size(REQUESTS, 6), bench.size(PROMPT, 40), bench.size(NEW, 6)
+    span = bench.span(bench.size(8, 2), count * (prompt + new + 32))
+    table = table_of(span)
+    seconds = 0.0
+    for number in range(2):  # the first run chooses kernels and captures graphs
+        tell(f"  {count} requests, run {number + 1} ...")
+        load = Load(span, table)
+        for index in range(count):
+            load.add(Request(index, states(prompt, span, seed=10 + index), new))
+        synchronize(bench.device)
+        started = time.perf_counter()
+        load.run_until(lambda load=load: not load.running)
+        seconds = time.perf_counter() - started
+    return {
+        "span_tokens_per_s": count * new / seconds,
+        "span_total_tokens_per_s": count * (prompt + new) / seconds,
+        "span_requests_s": seconds,
+        "span_steps": float(len(load.steps_s)),
+        "span_tokens_per_step": count * (prompt + new - 1) / len(load.steps_s),
+        "kv_waste_percent": statistics.mean(load.unused) * 100,
+        "kv_waste_worst_percent": max(load.unused) * 100,
+    }
+
+
+def stall(bench: Bench) -> Figures:
+    """Time between a session's tokens, 32 of them decoding at 1,024: alone, and while prompts of 8,192 tokens arrive
+    one after the other without a pause. Alone is measured before and after, since contexts grow on the way."""
+    context, prompt = bench.size(1024, 32), bench.size(LONG_PROMPT, 200)
+    decoders, alone_steps, steps = bench.size(DECODERS, 4), bench.size(60, 5), bench.size(200, 15)
+    pages_tokens = decoders * (context + 2 * alone_steps + 6 * steps) + prompt + 64
+    span = bench.span(bench.size(8, 2), pages_tokens)
+    load = Load(span, table_of(span))
+    for index in range(decoders):
+        load.add(Request(index, states(context, load.span, seed=10 + index), new=1 << 30))
+    long_prompt = states(prompt, load.span, seed=9)
+    load.run_until(lambda: all(request.made > 4 for request in load.running.values()))
+    Gaps(load, long_prompt).measure(steps // 4)  # a warm-up: kernels are chosen, graphs captured, costs learnt
+    tell(f"  {decoders} sessions decode; prompts of {prompt} tokens arrive ...")
+    alone = Gaps(load, None)
+    alone.measure(alone_steps)
+    beside = Gaps(load, long_prompt)
+    beside.measure(steps)
+    alone.measure(alone_steps)
+    middle = statistics.median(alone.gaps_s)
+    return {
+        "stall_alone_ms": middle * 1e3,
+        "stall_with_prompts_ms": statistics.median(beside.gaps_s) * 1e3,
+        "stall_ratio": statistics.median(beside.gaps_s) / middle,
+        "stall_p95_ratio": statistics.quantiles(beside.gaps_s, n=20)[-1] / middle,
+        "stall_worst_ratio": max(beside.gaps_s) / middle,
+        "stall_prefill_tokens_per_s": beside.prefilled / beside.seconds,
+        "stall_chunk_tokens": beside.prefilled / steps,
+    }
+
+
+class Gaps:
+    """Seconds between tokens of each decoding session while one prompt after the other (or none) is prefilled."""
+
+    def __init__(self, load: Load, prompt: torch.Tensor | None) -> None:
+        self._load, self._prompt = load, prompt
+        self.gaps_s: list[float] = []
+        self.prefilled, self.seconds = 0, 0.0
+
+    def measure(self, steps: int) -> None:
+        """Watch so many steps; the prompt that is under way at their end is then finished unwatched."""
+        load, last_s = self._load, {}
+        guest = self._arrive() if self._prompt is not None else None
+        started = time.perf_counter()
+        for _ in range(steps):
+            told, now = load.step(), time.perf_counter()
+            self.gaps_s += [now - last_s[one.number] for one in told if one.number in last_s]
+            last_s |= {one.number: now for one in told if one is not guest}
+            if guest is not None and guest.made:
+                self.prefilled += guest.position
+                guest = self._arrive()
+        self.seconds += time.perf_counter() - started
+        if guest is not None:
+            self.prefilled += guest.position
+            load.run_until(lambda: guest.number not in load.running)
+
+    def _arrive(self) -> Request:
+        assert self._prompt is not None
+        guest = Request(GUEST, self._prompt, new=1)
+        self._load.add(guest)
+        return guest

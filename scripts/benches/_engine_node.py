@@ -1,0 +1,105 @@
+"""Through the serving node in the engine's benchmark: prefix hits, and what sessions get out of one peer process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+
+import torch
+from _engine_link import Client, served
+from _engine_models import Bench, Figures, states, tell
+from shoal.peer.wire import PREFIX_TOKENS
+
+COMMON, OWN = 2048, 64
+CHUNK = 512  # tokens of a prompt in one message, as clients send them
+REQUESTS, PROMPT, NEW = 64, 512, 128
+
+
+def prefix(bench: Bench) -> Figures:
+    """Time to the first token of a session with 2,048 tokens in common with one before, and 64 of its own, against the
+    time of that first session: through the node, so with leases, messages and the prefix cache of a peer."""
+    common, own = bench.size(COMMON, 128), bench.size(OWN, 16)
+    span = bench.span(bench.size(8, 2), 12 * (common + own + 32))
+    shared = states(common, span, seed=5).cpu()
+
+    async def go() -> tuple[list[float], list[float], list[int]]:
+        first_s, second_s, cached = [], [], []
+        async with served(span) as (_node, client):
+            for number in range(5):
+                keys = tuple(os.urandom(16) for _ in range(common // PREFIX_TOKENS))
+                for times in (first_s, second_s):
+                    hidden = torch.cat([shared, states(own, span, seed=100 + number).cpu()])
+                    seconds, hit = await _first_token(client, hidden, keys)
+                    times.append(seconds)
+                    cached.append(hit)
+        return first_s[1:], second_s[1:], cached[2:]  # the first pair chooses kernels and captures graphs
+
+    first_s, second_s, cached = asyncio.run(go())
+    if cached[::2] != [0] * len(first_s):
+        raise RuntimeError(f"a new prefix was found in the cache: {cached}")
+    return {
+        "prefix_first_ms": statistics.median(first_s) * 1e3,
+        "prefix_second_ms": statistics.median(second_s) * 1e3,
+        "prefix_cached_tokens": float(min(cached[1::2])),
+        "prefix_hit_ratio": statistics.median(second_s) / statistics.median(first_s),
+    }
+
+
+async def _first_token(client: Client, hidden: torch.Tensor, keys: tuple[bytes, ...]) -> tuple[float, int]:
+    """Seconds from asking for a lease to the answer of the prompt's last token; and how many tokens were cached."""
+    started = time.perf_counter()
+    session, cached = await client.open(len(hidden) + 16, keys)
+    await _prompt(client, session, hidden, cached)
+    seconds = time.perf_counter() - started
+    client.end(session)
+    await asyncio.sleep(0.01)
+    return seconds, cached
+
+
+async def _prompt(client: Client, session: bytes, hidden: torch.Tensor, start: int = 0) -> int:
+    """A prompt in chunks, from `start` on; returns the number of steps."""
+    steps = range(start, len(hidden), CHUNK)
+    for step, position in enumerate(steps):
+        await client.step(session, step, position, hidden[position : position + CHUNK])
+    return len(steps)
+
+
+def node(bench: Bench) -> Figures:
+    """Generated tokens a second of 64 requests, 512 prompt and 128 new tokens, through the node. Its clients run in
+    the same process and thread, so this counts their Python as well."""
+    count, prompt, new = bench.size(REQUESTS, 4), bench.size(PROMPT, 40), bench.size(NEW, 5)
+    span = bench.span(bench.size(8, 2), count * (prompt + new + 32))
+    prompts = [states(prompt, span, seed=20 + index).cpu() for index in range(count)]
+
+    async def go() -> float:
+        seconds = 0.0
+        async with served(span) as (_node, client):
+            for number in range(2):
+                tell(f"  {count} requests through the node, run {number + 1} ...")
+                started = time.perf_counter()
+                async with asyncio.TaskGroup() as tasks:
+                    for hidden in prompts:
+                        tasks.create_task(_session(client, hidden, new))
+                seconds = time.perf_counter() - started
+        return seconds
+
+    seconds = asyncio.run(go())
+    return {"node_tokens_per_s": count * new / seconds, "node_requests_s": seconds}
+
+
+async def _session(client: Client, hidden: torch.Tensor, new: int) -> None:
+    """A prompt, then tokens: each answer's row is the next input."""
+    session, _ = await client.open(len(hidden) + new)
+    step = await _prompt(client, session, hidden[:-1])
+    row = hidden[-1:]
+    for made in range(new):
+        answer = await client.step(session, step + made, len(hidden) - 1 + made, row)
+        row = _bounded(torch.frombuffer(bytearray(answer), dtype=hidden.dtype).view(1, -1))
+    client.end(session)
+
+
+def _bounded(row: torch.Tensor) -> torch.Tensor:
+    """A state as large as an embedding: without it 128 passes through the blocks would grow past all numbers."""
+    return row / row.abs().amax().clamp(min=1)

@@ -1,0 +1,140 @@
+"""The device thread on CUDA: page-locked transfers give what the span gives, faults of memory end nothing, and a lost
+device is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+import torch
+from shoal.blocks.checkpoint import resolve
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.peer.engine import DeviceEngine, EngineFault, Piece
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+BLOCKS = 2
+
+
+def new_span():
+    return load_span(resolve("demo"), range(BLOCKS), SpanOptions(kv_pages=24, device="cuda", dtype=torch.bfloat16))
+
+
+@pytest.fixture
+def engine():
+    engine = DeviceEngine(new_span(), PAGE_TOKENS)
+    yield engine
+    engine.close()
+
+
+def states(engine, count: int, seed: int, dtype=torch.bfloat16) -> torch.Tensor:
+    return torch.randn(count, engine.width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def piece(hidden: torch.Tensor, pages, position: int = 0, keep_rows: int | None = None) -> Piece:
+    payload = bytearray(hidden.contiguous().view(torch.uint8).numpy())
+    dtype, keep = str(hidden.dtype).removeprefix("torch."), len(hidden) if keep_rows is None else keep_rows
+    return Piece(payload, dtype, 0, len(hidden), tuple(pages), position, 0, BLOCKS, keep)
+
+
+def rows_of(engine, output, dtype=torch.bfloat16) -> torch.Tensor:
+    return torch.frombuffer(bytearray(output.payload), dtype=dtype).view(-1, engine.width)
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    wanted = wanted.float().cpu()
+    return got.shape == wanted.shape and float((got.float() - wanted).norm() / wanted.norm()) < 0.02
+
+
+async def test_prompts_and_steps_in_one_batch_give_what_the_span_gives(engine):
+    reference = new_span()
+    prompts = [states(engine, 20, 1), states(engine, 33, 2, torch.float32), states(engine, 5, 3)]
+    pages = [(0, 1), (7, 3, 5), (9,)]
+    await engine.run([piece(prompts[0], pages[0], keep_rows=0)])
+    wanted = [
+        reference.forward(hidden, [Row(held, 0, len(hidden))]) for hidden, held in zip(prompts, pages, strict=True)
+    ]
+    step = states(engine, 1, 4)
+    batch = [
+        piece(step, pages[0], 20), piece(prompts[1], pages[1], keep_rows=1), piece(prompts[2], pages[2], keep_rows=3),
+    ]  # fmt: skip
+    outputs = await engine.run(batch)
+    assert [output.finite for output in outputs] == [True] * 3
+    assert close(rows_of(engine, outputs[0]), reference.forward(step, [Row(pages[0], 20, 1)]))
+    assert close(rows_of(engine, outputs[1], torch.float32), wanted[1][-1:])
+    assert close(rows_of(engine, outputs[2]), wanted[2][-3:])
+    later = [piece(states(engine, 1, 10 + i), held, 40 if i == 1 else 20 + i) for i, held in enumerate(pages[:2])]
+    assert all(isinstance(output.payload, bytes) for output in await engine.run(later))
+
+
+async def test_what_is_not_finite_is_laid_to_its_piece_alone(engine):
+    poisoned = states(engine, 3, 9)
+    poisoned[1, 5] = float("inf")
+    batch = [piece(states(engine, 2, 1), [0]), piece(poisoned, [1], keep_rows=0), piece(states(engine, 1, 2), [2])]
+    assert [output.finite for output in await engine.run(batch)] == [True, False, True]
+
+
+async def test_pages_go_to_host_memory_and_back(engine):
+    hidden, step = states(engine, 20, 1), states(engine, 1, 2)
+    (first,) = await engine.run([piece(hidden, [3, 4])])
+    saved = await engine.save([3, 4])
+    (wanted,) = await engine.run([piece(step, [3, 4], 20)])
+    await engine.run([piece(states(engine, 20, 5), [4, 3])])
+    await engine.restore(saved, [9, 0])
+    await engine.copy([0], [11])
+    (got,) = await engine.run([piece(step, [9, 11], 20)])
+    assert got.payload == wanted.payload
+    assert first.finite
+
+
+async def test_no_memory_is_a_fault_that_breaks_nothing(engine):
+    with pytest.raises(EngineFault, match="OutOfMemoryError"):
+        await engine._do(lambda: torch.empty(1 << 45, device="cuda"))
+    assert not engine.broken
+    assert (await engine.run([piece(states(engine, 3, 1), [0])]))[0].finite
+
+
+LOST = """
+import asyncio, torch
+from shoal.peer.engine import EngineFault
+from test_engine_gpu import *
+
+async def main():
+    engine = DeviceEngine(new_span(), PAGE_TOKENS)
+    try:
+        await engine._do(lambda: torch.zeros(4, device="cuda")[torch.tensor([99], device="cuda")].cpu())
+    except EngineFault:
+        print("broken" if engine.broken else "whole")
+
+asyncio.run(main())
+"""
+
+
+def test_a_lost_device_is_noticed():
+    """In a process of its own: an index out of bounds on the device leaves CUDA unusable in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOST], cwd="tests/gpu", capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.stdout.strip() == "broken", done.stderr[-2000:]
+
+
+async def test_who_waits_for_a_step_leaves_the_loop_free(engine):
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    for position in range(5):
+        await engine.run([piece(states(engine, 1, position), [0], position)])
+    ticking.cancel()
+    assert ticks > 5

@@ -1,0 +1,250 @@
+"""Sessions whose prompts begin alike: peers hold what they computed, a client finds its own, and tokens stay right."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+
+import pytest
+from shoal.client.prefix import Prompt
+from shoal.client.swarm import SessionOptions
+from shoal.peer.errors import NoRouteError
+from shoal.peer.wire import Want
+
+from tests.sim import toy
+from tests.sim.clock import run
+from tests.sim.swarm import N_BLOCKS, generate, states, world
+
+SPANS = [(0, 2), (2, 4), (4, 6)]
+PROMPT = [(37 * i + i // 7) % toy.VOCAB for i in range(150)]
+LONGER = [*PROMPT, 5, 17, 42, 99, 7]
+TURNED = [*PROMPT[:100], 1, *PROMPT[101:]]
+
+
+def expected(prompt, count: int) -> list[int]:
+    return toy.generate(prompt, N_BLOCKS, count)
+
+
+async def complete(swarm, prompt, count=6, each=None, **options):
+    """Tokens, and how many of the prompt were not run."""
+    cached = []
+
+    async def note(number, session):
+        cached.append(session.stats.cached_tokens)
+        if each is not None:
+            await each(number, session)
+
+    tokens = await generate(swarm, prompt, count, each=note, named=True, **options)
+    return tokens, cached[-1]
+
+
+def in_turn(prompts, spans=SPANS, between=None):
+    """Results of generations one after the other by one client."""
+
+    async def main():
+        async with world(3, spans) as it, it.client() as swarm:
+            results = []
+            for prompt in prompts:
+                if results and between is not None:
+                    await between(it, swarm)
+                results.append(await complete(swarm, prompt))
+            return results
+
+    return run(main())
+
+
+def test_a_prompt_that_comes_again_is_run_from_its_last_group():
+    assert in_turn([PROMPT, PROMPT, LONGER]) == [
+        (expected(PROMPT, 6), 0),
+        (expected(PROMPT, 6), 128),
+        (expected(LONGER, 6), 128),
+    ]
+
+
+def test_prompts_share_what_comes_before_they_part():
+    assert in_turn([PROMPT, TURNED, TURNED]) == [
+        (expected(PROMPT, 6), 0),
+        (expected(TURNED, 6), 64),
+        (expected(TURNED, 6), 128),
+    ]
+
+
+def test_what_is_held_does_not_travel():
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            legs = [0]
+            for _ in range(2):
+                await complete(swarm, PROMPT, count=1)
+                legs.append(it.net.legs)
+            return [after - before for before, after in itertools.pairwise(legs)]
+
+    chunks = [-(-150 // 8), -(-(150 - 128) // 8)]
+    assert run(main()) == [3 * count + 1 for count in chunks]
+
+
+def test_sessions_that_share_a_beginning_run_side_by_side():
+    prompts = [[*PROMPT[:140], i, 2 * i, 3] for i in range(6)]
+
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            await complete(swarm, PROMPT)
+            async with asyncio.TaskGroup() as tasks:
+                runs = [tasks.create_task(complete(swarm, prompt, 12)) for prompt in prompts]
+            return [task.result() for task in runs]
+
+    assert run(main()) == [(expected(prompt, 12), 128) for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["other", "client"])
+def test_another_client_finds_nothing(name):
+    """Nor does one that takes the same peer id later: it lacks the secret."""
+
+    async def main():
+        async with world(3, SPANS) as it:
+            async with it.client() as swarm:
+                await complete(swarm, PROMPT)
+            it.seed += 100
+            async with it.client(name) as swarm:
+                return await complete(swarm, PROMPT)
+
+    assert run(main()) == (expected(PROMPT, 6), 0)
+
+
+def test_the_hop_that_holds_least_decides():
+    async def between(it, swarm):
+        await it.kill("p1")
+        await asyncio.sleep(1)
+        it.net.revive("p1")
+        await it.add_peer("p1", 2, 4)
+        await swarm.refresh()
+        await complete(swarm, PROMPT[:100])
+
+    first, second = in_turn([PROMPT, PROMPT], between=between)
+    assert first == (expected(PROMPT, 6), 0)
+    assert second == (expected(PROMPT, 6), 64)
+
+
+def test_a_hop_behind_another_peer_holds_nothing_of_use():
+    async def between(it, swarm):
+        await it.kill("p0")
+        await it.add_peer("p9", 0, 2)
+        await asyncio.sleep(2)
+
+    first, second = in_turn([PROMPT, PROMPT], between=between)
+    assert first == (expected(PROMPT, 6), 0)
+    assert second == (expected(PROMPT, 6), 0)
+
+
+def test_a_rewind_into_the_shared_beginning_spoils_it_for_nobody():
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            await complete(swarm, PROMPT)
+            options = SessionOptions(max_tokens=300, prompt=Prompt(tuple(PROMPT)), chunk_tokens=8)
+            async with swarm.session(options) as session:
+                session.recall_with(lambda a, b: states(PROMPT[a:b]))
+                await session.ready(PROMPT)
+                held = session.position
+                session.position = 70
+                other = [*PROMPT[:70], *range(40)]
+                session.recall_with(lambda a, b: states(other[a:b]))
+                out = await session.step(states(other[70:]))
+            return held, toy.choose(out[-1].tolist()), expected(other, 1)[0], await complete(swarm, PROMPT)
+
+    held, got, wanted, after = run(main())
+    assert held == 128
+    assert got == wanted
+    assert after == (expected(PROMPT, 6), 128)
+
+
+@pytest.mark.parametrize("victim", ["p0", "p1", "p2"])
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_hop_that_dies_in_a_session_that_began_behind_what_was_held_changes_nothing(victim, number):
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            await complete(swarm, PROMPT)
+
+            async def each(at, session):
+                repairs.append(session.stats.repairs)
+                if at == number:
+                    for index, span in enumerate(SPANS):
+                        await it.add_peer(f"spare{index}", *span)
+                    await it.kill(victim)
+
+            return await complete(swarm, LONGER, 12, each, wait_s=30.0)
+
+    repairs = []
+    assert run(main()) == (expected(LONGER, 12), 128)
+    assert repairs[-1] == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_peers_that_die_and_return_change_nothing(seed):
+    spans = [(0, 2), (0, 3), (2, 4), (3, 6), (4, 6), (0, 6)]
+
+    async def main():
+        rng = random.Random(seed)
+        async with world(seed, spans) as it, it.client() as swarm:
+            results = []
+
+            async def each(number, session):
+                if number in (2, 7):
+                    name = rng.choice(session.route).peer_id
+                    await it.kill(name)
+                    it.net.revive(name)
+                    await it.add_peer(name, *spans[int(name[1:])])
+
+            for prompt in (PROMPT, PROMPT, LONGER, TURNED, PROMPT):
+                tokens, _ = await complete(swarm, prompt, 10, each, wait_s=60.0)
+                results.append(tokens == expected(prompt, 10))
+            return results
+
+    assert run(main()) == [True] * 5
+
+
+@pytest.mark.parametrize("want", Want)
+@pytest.mark.parametrize("recalls", [False, True])
+def test_a_caller_that_gives_all_rows_gets_what_it_asked_for(want, recalls):
+    async def main():
+        async with world(3, [*SPANS, (0, 6)]) as it, it.client() as swarm:
+            results = []
+            for _ in range(2):
+                async with swarm.session(SessionOptions(max_tokens=200, prompt=Prompt(tuple(PROMPT)))) as session:
+                    if recalls:
+                        session.recall_with(lambda a, b: states([*PROMPT, 9][a:b]))
+                    out = await session.step(states(PROMPT), want)
+                    await it.kill(session.route[0].peer_id) if len(results) else None
+                    last = await session.step(states([9]))
+                    results.append((out.tolist(), last.tolist(), session.position))
+                    cached = session.stats.cached_tokens
+            return results, cached
+
+    (first, second), cached = run(main())
+    assert first == second
+    assert len(first[0]) == {Want.NONE: 0, Want.LAST: 1, Want.ALL: 150}[want]
+    assert first[2] == 151
+    assert cached == (0 if want is Want.ALL else 128)
+
+
+def test_blocks_that_nobody_serves_are_named_before_a_prompt_is_looked_up():
+    async def main():
+        async with world(2, [(0, 2), (4, 6)]) as it, it.client() as swarm:
+            with pytest.raises(NoRouteError, match="2"):
+                await complete(swarm, PROMPT)
+
+    run(main())
+
+
+def test_other_tokens_than_the_session_was_opened_for_are_run_from_0():
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            await complete(swarm, PROMPT)
+            options = SessionOptions(max_tokens=200, prompt=Prompt(tuple(PROMPT)))
+            async with swarm.session(options) as session:
+                session.recall_with(lambda a, b: states(TURNED[a:b]))
+                await session.ready(TURNED)
+                at = session.position
+                out = await session.step(states(TURNED[at:]))
+            return at, toy.choose(out[-1].tolist())
+
+    assert run(main()) == (0, expected(TURNED, 1)[0])

@@ -1,0 +1,42 @@
+"""Lets tests run our Triton kernels on a CPU, by Triton's own interpreter (tests/conftest.py asks for it)."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+import triton
+
+if not triton.knobs.runtime.interpret:
+    pytest.skip("Triton compiles here: tests/gpu runs the kernels themselves", allow_module_level=True)
+
+from triton.runtime import interpreter
+
+_patch = interpreter._patch_lang_tensor
+
+
+def _patch_index_too(tensor, scope) -> None:
+    """Triton 3.6 turns arrays of one number into Python's integers in a way that numpy 2.4 no longer takes."""
+    _patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+
+interpreter._patch_lang_tensor = _patch_index_too
+
+
+def _numbers(handle):
+    """Triton 3.6 keeps bfloat16 as its bits, and multiplies those."""
+    return (handle.data.astype(np.uint32) << 16).view(np.float32) if handle.dtype.scalar.is_bf16() else handle.data
+
+
+def _dot(self, a, b, d, *_):
+    product = np.matmul(_numbers(a), _numbers(b), dtype=d.data.dtype)
+    return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+
+interpreter.InterpreterBuilder.create_dot = _dot

@@ -1,0 +1,56 @@
+"""The fused forward through our GPU kernels, run by Triton's interpreter on the CPU, against our own layer in torch.
+
+In float16: the interpreter computes no products in bfloat16. Graphs, and the matrices' kernels, need a GPU (tests/gpu).
+"""
+
+from __future__ import annotations
+
+import interpreted  # noqa: F401
+import pytest
+import torch
+from shoal.blocks.checkpoint import resolve
+from shoal.blocks.span import Row, Span, SpanOptions, load_span
+from tiny_models import save_tiny
+
+# isort: split
+from shoal.blocks import graphs, steps
+from shoal.blocks.sizes import split
+from shoal.blocks.steps import Steps
+
+PAGES = ([5, 3, 9, 1], [2, 8, 4, 20])
+VARIANTS = ("llama", "gemma2", "gemma3", "olmo2", "glm4", "phi3-longrope", "granite", "qwen3", "mistral")
+FORWARDS = (  # a prompt; a decode with a chunk; a decode with the rest of it; two decodes
+    [Row(PAGES[0], 0, 7, 7)],
+    [Row(PAGES[0], 7, 1), Row(PAGES[1], 0, 5, 9)],
+    [Row(PAGES[0], 8, 1), Row(PAGES[1], 5, 4, 9)],
+    [Row(PAGES[0], 9, 1), Row(PAGES[1], 9, 1)],
+)
+
+
+def through_kernels(span: Span, hidden: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    kernels = Steps.__new__(Steps)  # without graphs, which exist on a GPU alone
+    kernels._span, kernels._kv, kernels._rotary = steps.FusedSpan(span._parts, span.kv), span.kv, span._parts.rotary
+    held = tuple(rows)
+    with torch.inference_mode():
+        inputs = kernels._inputs(split(held), span.blocks, kernels._turns(held))
+        return kernels._span.forward(hidden.half(), span.blocks, inputs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kernels_compute_what_the_layer_computes(variant: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(graphs, "choose_splits", lambda *_: 3)  # as many parts as a GPU would ask for
+    save_tiny(variant, tmp_path)
+    checkpoint = resolve(str(tmp_path))
+    exact = load_span(checkpoint, range(1, 3), SpanOptions(kv_pages=24, dtype=torch.float32))
+    half = load_span(checkpoint, range(1, 3), SpanOptions(kv_pages=24, dtype=torch.float16))
+    assert exact.fused
+    for index in half.blocks:  # what the last owner of a page left behind must not show
+        half.kv.block(index).keys.fill_(torch.nan)
+        half.kv.block(index).values.fill_(torch.nan)
+    generator = torch.Generator().manual_seed(3)
+    for rows in FORWARDS:
+        tokens = sum(row.count for row in rows)
+        hidden = torch.randn((tokens, exact.spec.hidden_size), generator=generator)
+        expected, found = exact.forward(hidden, rows), through_kernels(half, hidden, rows).float()
+        error = (found - expected).norm() / expected.norm()
+        assert 1e-6 < error < 5e-3, (rows, error)
