@@ -101,8 +101,9 @@ def probe(block: nn.Module, rotary_dim: int, library: ModuleType) -> Attention |
     try:
         config._attn_implementation = PROBE
         with torch.inference_mode(), torch.device("meta"):
-            angles = torch.empty((1, 1, rotary_dim))
-            block(torch.empty((1, 1, config.hidden_size)), position_embeddings=(angles, angles), attention_mask=None)
+            angles = torch.empty((1, 1, rotary_dim), device="meta")
+            hidden = torch.empty((1, 1, config.hidden_size), device="meta")
+            block(hidden, position_embeddings=(angles, angles), attention_mask=None)
     finally:
         config._attn_implementation = before
     rotated = getattr(library, "rotate_half", None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LEARN = 0.3  # weight of the newest figure
-GROW = 2.0  # at most by this factor a chunk grows at once
+GROW = 2.5  # at most so many times the tokens of a step are its next chunk: past the next size, which is 2 at most
 STALE = 32  # steps with prompt tokens after which decode tokens run alone again: contexts change
 
 
@@ -47,8 +47,9 @@ class StepCosts:
         elif not decodes:
             self.prefill_token_s = _blend(self.prefill_token_s, seconds / prefill)
             if self._latest:
-                target_s = (1 + self.stall) / 2 * self._latest.alone_s  # who comes meanwhile waits for its end
-                self._lone_chunk = self._steer(self._lone_chunk, prefill, target_s / max(seconds, 1e-9))
+                allowed_s = (self.stall - 1) / 2 * self._latest.alone_s  # who comes meanwhile waits for its end
+                added_s = seconds - self._latest.alone_s
+                self._lone_chunk = self._steer(self._lone_chunk, prefill, allowed_s / max(added_s, 1e-9))
         elif known is not None:
             known.mixed, self._latest = known.mixed + 1, known
             added_s, allowed_s = seconds - known.alone_s, (self.stall - 1) * known.alone_s
@@ -80,15 +81,19 @@ class StepCosts:
         """The next chunk, where `prefill` tokens could have been `factor` times as many."""
         if factor < 1:
             return _blend(chunk, min(chunk, self._bounded(prefill * factor)))
-        whole = prefill >= self._whole(chunk)  # the end of a prompt says little about a whole chunk
-        return _blend(chunk, self._bounded(chunk * min(GROW, factor))) if whole else chunk
+        if prefill < self._whole(chunk):
+            return chunk  # the end of a prompt says little about a whole chunk
+        return _blend(chunk, self._bounded(prefill * min(GROW, factor)))
 
     def _bounded(self, tokens: float) -> float:
         return min(float(self.most), max(float(self.least), tokens))
 
     def _whole(self, chunk: float) -> int:
-        """Whole portions of `least`."""
-        return int(chunk) // self.least * self.least
+        """The largest of `least` times 1, 2, 3, 4, 6, 8, 12 and so on that is within `chunk`: few sizes, so that a
+        device that prepares a step of each size has few to prepare."""
+        portions = max(int(chunk) // self.least, 1)
+        power: int = 1 << (portions.bit_length() - 1)
+        return self.least * (power + power // 2 if portions >= power + power // 2 else power)
 
 
 def _blend(old: float | None, new: float) -> float:

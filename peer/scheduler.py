@@ -137,10 +137,15 @@ class Scheduler:
         return batch
 
     def _prefill(self, jobs: Sequence[_Job], decodes: int, fits: Fits | None, decoding: bool) -> Iterator[Slice]:
-        """Chunks of prompts beside so many decode tokens."""
+        """Chunks of prompts beside so many decode tokens.
+
+        Prompts wait for one another as well: once there are more pairs of them than decoding sessions, a longer step
+        costs these less than it saves those.
+        """
         room, rows = self.budget.tokens - decodes, self.budget.rows - decodes
         if jobs and (decodes or decoding):
-            room = min(room, self.costs.chunk_beside(decodes) if decodes else self.costs.chunk_between())
+            chunk = self.costs.chunk_beside(decodes) if decodes else self.costs.chunk_between()
+            room = min(room, chunk * max(1, len(jobs) * (len(jobs) - 1) // (2 * max(decodes, 1))))
         for job in jobs:
             if room <= 0 or rows <= 0:
                 return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 import triton.language as tl
+from shoal.blocks.kernels.early import early, wait_for_inputs
 from shoal.blocks.kernels.rope import strides_of
 from shoal.blocks.kernels.softmax import (
     COUNTERS,
@@ -71,7 +72,9 @@ def _decode(
     SCALED: tl.constexpr,
     WEIGHT: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    wait_for_inputs(EARLY)
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
     end = tl.load(ends_ptr + row)
@@ -202,6 +205,7 @@ def decode_attention(
         WEIGHT=weight_type(q.dtype, scaled=scaled),
         STAGES=stages,
         num_warps=4,
+        **early(q.device),
     )
     return out
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 import triton.language as tl
+from shoal.blocks.kernels.early import early, wait_for_inputs
 
 if TYPE_CHECKING:
     from shoal.blocks.structure import RMSNorm
@@ -44,7 +45,9 @@ def _add_norm(
     NORM: tl.constexpr,
     POST_PLUS_ONE: tl.constexpr,
     NORM_PLUS_ONE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     keep = at < WIDTH
@@ -102,5 +105,6 @@ def add_norm(
         POST_PLUS_ONE=post is not None and post.plus_one,
         NORM_PLUS_ONE=norm is not None and norm.plus_one,
         num_warps=min(max(block // 128, 1), 32),
+        **early(residual.device),
     )
     return out

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 import triton.language as tl
+from shoal.blocks.kernels.early import early, wait_for_inputs
 
 if TYPE_CHECKING:
     from shoal.blocks.kv import BlockKV
@@ -170,8 +171,10 @@ def _rope_and_store(
     Q_PLUS_ONE: tl.constexpr,
     K_PLUS_ONE: tl.constexpr,
     SCALED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One token and up to BLOCK_HEADS heads a program: first those of queries, then keys, then values."""
+    wait_for_inputs(EARLY)
     token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     q_groups: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     kv_groups: tl.constexpr = (KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
@@ -263,6 +266,7 @@ def rope_and_store(
         K_PLUS_ONE=k_norm is not None and k_norm.plus_one,
         SCALED=kv.key_scale is not None,
         num_warps=8 if few else 2,
+        **early(qkv.device),
     )
     return out
 

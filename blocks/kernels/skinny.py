@@ -65,7 +65,7 @@ def run(
         x = x.clone(memory_format=torch.contiguous_format)
     shape, dtype = ((variant.splits, rows, n_out), torch.float32) if variant.splits > 1 else ((rows, n_out), x.dtype)
     out = torch.empty(shape, dtype=dtype, device=x.device)
-    defines = _defines(operands, rows, variant, x.dtype, gated, early=variant.arranged and _starts_early(x.device))
+    defines = _defines(operands, rows, variant, x.dtype, gated, early=_starts_early(x.device))
     if variant.arranged:
         x = _arranged(x, defines)
     o = operands

@@ -9,19 +9,25 @@ import time
 
 import torch
 from _engine_link import Client, served
-from _engine_models import Bench, Figures, states, tell
+from _engine_models import Bench, Figures, release, states, tell
 from shoal.peer.wire import PREFIX_TOKENS
 
-COMMON, OWN = 2048, 64
+COMMON, OWN = 2048, 16
 CHUNK = 512  # tokens of a prompt in one message, as clients send them
 REQUESTS, PROMPT, NEW = 64, 512, 128
 
 
 def prefix(bench: Bench) -> Figures:
-    """Time to the first token of a session with 2,048 tokens in common with one before, and 64 of its own, against the
+    """Time to the first token of a session with 2,048 tokens in common with one before, and 16 of its own, against the
     time of that first session: through the node, so with leases, messages and the prefix cache of a peer."""
+    found = _prefix(bench, "bf16")
+    release(bench.device)
+    return found | {f"{name}_nf4": value for name, value in _prefix(bench, "nf4").items()}
+
+
+def _prefix(bench: Bench, kind: str) -> Figures:
     common, own = bench.size(COMMON, 128), bench.size(OWN, 16)
-    span = bench.span(bench.size(8, 2), 12 * (common + own + 32))
+    span = bench.span(bench.size(8, 2), 12 * (common + own + 32), kind)
     shared = states(common, span, seed=5).cpu()
 
     async def go() -> tuple[list[float], list[float], list[int]]:
