@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from shoal.peer.channel import Channel
 from shoal.peer.engine import DeviceEngine
 from shoal.peer.link import Patience
 from shoal.peer.node import Node, NodeConfig
-from shoal.peer.wire import Buffer, Close, Hidden, Message, Open, Opened, Refused, Want
+from shoal.peer.wire import Buffer, Close, Hidden, Message, Open, Opened, Receipt, Refused, Want
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -87,6 +88,8 @@ class Client:
         self._span = span
         self._channel = Channel(stream, AGENT, PATIENT, time.perf_counter)
         self._waiting: dict[bytes, asyncio.Future[Message]] = {}
+        self._receipts: dict[bytes, list[float]] = defaultdict(list)
+        self._receipt = asyncio.Event()
         self.dtype = str(span.dtype).removeprefix("torch.")
 
     async def run(self) -> None:
@@ -122,6 +125,13 @@ class Client:
         assert isinstance(answer, Hidden)
         return answer.payload
 
+    async def spent_s(self, session: bytes, steps: int) -> float:
+        """Seconds that the peer waited and computed for a lease's first `steps` steps, by its own receipts."""
+        while len(self._receipts[session]) < steps:
+            self._receipt.clear()
+            await self._receipt.wait()
+        return sum(self._receipts[session])
+
     def end(self, session: bytes) -> None:
         """Close a lease."""
         self._channel.send(Close(session=session, epoch=1))
@@ -135,6 +145,9 @@ class Client:
     def _on_message(self, _channel: Channel, message: Message) -> None:
         if isinstance(message, Refused):
             self._waiting.pop(message.session).set_exception(RuntimeError(f"refused: {message.text}"))
+        elif isinstance(message, Receipt):
+            self._receipts[message.session].append(message.queue_s + message.compute_s)
+            self._receipt.set()
         elif isinstance(message, (Opened, Hidden)):
             self._waiting.pop(message.session).set_result(message)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +41,7 @@ class Request:
     new: int
     position: int = 0
     made: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: tuple[int, ...] = ()
 
     @property
     def session(self) -> bytes:
@@ -56,11 +57,28 @@ class Request:
         return max(0, most - len(self.pages) - taken)
 
 
+class _Launched:
+    """A step that the device was given: its tokens are on their way to the host."""
+
+    def __init__(self, slices: list[Slice], tokens: torch.Tensor) -> None:
+        self.slices = slices
+        self.tokens = torch.empty_like(tokens, device="cpu", pin_memory=True)
+        self.tokens.copy_(tokens, non_blocking=True)
+        self.ended = torch.cuda.Event(enable_timing=True)
+        self.ended.record()
+
+    def wait(self, following: _Launched) -> tuple[list[Slice], float]:
+        """The slices of the step after this one, and its seconds from this one's end to its own."""
+        following.ended.synchronize()
+        return following.slices, self.ended.elapsed_time(following.ended) / 1e3
+
+
 class Load:
     """Requests on a span, step by step, as a peer would run them."""
 
-    def __init__(self, span: Span, table: torch.Tensor) -> None:
+    def __init__(self, span: Span, table: torch.Tensor, *, ahead: bool = False) -> None:
         self.span, self.table = span, table
+        self._ahead: deque[_Launched] | None = deque() if ahead and span.device.type == "cuda" else None
         self.allocator = PageAllocator(span.kv.n_pages)
         self.scheduler = Scheduler(Budget(STEP_TOKENS_CUDA))  # as a peer on a GPU has it
         self.steps_s: list[float] = []
@@ -75,20 +93,33 @@ class Load:
         self._queue(request, len(request.prompt))
 
     def step(self) -> list[Request]:
-        """One engine step; returns the requests that got a token in it."""
+        """One engine step; returns the requests that got a token in it.
+
+        `ahead`: the tokens of a step come to the host while the next one runs, since what runs next does not depend on
+        them. The scheduler then hears how long a step took one step later.
+        """
         started = time.perf_counter()
         slices = self.scheduler.next_batch()
         pieces = [(self._jobs[piece.job], piece) for piece in slices]
         rows = [self._row(request, piece) for request, piece in pieces]
         out = self.span.forward(self._inputs(pieces), rows)
         told = [request for request, piece in pieces if piece.done]
-        self._sample(out, pieces, told)
-        self.steps_s.append(time.perf_counter() - started)
-        self.scheduler.ran(slices, self.steps_s[-1])
+        tokens = self._sample(out, pieces, told)
+        if self._ahead is None:
+            tokens.cpu()  # a peer, too, waits for every step
+            self._took(slices, time.perf_counter() - started)
+        else:
+            self._ahead.append(_Launched(slices, tokens))
         for request, piece in pieces:
             self._advance(request, piece)
         self._count_unused()
+        if self._ahead is not None and len(self._ahead) > 2:
+            self._took(*self._ahead.popleft().wait(self._ahead[0]))
         return told
+
+    def _took(self, slices: list[Slice], seconds: float) -> None:
+        self.steps_s.append(seconds)
+        self.scheduler.ran(slices, seconds)
 
     def run_until(self, done: Callable[[], bool]) -> None:
         """Steps until `done()`."""
@@ -105,7 +136,7 @@ class Load:
             taken = self.allocator.allocate(lacking, last, request.room_after(lacking))
             if taken is None:
                 raise RuntimeError("the benchmark's pages are too few")
-            request.pages += taken
+            request.pages += taken  # a tuple, as leases hold them
         length = len(request.prompt) if piece.count > 1 or not request.made else 0
         return Row(request.pages, request.position, piece.count, length)
 
@@ -129,19 +160,20 @@ class Load:
     def _index(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long).to(self.table.device, non_blocking=True)
 
-    def _sample(self, out: torch.Tensor, pieces: Sequence[tuple[Request, Slice]], told: Sequence[Request]) -> None:
-        """Greedy tokens of the finished pieces' last rows, and their next inputs."""
+    def _sample(
+        self, out: torch.Tensor, pieces: Sequence[tuple[Request, Slice]], told: Sequence[Request]
+    ) -> torch.Tensor:
+        """Greedy tokens of the finished pieces' last rows, on the device, and their next inputs."""
         ends, total = [], 0
         for _, piece in pieces:
             total += piece.count
             if piece.done:
                 ends.append(total - 1)
         if not ends:
-            out[-1:].cpu()  # a peer, too, waits for every step
-            return
+            return out[-1:, :1]
         tokens = out.index_select(0, self._index(ends))[:, :TABLE].argmax(-1)
         self._next[self._index([request.number for request in told])] = self.table[tokens % len(self.table)]
-        tokens.cpu()
+        return tokens
 
     def _advance(self, request: Request, piece: Slice) -> None:
         request.position += piece.count
@@ -152,7 +184,7 @@ class Load:
         if request.made < request.new:
             self._queue(request, 1)
         else:
-            self.allocator.release(tuple(request.pages))
+            self.allocator.release(request.pages)
             del self.running[request.number]
 
     def _count_unused(self) -> None:
@@ -175,7 +207,7 @@ def requests(bench: Bench) -> Figures:
     seconds = 0.0
     for number in range(3):  # the first runs choose kernels and capture graphs
         tell(f"  {count} requests, run {number + 1} ...")
-        load = Load(span, table)
+        load = Load(span, table, ahead=True)
         for index in range(count):
             load.add(Request(index, states(prompt, span, seed=10 + index), new))
         synchronize(bench.device)

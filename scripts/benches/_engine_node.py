@@ -6,6 +6,7 @@ import asyncio
 import os
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 from _engine_link import Client, served
@@ -18,8 +19,9 @@ REQUESTS, PROMPT, NEW = 64, 512, 128
 
 
 def prefix(bench: Bench) -> Figures:
-    """Time to the first token of a session with 2,048 tokens in common with one before, and 16 of its own, against the
-    time of that first session: through the node, so with leases, messages and the prefix cache of a peer."""
+    """The prefill of a session with 2,048 tokens in common with one before, and 16 of its own, against that of the
+    first: through the node, so with leases, messages and a peer's prefix cache. The time is what the peer's receipts
+    say, waiting and computing; beside it the time from asking for a lease to the first answer, messages included."""
     found = _prefix(bench, "bf16")
     release(bench.device)
     return found | {f"{name}_nf4": value for name, value in _prefix(bench, "nf4").items()}
@@ -30,38 +32,48 @@ def _prefix(bench: Bench, kind: str) -> Figures:
     span = bench.span(bench.size(8, 2), 12 * (common + own + 32), kind)
     shared = states(common, span, seed=5).cpu()
 
-    async def go() -> tuple[list[float], list[float], list[int]]:
-        first_s, second_s, cached = [], [], []
+    async def go() -> tuple[list[_First], list[_First]]:
+        first, second = [], []
         async with served(span) as (_node, client):
             for number in range(5):
                 keys = tuple(os.urandom(16) for _ in range(common // PREFIX_TOKENS))
-                for times in (first_s, second_s):
+                for results in (first, second):
                     hidden = torch.cat([shared, states(own, span, seed=100 + number).cpu()])
-                    seconds, hit = await _first_token(client, hidden, keys)
-                    times.append(seconds)
-                    cached.append(hit)
-        return first_s[1:], second_s[1:], cached[2:]  # the first pair chooses kernels and captures graphs
+                    results.append(await _first_token(client, hidden, keys))
+        return first[1:], second[1:]  # the first pair chooses kernels and captures graphs
 
-    first_s, second_s, cached = asyncio.run(go())
-    if cached[::2] != [0] * len(first_s):
-        raise RuntimeError(f"a new prefix was found in the cache: {cached}")
+    first, second = asyncio.run(go())
+    if any(one.cached for one in first):
+        raise RuntimeError("a new prefix was found in the cache")
+    first_s, second_s = (statistics.median(one.peer_s for one in ones) for ones in (first, second))
+    first_all_s, second_all_s = (statistics.median(one.all_s for one in ones) for ones in (first, second))
     return {
-        "prefix_first_ms": statistics.median(first_s) * 1e3,
-        "prefix_second_ms": statistics.median(second_s) * 1e3,
-        "prefix_cached_tokens": float(min(cached[1::2])),
-        "prefix_hit_ratio": statistics.median(second_s) / statistics.median(first_s),
+        "prefix_first_ms": first_s * 1e3,
+        "prefix_second_ms": second_s * 1e3,
+        "prefix_cached_tokens": float(min(one.cached for one in second)),
+        "prefix_hit_ratio": second_s / first_s,
+        "prefix_hit_ratio_with_messages": second_all_s / first_all_s,
     }
 
 
-async def _first_token(client: Client, hidden: torch.Tensor, keys: tuple[bytes, ...]) -> tuple[float, int]:
-    """Seconds from asking for a lease to the answer of the prompt's last token; and how many tokens were cached."""
+@dataclass(frozen=True)
+class _First:
+    """Seconds up to a prompt's answer: by the peer's receipts, and in all; and how many tokens were cached."""
+
+    peer_s: float
+    all_s: float
+    cached: int
+
+
+async def _first_token(client: Client, hidden: torch.Tensor, keys: tuple[bytes, ...]) -> _First:
     started = time.perf_counter()
     session, cached = await client.open(len(hidden) + 16, keys)
-    await _prompt(client, session, hidden, cached)
-    seconds = time.perf_counter() - started
+    steps = await _prompt(client, session, hidden, cached)
+    all_s = time.perf_counter() - started
+    peer_s = await client.spent_s(session, steps)
     client.end(session)
     await asyncio.sleep(0.01)
-    return seconds, cached
+    return _First(peer_s, all_s, cached)
 
 
 async def _prompt(client: Client, session: bytes, hidden: torch.Tensor, start: int = 0) -> int:
