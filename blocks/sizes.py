@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ROWS_BESIDE = (4, 16, 32, 48, 64, 96, 128, 256)  # fewer sizes of decodes where there are many of chunks
-CHUNKS = tuple(size for power in range(4, 12) for size in (2**power, 3 * 2 ** (power - 1)) if size <= 2048)
+CHUNKS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # longer ones keep a GPU busy while they are launched
 ROWS_OF_CHUNKS = (2, 16, 128)
 PAGES = tuple(4**power for power in range(2, 10))  # 16 pages are 256 tokens, 64 are 1,024, and so on
 
