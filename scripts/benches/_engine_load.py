@@ -213,6 +213,7 @@ def requests(bench: Bench) -> Figures:
         synchronize(bench.device)
         started = time.perf_counter()
         load.run_until(lambda load=load: not load.running)
+        synchronize(bench.device)
         seconds = time.perf_counter() - started
     return {
         "span_tokens_per_s": count * new / seconds,
