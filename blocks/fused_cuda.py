@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from shoal.blocks.fused import FusedBlock, gate
 from shoal.blocks.kernels.decode import decode_attention
+from shoal.blocks.kernels.linear import KernelLinear
 from shoal.blocks.kernels.norm import add_norm
 from shoal.blocks.kernels.prefill import prefill_attention
 from shoal.blocks.kernels.rope import HeadShape, cos_sin, rope_and_store
@@ -54,6 +55,9 @@ class FusedSpan:
         self._types = parts.spec.layer_types
         self._rotary: Rotary | None = parts.rotary
         self._blocks = {index: layer for index, layer in parts.layers.items() if isinstance(layer, FusedBlock)}
+        self.starts_early = any(
+            isinstance(block.qkv, KernelLinear) and block.qkv.starts_early for block in self._blocks.values()
+        )
         self._shapes = {index: _head_shape(block) for index, block in self._blocks.items()}
 
     @property
@@ -75,14 +79,24 @@ class FusedSpan:
         for index in run:
             block = self._blocks[index]
             before, after, before_mlp, after_mlp = block.norms
-            state = add_norm(residual, delta, before, post=post, scale=scale, dtype=self.dtype)
+            state = add_norm(
+                residual, delta, before, post=post, scale=scale, dtype=self.dtype, starts_early=self.starts_early
+            )
             turn = turns[""] if "" in turns else turns[self._types[index]]
             seen = self._attend(index, block.qkv(state), turn, inputs)
             scale = block.residual_scale
-            state = add_norm(residual, block.o(seen), before_mlp, post=after, scale=scale, dtype=self.dtype)
+            state = add_norm(
+                residual,
+                block.o(seen),
+                before_mlp,
+                post=after,
+                scale=scale,
+                dtype=self.dtype,
+                starts_early=self.starts_early,
+            )
             inner = block.gate_up(state)
             delta, post = block.down(inner if block.gated else gate(inner, block.activation)), after_mlp
-        return add_norm(residual, delta, None, post=post, scale=scale, dtype=self.dtype)
+        return add_norm(residual, delta, None, post=post, scale=scale, dtype=self.dtype, starts_early=self.starts_early)
 
     def _turns(self, inputs: Inputs) -> Turns:
         if self._rotary is None:
@@ -98,21 +112,25 @@ class FusedSpan:
     ) -> torch.Tensor:
         block, kv, shape = self._blocks[index], self.kv.block(index), self._shapes[index]
         query = rope_and_store(
-            qkv, *turn, inputs.slots, kv, shape, q_norm=block.q_norm, k_norm=block.k_norm, dtype=self.dtype
+            qkv, *turn, inputs.slots, kv, shape, q_norm=block.q_norm, k_norm=block.k_norm, dtype=self.dtype,
+            starts_early=self.starts_early,
         )  # fmt: skip
         n = 0 if inputs.decodes is None else len(inputs.decodes.ends)
         done = []
         if inputs.decodes is not None:
-            done.append(_decode(block, query[:n], kv, inputs.decodes))
+            done.append(_decode(block, query[:n], kv, inputs.decodes, starts_early=self.starts_early))
         if inputs.tiles is not None:
             done.append(_prefill(block, query[n:], kv, inputs.tiles))
         return done[0] if len(done) == 1 else torch.cat(done)
 
 
-def _decode(block: FusedBlock, query: torch.Tensor, kv: BlockKV, decodes: Decodes) -> torch.Tensor:
+def _decode(
+    block: FusedBlock, query: torch.Tensor, kv: BlockKV, decodes: Decodes, *, starts_early: bool
+) -> torch.Tensor:
     return decode_attention(
         query, kv, decodes.table, decodes.ends, splits=decodes.splits, scale=block.rules.scale,
         window=block.attention.window, softcap=block.rules.softcap, sinks=None,
+        starts_early=starts_early,
     )  # fmt: skip
 
 

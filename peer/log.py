@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import logging
 
     from shoal.peer.node import Node
+    from shoal.peer.residency import Counts
 
 REPORT_S = 15.0
 
@@ -35,8 +36,18 @@ def line(node: Node, tokens_per_s: float, busy: float) -> str:
     now = f"{_count(len(book.leases), 'session')} of {_count(len(book.clients()), 'client')}, KV {used:.0%} full"
     return (
         f"blocks {node.engine.start}:{node.engine.stop}: {tokens_per_s:.1f} tokens/s, device busy {busy:.0%}; "
-        f"{now if book.leases else 'no session is open now'}"
+        f"{now if book.leases else 'no session is open now'}{_so_far(book.residency.counts)}"
     )
+
+
+def _so_far(counts: Counts) -> str:
+    """What has been saved and what has been moved since the start, where there is any."""
+    parts = []
+    if counts.hits:
+        parts.append(f"{counts.hit_tokens} prompt tokens known from before")
+    if counts.saved:
+        parts.append(f"{_count(counts.saved, 'page')} moved to host memory")
+    return f"; so far {', '.join(parts)}" if parts else ""
 
 
 def _count(number: int, thing: str) -> str:

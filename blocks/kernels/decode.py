@@ -154,6 +154,7 @@ def decode_attention(
     window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
+    starts_early: bool = False,
 ) -> torch.Tensor:
     """Each row's one query against the positions that it sees: `q [B, heads, D]` to `[B, heads * D]`.
 
@@ -205,7 +206,7 @@ def decode_attention(
         WEIGHT=weight_type(q.dtype, scaled=scaled),
         STAGES=stages,
         num_warps=4,
-        **early(q.device),
+        **early(q.device, starts_early),
     )
     return out
 

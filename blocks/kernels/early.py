@@ -24,9 +24,9 @@ def wait_for_inputs(EARLY: tl.constexpr):
 
 
 @functools.cache
-def early(device: torch.device) -> dict[str, Any]:
-    """A launch's options and the kernel's EARLY."""
-    if device.type != "cuda" or torch.version.hip is not None or not hasattr(tl.extra.cuda, "gdc_wait"):
+def early(device: torch.device, wanted: bool) -> dict[str, Any]:
+    """A launch's options and the kernel's EARLY, where it is `wanted` and the device is able to."""
+    if not wanted or device.type != "cuda" or torch.version.hip is not None or not hasattr(tl.extra.cuda, "gdc_wait"):
         return {"EARLY": False}
     able = torch.cuda.get_device_capability(device) >= (9, 0)
     return {"EARLY": True, "launch_pdl": True} if able else {"EARLY": False}

@@ -57,6 +57,11 @@ class KernelLinear(nn.Module):
         self.out_features, self.in_features = matrix.out_features, matrix.in_features
         self._chosen: dict[tuple[int, torch.dtype], str] = {}
 
+    @property
+    def starts_early(self) -> bool:
+        """Whether kernels around this one should be launched before the one ahead of them ends (`kernels.early`)."""
+        return self.matrix.operands().form != DENSE
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x [T, K]` in float16 or bfloat16; may be captured in a CUDA graph after `prepare` for its rows."""
         rows = x.shape[0]

@@ -74,6 +74,7 @@ def add_norm(
     post: RMSNorm | None = None,
     scale: float = 1.0,
     dtype: torch.dtype,
+    starts_early: bool = False,
 ) -> torch.Tensor:
     """`residual += scale * post(delta)`, in place; returns `norm(residual)` in `dtype`, or the residual itself in it.
 
@@ -105,6 +106,6 @@ def add_norm(
         POST_PLUS_ONE=post is not None and post.plus_one,
         NORM_PLUS_ONE=norm is not None and norm.plus_one,
         num_warps=min(max(block // 128, 1), 32),
-        **early(residual.device),
+        **early(residual.device, starts_early),
     )
     return out

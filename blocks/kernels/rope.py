@@ -222,6 +222,7 @@ def rope_and_store(
     q_norm: RMSNorm | None,
     k_norm: RMSNorm | None,
     dtype: torch.dtype,
+    starts_early: bool = False,
 ) -> torch.Tensor:
     """Norm and rotate queries and keys, write keys and values into `slots [T]` int32; returns queries `[T, heads, D]`.
 
@@ -266,7 +267,7 @@ def rope_and_store(
         K_PLUS_ONE=k_norm is not None and k_norm.plus_one,
         SCALED=kv.key_scale is not None,
         num_warps=8 if few else 2,
-        **early(qkv.device),
+        **early(qkv.device, starts_early),
     )
     return out
 

@@ -15,7 +15,7 @@ PROMPT = 20
 
 @pytest.fixture(scope="module")
 def span():
-    options = SpanOptions(kv_pages=12, device="cuda", dtype=torch.bfloat16)
+    options = SpanOptions(kv_pages=12, device="cuda", dtype=torch.bfloat16, fused=False)
     return load_span(resolve("demo"), range(2), options)
 
 

@@ -9,11 +9,12 @@ import interpreted  # noqa: F401
 import pytest
 import torch
 from shoal.blocks.checkpoint import resolve
+from shoal.blocks.kv import KVPool
 from shoal.blocks.span import Row, Span, SpanOptions, load_span
 from tiny_models import save_tiny
 
 # isort: split
-from shoal.blocks import graphs, steps
+from shoal.blocks import graphs, makers, steps
 from shoal.blocks.sizes import split
 from shoal.blocks.steps import Steps
 
@@ -54,3 +55,38 @@ def test_kernels_compute_what_the_layer_computes(variant: str, tmp_path, monkeyp
         expected, found = exact.forward(hidden, rows), through_kernels(half, hidden, rows).float()
         error = (found - expected).norm() / expected.norm()
         assert 1e-6 < error < 5e-3, (rows, error)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_quantized_matrices_are_multiplied_as_they_are(quantization: str, tmp_path, monkeypatch) -> None:
+    """The same blocks with the kernels' matrices, and with what these are once they are made whole again."""
+    monkeypatch.setattr(graphs, "choose_splits", lambda *_: 2)
+    monkeypatch.setattr(makers, "has_kernels", lambda *_: True)
+    save_tiny("llama", tmp_path)
+    checkpoint = resolve(str(tmp_path))
+    half = load_span(checkpoint, range(1, 3), SpanOptions(24, quantization, dtype=torch.float16))
+    exact = load_span(checkpoint, range(1, 3), SpanOptions(24, quantization, dtype=torch.float16))
+    exact.dtype, exact.kv = torch.float32, KVPool(exact.spec, exact.blocks, 24, "cpu", torch.float32)
+    for block in exact._parts.layers.values():
+        block.gated = False
+        for name in ("qkv", "o", "gate_up", "down"):
+            held = getattr(block, name)
+            linear = torch.nn.Linear(held.in_features, held.out_features, bias=held.bias is not None)
+            linear.weight = torch.nn.Parameter(held.dequantized(), requires_grad=False)
+            if held.bias is not None:
+                linear.bias = torch.nn.Parameter(held.bias, requires_grad=False)
+            setattr(block, name, linear)
+        block.float()
+    generator = torch.Generator().manual_seed(4)
+    for rows in FORWARDS:
+        hidden = torch.randn((sum(row.count for row in rows), exact.spec.hidden_size), generator=generator)
+        expected, found = exact.forward(hidden, rows), through_kernels(half, hidden, rows).float()
+        assert 1e-6 < (found - expected).norm() / expected.norm() < 5e-3
+
+
+def test_kernels_start_early_around_quantized_matrices_only(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(makers, "has_kernels", lambda *_: True)
+    save_tiny("llama", tmp_path)
+    for quantization, early in (("none", False), ("nf4", True), ("int8", True)):
+        span = load_span(resolve(str(tmp_path)), range(1), SpanOptions(24, quantization, dtype=torch.float16))
+        assert steps.FusedSpan(span._parts, span.kv).starts_early is early

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.peer.book import Offer
 from shoal.peer.log import line
 from shoal.peer.node import Node, NodeConfig
-from shoal.peer.wire import Open
+from shoal.peer.wire import PREFIX_TOKENS, Open
 
 from tests.sim.network import SimTransport
 from tests.sim.swarm import World
@@ -34,3 +34,18 @@ async def test_sessions_are_counted_and_kv_that_is_only_remembered_is_not_full()
     assert residency.pages.free < engine.n_pages, "the beginning of the prompt is remembered"
     node.book.open(OPEN, "bob")
     assert line(node, 0.0, 0.0).endswith("1 session of 1 client, KV 0% full")
+
+
+async def test_what_the_cache_saved_and_what_was_swapped_is_told():
+    engine = ToyEngine(2, 6)
+    offer = Offer(b"n" * 32, "r1", 2, 6, WIDTH, engine.n_pages, PAGE_TOKENS, lambda *_: True)
+    node = Node(NodeConfig(offer, "test"), engine, SimTransport(World(1).net, "peer"))
+    first = node.book.open(OPEN, "alice")
+    node.book.residency.prepare(first.holding, 0, 40 * PAGE_TOKENS)
+    node.book.residency.written(first.holding)
+    node.book.detach(first)
+    node.book.free(first)
+    node.book.open(OPEN, "alice")
+    node.book.residency.counts.saved = 1
+    known = len(OPEN.prefix) * PREFIX_TOKENS
+    assert line(node, 0.0, 0.0).endswith(f"so far {known} prompt tokens known from before, 1 page moved to host memory")
