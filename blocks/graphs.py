@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shoal.blocks.sizes import Size, Step
 
 MAX_GRAPHS = 128
-USES_BEFORE_CAPTURE = 2  # a range of blocks that one session tries once is not worth a capture
+USES_BEFORE_CAPTURE = 1  # kernels must have been compiled and chosen; and what is tried once is not worth a capture
 _RING = 4  # steps whose inputs may be on their way at once
 
 

@@ -68,7 +68,8 @@ def load_parts(checkpoint: Tensors, spec: ModelSpec, blocks: range, placement: P
     rotary = _rotary(spec, config, placement.device)
     make = functools.partial(_empty, config, spec)
     # A captured graph asks for no block, and streamed blocks wait for the bus anyway: the library's layers will do.
-    fuse = placement.fused and not placement.host_blocks
+    # Elsewhere (MPS) complex numbers, which our own layer rotates with, are not known to work.
+    fuse = placement.fused and not placement.host_blocks and placement.device.type in ("cpu", "cuda")
     asked = _asked(make, spec, blocks, rotary) if fuse and rotary else None
     layers = Streamed(placement.device, blocks[len(blocks) - placement.host_blocks :])
     for index in blocks:

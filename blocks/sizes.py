@@ -21,7 +21,7 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ROWS_BESIDE = (4, 16, 32, 48, 64, 96, 128, 256)  # fewer sizes of decodes where there are many of chunks
 CHUNKS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # longer ones keep a GPU busy while they are launched
 ROWS_OF_CHUNKS = (2, 16, 128)
-PAGES = tuple(4**power for power in range(2, 10))  # 16 pages are 256 tokens, 64 are 1,024, and so on
+PAGES = (64, 512, 4096, 32768, 262144)  # of a row: 1,024 tokens, 8,192, and so on; few, each is a graph of its own
 
 _KNOWN = 4096
 
@@ -145,7 +145,7 @@ class PageArrays:
         if pages is not row.pages or array is None:
             check_row(row, self._n_pages * PAGE_TOKENS)
             array = np.array(row.pages, dtype=np.int32)
-            if isinstance(row.pages, tuple):  # kept alive here, so that no other can have its identity
+            if isinstance(row.pages, (tuple, range)):  # kept alive here, so that no other can have its identity
                 if len(self._known) >= _KNOWN:
                     self._known.clear()
                 self._known[id(row.pages)] = row.pages, array

@@ -111,7 +111,8 @@ class _Fitting:
         buffers = BUFFERS * max(self.weights)
         for count in range(self.most, max(resident, BUFFERS, self.fewest - 1), -1):
             floor = self.wishes.kv_tokens or min(FLOOR_TOKENS, self.figures.most_tokens)
-            left = self.usable - buffers - floor * _heaviest(self.kv, count)
+            pages = -(-floor // self.figures.page_tokens) + 1  # and one that is nobody's
+            left = self.usable - buffers - pages * self.figures.page_tokens * _heaviest(self.kv, count)
             here = max((n for n in range(count) if _heaviest(self.weights, n) <= left), default=0)
             if left >= 0 and _heaviest(self.weights, count - here) <= self._host_bytes():
                 tokens = self._tokens(self.usable - buffers - _heaviest(self.weights, here), count)

@@ -105,8 +105,8 @@ def price(columns: Columns, request: RouteRequest, rows: NDArray[np.int64]) -> C
         step_s=(load * decode_s)[rows],
         stage_s=(load * prefill_s)[rows] * work.chunk_tokens,
         visit_s=wait_s[rows] + HOP_OVERHEAD_S,
-        leg_in_s=_end_legs(columns, knowledge, request.upstream)[rows],
-        leg_out_s=_end_legs(columns, knowledge, request.downstream)[rows],
+        leg_in_s=_end_legs(columns, knowledge, request.upstream, after=False)[rows],
+        leg_out_s=_end_legs(columns, knowledge, request.downstream, after=True)[rows],
         weight=weight[rows],
     )
 
@@ -159,8 +159,9 @@ def leg_s(columns: Columns, knowledge: Knowledge, source: str, target: str) -> f
     return max(claims, default=default_s)
 
 
-def _end_legs(columns: Columns, knowledge: Knowledge, neighbour: str | None) -> NDArray[np.float64]:
-    """One-way seconds between every peer and what stands before or after the route: a peer, or None for the client."""
+def _end_legs(columns: Columns, knowledge: Knowledge, neighbour: str | None, *, after: bool) -> NDArray[np.float64]:
+    """One-way seconds to every peer from what stands before the route, or from every peer to what stands `after` it:
+    a peer, or None for the client."""
     legs = np.full(len(columns.ids), LEG_S.clamp(knowledge.default_leg_s))
     if neighbour is None:
         halves = {peer_id: rtt_s / 2 for peer_id, rtt_s in knowledge.rtts_s.items()}
@@ -170,7 +171,8 @@ def _end_legs(columns: Columns, knowledge: Knowledge, neighbour: str | None) -> 
     if (row := columns.index.get(neighbour)) is not None:
         named.update(columns.rtts_s[row])
     for row in _rows(columns, named):
-        legs[row] = leg_s(columns, knowledge, neighbour, columns.ids[row])
+        ends = (columns.ids[row], neighbour) if after else (neighbour, columns.ids[row])
+        legs[row] = leg_s(columns, knowledge, *ends)
     return legs
 
 

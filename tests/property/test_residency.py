@@ -36,6 +36,9 @@ class Guest:
         return self.owner, self.prompt, position
 
 
+TAKE = residency.TAKE
+
+
 class Pressure(RuleBasedStateMachine):
     """`device`: page -> what its slots say. Host memory is what `Saved.kv` holds."""
 
@@ -100,6 +103,12 @@ class Pressure(RuleBasedStateMachine):
         self._close(data.draw(st.sampled_from(self.guests)))
 
     def teardown(self):
+        try:
+            self._let_all_run()
+        finally:
+            residency.TAKE = TAKE
+
+    def _let_all_run(self):
         """Everybody who has work runs, although the others ask for more at once."""
         if not hasattr(self, "residency"):
             return

@@ -9,7 +9,7 @@ from shoal.blocks.kernels.tiles import FIELDS
 from shoal.blocks.sizes import CHUNKS, PAGES, ROWS, Layout, PageArrays, exact_size, size_of, split
 
 RUN, GROUP, SCRATCH = range(2, 6), 4, 99
-LONG = tuple(range(40))
+LONG = tuple(range(70))
 
 
 def decode(position: int, pages: tuple[int, ...] = LONG) -> Row:
@@ -25,9 +25,9 @@ def test_decodes_lead_and_one_token_after_a_chunk_is_a_chunk() -> None:
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 4), (9, 12), (256, 256)])
 def test_the_smallest_size_that_holds_a_step(count: int, rows: int) -> None:
-    size = size_of(RUN, split([decode(255)] * count), GROUP)
-    assert (size.start, size.stop, size.decodes, size.pages, size.chunk) == (2, 6, rows, 16, 0)
-    assert size_of(RUN, split([decode(256)] * count), GROUP).pages == 64
+    size = size_of(RUN, split([decode(1023)] * count), GROUP)
+    assert (size.start, size.stop, size.decodes, size.pages, size.chunk) == (2, 6, rows, 64, 0)
+    assert size_of(RUN, split([decode(1024)] * count), GROUP).pages == 512
 
 
 def test_a_step_that_no_size_holds_has_none() -> None:
