@@ -25,7 +25,7 @@ from shoal.blocks.quantize import check_kind
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # row counts that are tuned; others take the next larger one's choice
 _TWICE = 2 * skinny.MOST_ROWS
@@ -63,7 +63,7 @@ class KernelLinear(nn.Module):
         return self.matrix.operands().form != DENSE
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x [T, K]` in float16 or bfloat16; may be captured in a CUDA graph after `prepare` for its rows."""
+        """`x [T, K]` in float16 or bfloat16; may be captured in a CUDA graph after a call with as many rows."""
         rows = x.shape[0]
         if rows == 0:
             return x.new_empty((0, self.out_features // (1 if self.gated is None else 2)))
@@ -75,11 +75,6 @@ class KernelLinear(nn.Module):
         bucket = _bucket(rows)
         name = self._chosen.get((bucket, x.dtype)) or self._choose(bucket, x.dtype)
         return self._ways(operands, bucket)[name](x)
-
-    def prepare(self, rows: Iterable[int], dtype: torch.dtype) -> None:
-        """Choose and compile for these row counts, outside any graph capture."""
-        for bucket in sorted({_bucket(n) for n in rows if 0 < n <= skinny.MOST_ROWS}):
-            self._choose(bucket, dtype)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The matrix [N, K] that the kernels multiply with, for tests and references."""

@@ -67,7 +67,7 @@ class MemoryTransport:
         self._serve: Callable[[MemoryStream], Awaitable[None]]
 
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> MemoryStream:
-        raise NotImplementedError(f"no next hop {peer_id} at {addrs}")
+        raise ConnectionError(f"no next hop {peer_id} at {addrs}: the node is the route's last")
 
     async def serve(self, on_stream: Callable[[MemoryStream], Awaitable[None]]) -> None:
         self._serve = on_stream

@@ -111,7 +111,7 @@ def test_more_rows_than_the_kernel_takes(partials: bool, rows: int) -> None:
 
 def test_in_a_graph_and_in_another_thread() -> None:
     module = make(512, 512, "none", partials=True)
-    module.prepare([4], torch.bfloat16)
+    module(torch.randn((4, module.in_features), device="cuda").bfloat16())  # chooses and compiles
     x = torch.randn(4, 512, device="cuda").bfloat16()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
