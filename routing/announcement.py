@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import msgpack
-from shoal.routing.bounds import BLOCK_S, MAX_CHUNK, MAX_FREE_TOKENS, MAX_QUEUE, RTT_S, clamp_count
+from shoal.routing.bounds import BLOCK_S, MAX_CHUNK, MAX_FREE_TOKENS, MAX_QUEUE, RTT_S, clamp_count, clamp_upload
 
 if TYPE_CHECKING:
     from shoal.dht.record import Record
 
 State = Literal["joining", "online", "draining"]
+Reach = Literal["direct", "relayed", "unknown"]
 
 STATES: Final = frozenset(get_args(State))
+REACHES: Final = frozenset(get_args(Reach))
 MAX_BODY_BYTES: Final = 1500
 MAX_ADDRS: Final = 8
 MAX_ADDR_CHARS: Final = 256
@@ -38,7 +40,8 @@ class Announcement:
 
     `decode_s`: seconds one decode token spends in this peer's engine per block when alone. `prefill_s`: seconds per
     prompt token and block. `queue`: sessions in service. `free_tokens`: KV tokens not claimed. `max_chunk`: prompt
-    tokens in one message. `rtts`: (peer id, measured round trip in seconds). `name`: free text for people.
+    tokens in one message. `rtts`: (peer id, measured round trip in seconds). `name`: free text for people. `reach`: how
+    others get to it. `upload_bps`: bytes/s that it can send, 0 if it does not know.
     """
 
     peer_id: str
@@ -59,6 +62,8 @@ class Announcement:
     version: str
     name: str
     revision: str
+    reach: Reach = "unknown"
+    upload_bps: float = 0.0
 
 
 def encode(announcement: Announcement) -> bytes:
@@ -112,6 +117,8 @@ def _body(announcement: Announcement) -> dict[str, Any]:
         "r": {peer_id: round(RTT_S.clamp(rtt_s) * 1e6) for peer_id, rtt_s in nearest},  # whole microseconds are short
         "v": announcement.version,
         "n": announcement.name,
+        "re": announcement.reach,
+        "b": clamp_upload(announcement.upload_bps),
     }
 
 
@@ -145,6 +152,7 @@ def _fields(body: dict[str, Any], n_blocks: int) -> dict[str, Any]:
     state = _label(body, "st")
     if state not in STATES:
         raise AnnouncementError(f"state {state!r} is none of {', '.join(sorted(STATES))}")
+    reach = _label(body, "re") if "re" in body else "unknown"
     return {
         "start": start,
         "stop": stop,
@@ -160,6 +168,8 @@ def _fields(body: dict[str, Any], n_blocks: int) -> dict[str, Any]:
         "rtts": _rtts(body),
         "version": _label(body, "v"),
         "name": _label(body, "n"),
+        "reach": reach if reach in REACHES else "unknown",  # a later version may know more ways
+        "upload_bps": clamp_upload(_float(body, "b")) if "b" in body else 0.0,
     }
 
 

@@ -28,10 +28,21 @@ LEG_S = Range(5e-6, 30.0)  # one message one way between two machines
 RTT_S = Range(1e-5, 60.0)  # and back
 WAIT_S = Range(1e-6, 60.0)  # one step waiting in a peer's queue
 
+MIN_UPLOAD_BPS = 1e3  # bytes/s that a peer can send
+MAX_UPLOAD_BPS = 1.25e10
+
 MAX_QUEUE = 100_000  # sessions and tokens in service
 MAX_FREE_TOKENS = 2**40
 MAX_CHUNK = 65_536  # prompt tokens in one message
 MAX_PENALTY = 100.0  # factor on the cost of a peer that keeps failing
+CLAIM_GAIN = 4 / 3  # how much better than what is known otherwise an unmeasured claim may count
+
+
+def clamp_upload(bytes_per_s: float) -> float:
+    """Return a rate within its bounds; what cannot be one becomes 0, which stands for an unknown rate."""
+    if not math.isfinite(bytes_per_s) or bytes_per_s <= 0.0:
+        return 0.0
+    return min(max(bytes_per_s, MIN_UPLOAD_BPS), MAX_UPLOAD_BPS)
 
 
 def clamp_count(count: int, low: int, high: int) -> int:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from shoal.routing.bounds import BLOCK_S, MAX_FREE_TOKENS, MAX_QUEUE, RTT_S, clamp_count
+from shoal.routing.bounds import BLOCK_S, MAX_FREE_TOKENS, MAX_QUEUE, RTT_S, clamp_count, clamp_upload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from shoal.routing.announcement import Announcement
+
+DEFAULT_UPLOAD_BPS: Final = 12.5e6  # of who has measured none: 100 Mbit/s
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """One entry per peer, in the view's order; seconds are per token and block as announced.
 
-    `rtts_s[i]`: what peer i says of its distance to others, as said. `nearest_s[i]`: its nearest of those, infinite if
-    none.
+    `byte_s`: seconds to send one byte. `rtts_s[i]`: what peer i says of its distance to others, as said.
+    `nearest_s[i]`: its nearest of those, infinite if none.
     """
 
     ids: tuple[str, ...]
@@ -32,6 +34,7 @@ class Columns:
     prefill_s: NDArray[np.float64]
     queue: NDArray[np.float64]
     free_tokens: NDArray[np.int64]
+    byte_s: NDArray[np.float64]
     rtts_s: tuple[dict[str, float], ...]
     nearest_s: NDArray[np.float64]
 
@@ -52,9 +55,15 @@ def columns_of(peers: tuple[Announcement, ...]) -> Columns:
         prefill_s=_clamped([peer.prefill_s for peer in peers]),
         queue=np.array([clamp_count(peer.queue, 0, MAX_QUEUE) for peer in peers], dtype=np.float64),
         free_tokens=np.array([clamp_count(peer.free_tokens, 0, MAX_FREE_TOKENS) for peer in peers], dtype=np.int64),
+        byte_s=np.array([byte_s(peer.upload_bps) for peer in peers], dtype=np.float64),
         rtts_s=rtts_s,
         nearest_s=np.where(nearest_s > 0.0, nearest_s, RTT_S.worst),
     )
+
+
+def byte_s(upload_bps: float) -> float:
+    """Return the seconds that one byte takes at a rate in bytes/s, 0 standing for one that nobody has measured."""
+    return 1.0 / (clamp_upload(upload_bps) or DEFAULT_UPLOAD_BPS)
 
 
 def _clamped(figures_s: list[float]) -> NDArray[np.float64]:

@@ -25,10 +25,11 @@ class Knowledge:
     """Measurements of the node that plans. Every mapping is keyed by peer id.
 
     `rtts_s`: round trips from this node. `legs_s`: one-way times between two peers, (from, to); used for both
-    directions unless the other one is there too; for a pair that cannot talk directly, put the way through the client
-    here. `speeds`: from receipts, without waiting. `waits_s`: seconds a step waits in the peer's queue, from receipts;
-    takes the place of the announced queue. `penalties`: factors >= 1 and `banned`: see `Health`. `default_leg_s`: a leg
-    that nobody has measured.
+    directions unless the other one is there too. `via_client`: ordered pairs (a, b) where a cannot reach b, so that
+    their leg costs those to and from this node. `upload_bps`: bytes/s that this node can send, 0 if unknown.
+    `speeds`: from receipts, without waiting. `waits_s`: seconds a step waits in the peer's queue, from receipts; takes
+    the place of the announced queue. `penalties`: factors >= 1 and `banned`: see `Health`. `default_leg_s`: a leg that
+    nobody has measured.
     """
 
     rtts_s: Mapping[str, float] = field(default_factory=dict)
@@ -38,3 +39,5 @@ class Knowledge:
     penalties: Mapping[str, float] = field(default_factory=dict)
     banned: frozenset[str] = frozenset()
     default_leg_s: float = DEFAULT_LEG_S
+    via_client: frozenset[tuple[str, str]] = frozenset()
+    upload_bps: float = 0.0

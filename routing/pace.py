@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from shoal.routing.bounds import BLOCK_S, LEG_S
 from shoal.routing.cost import HOP_OVERHEAD_S, price
-from shoal.routing.planner import between, problem_of, select
+from shoal.routing.legs import between
+from shoal.routing.planner import problem_of
 from shoal.routing.route import RouteRequest
 from shoal.routing.search import Problem, cheapest, total_of
 from shoal.routing.shortlist import shortlist
@@ -35,7 +36,7 @@ class Pace:
         """Return the pace of the peers `rows`; `knowledge` is that of the peer that looks for a place."""
         default_leg_s = LEG_S.clamp(knowledge.default_leg_s)
         costs = price(columns, RouteRequest(0, n_blocks, knowledge=replace(knowledge, rtts_s={})), rows)
-        costs = select(costs, shortlist(columns, costs, n_blocks))
+        costs = costs.at(shortlist(columns, costs, n_blocks))
         legs_s = [LEG_S.clamp(knowledge.rtts_s[i] / 2) if i in knowledge.rtts_s else default_leg_s for i in columns.ids]
         problem = problem_of(costs, between(columns, knowledge, costs.rows), n_blocks)
         return Pace(problem, np.array(legs_s)[costs.rows], default_leg_s)

@@ -11,10 +11,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from shoal.routing.cost import Costs, leg_s, price, usable
+from shoal.routing.cost import Costs, price, usable
 from shoal.routing.knowledge import Knowledge, Speed
+from shoal.routing.legs import Legs, between
 from shoal.routing.route import Hop, NoRoute, Route, RouteRequest
-from shoal.routing.search import Problem, Tile, cheapest
+from shoal.routing.search import Hauls, Problem, Tile, cheapest
 from shoal.routing.shortlist import shortlist
 from shoal.routing.words import why_missing
 
@@ -50,10 +51,10 @@ def plan_route(view: View, request: RouteRequest, now: float, rng: Random) -> Ro
     jittered = replace(costs, weight=costs.weight * jitter)
     chosen = shortlist(columns, jittered, request.stop - request.start)
     legs = between(columns, request.knowledge, costs.rows[chosen])
-    tiles = cheapest(problem_of(select(jittered, chosen), legs, request.stop - request.start))
+    tiles = cheapest(problem_of(jittered.at(chosen), legs, request.stop - request.start))
     if tiles is None:
         raise RuntimeError("every block has a usable holder and yet no route was found")
-    return _route(columns, request, select(costs, chosen), legs, tiles)
+    return _route(columns, request, costs.at(chosen), legs, tiles)
 
 
 def _missing(columns: Columns, able: NDArray[np.bool_], request: RouteRequest) -> tuple[int, ...]:
@@ -63,59 +64,70 @@ def _missing(columns: Columns, able: NDArray[np.bool_], request: RouteRequest) -
     return tuple(int(block) + request.start for block in np.flatnonzero(np.cumsum(change[:-1]) == 0))
 
 
-def select(costs: Costs, chosen: NDArray[np.int64]) -> Costs:
-    """Return the costs of the peers at the places `chosen`."""
-    arrays = ("rows", "start", "stop", "step_s", "stage_s", "visit_s", "leg_in_s", "leg_out_s", "weight")
-    return replace(costs, **{name: getattr(costs, name)[chosen] for name in arrays})
-
-
-def between(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the legs [from, to] in seconds between the peers `rows`, infinite from one to itself."""
-    ids = [columns.ids[row] for row in rows]
-    place = {peer_id: i for i, peer_id in enumerate(ids)}
-    legs = np.full((len(ids), len(ids)), leg_s(columns, knowledge, "", ""))
-    known = {(here, there) for row, here in zip(rows, ids, strict=True) for there in columns.rtts_s[row]}
-    for here, there in known.union(knowledge.legs_s):
-        i, j = place.get(here), place.get(there)
-        if i is not None and j is not None:
-            legs[i, j] = leg_s(columns, knowledge, here, there)
-            legs[j, i] = leg_s(columns, knowledge, there, here)
-    np.fill_diagonal(legs, np.inf)
-    return legs
-
-
-def problem_of(costs: Costs, legs: NDArray[np.float64], n_blocks: int) -> Problem:
+def problem_of(costs: Costs, legs: Legs, n_blocks: int) -> Problem:
     """Return the search problem over all of `costs`: seconds weighted by each peer's factor."""
-    crossings, weight = costs.work.crossings, costs.weight
+    work, weight = costs.work, costs.weight
     return Problem(
         n_blocks=n_blocks,
         start=costs.start,
         stop=costs.stop,
-        first=crossings * weight * (costs.leg_in_s + costs.visit_s),
-        between=crossings * weight * (legs + costs.visit_s),
-        last=crossings * costs.leg_out_s,
+        first=weight * costs.first_s,
+        between=weight * (work.crossings * (legs.latency_s + costs.visit_s) + work.carried * legs.byte_s),
+        last=costs.last_s,
         block=weight * costs.block_s,
         stage=weight * costs.stage_s,
-        waits=max(0, costs.work.chunks - 1),
+        waits=max(0, work.chunks - 1),
+        hauls=_hauls(costs, legs) if work.chunks > 1 and work.token_bytes else None,
     )
 
 
-def _route(
-    columns: Columns, request: RouteRequest, costs: Costs, legs: NDArray[np.float64], tiles: list[Tile]
-) -> Route:
+def _hauls(costs: Costs, legs: Legs) -> Hauls:
+    """What one chunk takes to be sent over each leg."""
+    size, weight = costs.work.chunk_bytes, costs.weight
+    last = np.zeros(weight.size) if costs.work.home else size * costs.out.byte_s
+    return Hauls(weight * size * costs.into.byte_s, weight * size * legs.byte_s, last)
+
+
+def _route(columns: Columns, request: RouteRequest, costs: Costs, legs: Legs, tiles: list[Tile]) -> Route:
     hops = tuple(
         Hop(columns.ids[costs.rows[tile.who]], tile.start + request.start, tile.stop + request.start) for tile in tiles
     )
-    crossing_s, stages_s, step_s = _times(costs, legs, tiles)
     work = costs.work
-    token_s = crossing_s + step_s
-    prefill_s = crossing_s + sum(stages_s) + (work.chunks - 1) * max(stages_s) if work.chunks else 0.0
+    token_s, prefill_s = _token_s(costs, legs, tiles), _prefill_s(costs, legs, tiles) if work.chunks else 0.0
     return Route(hops, work.steps * token_s + prefill_s, prefill_s, token_s)
 
 
-def _times(costs: Costs, legs: NDArray[np.float64], tiles: list[Tile]) -> tuple[float, list[float], float]:
-    """Unweighted seconds: all legs and visits once, the stage of each hop, the compute of one token."""
-    entries = [costs.leg_in_s[tiles[0].who], *(legs[a.who, b.who] for a, b in pairwise(tiles))]
-    crossing_s = float(sum(entries) + costs.leg_out_s[tiles[-1].who] + sum(costs.visit_s[tile.who] for tile in tiles))
-    stages_s = [float(costs.stage_s[tile.who]) * (tile.stop - tile.start) for tile in tiles]
-    return crossing_s, stages_s, sum(float(costs.step_s[tile.who]) * (tile.stop - tile.start) for tile in tiles)
+def _token_s(costs: Costs, legs: Legs, tiles: list[Tile]) -> float:
+    """Unweighted seconds of one token: all legs and visits, its bytes, its compute."""
+    sent_s = costs.work.token_bytes * (sum(_byte_s(costs, legs, tiles)) + _last_byte_s(costs, tiles))
+    return _crossing_s(costs, legs, tiles) + sent_s + sum(_per_hop(costs.step_s, tiles))
+
+
+def _prefill_s(costs: Costs, legs: Legs, tiles: list[Tile]) -> float:
+    """Unweighted seconds of the prompt: all legs and visits, every stage once, the slowest once more for each chunk
+    behind the first. A stage is the computing of a hop or the sending of a leg."""
+    work, back_s = costs.work, _last_byte_s(costs, tiles)
+    stages_s = [*_per_hop(costs.stage_s, tiles), *(work.chunk_bytes * byte_s for byte_s in _byte_s(costs, legs, tiles))]
+    home_s = work.token_bytes * back_s if work.home else 0.0
+    if not work.home:
+        stages_s.append(work.chunk_bytes * back_s)
+    return _crossing_s(costs, legs, tiles) + sum(stages_s) + home_s + (work.chunks - 1) * max(stages_s)
+
+
+def _crossing_s(costs: Costs, legs: Legs, tiles: list[Tile]) -> float:
+    inner_s = sum(float(legs.latency_s[a.who, b.who]) for a, b in pairwise(tiles))
+    ends_s = float(costs.into.latency_s[tiles[0].who] + costs.out.latency_s[tiles[-1].who])
+    return ends_s + inner_s + sum(float(costs.visit_s[tile.who]) for tile in tiles)
+
+
+def _byte_s(costs: Costs, legs: Legs, tiles: list[Tile]) -> list[float]:
+    """Seconds a byte on every leg but the last."""
+    return [float(costs.into.byte_s[tiles[0].who]), *(float(legs.byte_s[a.who, b.who]) for a, b in pairwise(tiles))]
+
+
+def _last_byte_s(costs: Costs, tiles: list[Tile]) -> float:
+    return float(costs.out.byte_s[tiles[-1].who])
+
+
+def _per_hop(block_s: NDArray[np.float64], tiles: list[Tile]) -> list[float]:
+    return [float(block_s[tile.who]) * (tile.stop - tile.start) for tile in tiles]

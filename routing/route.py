@@ -46,8 +46,9 @@ class RouteRequest:
     """Work to route through blocks `start`..`stop`.
 
     `prompt_tokens` pass in chunks of `chunk_tokens`, then `new_tokens` one by one; `kv_tokens` must be free on each
-    peer. `upstream` and `downstream` are the peers before and after the blocks (a repair), None where that is the
-    client; whoever repairs adds the peers that keep their hops to `avoid`, so that no peer serves twice.
+    peer. `token_bytes`: what one token's hidden states take on the wire (0: only the latency of a leg counts).
+    `upstream` and `downstream` are the peers before and after the blocks (a repair), None where that is the client;
+    whoever repairs adds the peers that keep their hops to `avoid`, so that no peer serves twice.
     Raises ValueError for an empty span or a negative count.
     """
 
@@ -61,9 +62,10 @@ class RouteRequest:
     upstream: str | None = None
     downstream: str | None = None
     chunk_tokens: int = CHUNK_TOKENS
+    token_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
             raise ValueError(f"blocks {self.start}:{self.stop} are not a span")
-        if min(self.prompt_tokens, self.new_tokens, self.kv_tokens) < 0 or self.chunk_tokens < 1:
-            raise ValueError("token counts cannot be negative, and a chunk holds at least one")
+        if min(self.prompt_tokens, self.new_tokens, self.kv_tokens, self.token_bytes) < 0 or self.chunk_tokens < 1:
+            raise ValueError("counts of tokens and bytes cannot be negative, and a chunk holds at least one token")

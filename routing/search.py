@@ -9,7 +9,7 @@ no candidate serves twice (branch and bound), chunks of a prompt wait for the sl
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -33,12 +33,23 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Hauls:
+    """What one prompt chunk takes to be sent: `first` [P] into the route, `between` [P, P] from row to column, `last`
+    [P] out of the route."""
+
+    first: NDArray[np.float64]
+    between: NDArray[np.float64]
+    last: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Tile blocks 0..`n_blocks` with P candidates; every array holds costs of one unit, all positive.
 
     `start`, `stop` [P]: spans. `first` [P]: cost of entering the route there. `between` [P, P]: cost of entering q
     (column) from p (row), infinite on the diagonal. `last` [P]: cost of leaving the route. `block` [P]: cost per block.
-    `stage` [P]: time per block of one prompt chunk, and `waits`: how often the slowest hop's stage is paid on top.
+    `stage` [P]: time per block of one prompt chunk, and `waits`: how often the slowest stage, a hop's or a leg's, is
+    paid on top. `hauls`: the legs' stages, None if they take no time.
     """
 
     n_blocks: int
@@ -50,6 +61,7 @@ class Problem:
     block: NDArray[np.float64]
     stage: NDArray[np.float64]
     waits: int = 0
+    hauls: Hauls | None = None
 
 
 def cheapest(problem: Problem) -> list[Tile] | None:
@@ -63,12 +75,25 @@ def cheapest(problem: Problem) -> list[Tile] | None:
     tiles = best
     for _ in range(CAP_STEPS if problem.waits else 0):
         cap = _slowest(problem, tiles) * CAP_FACTOR
-        found = _without_repeats(problem, _earliest(problem, cap), CAPPED_RUNS)
+        found = _without_repeats(_capped(problem, cap), _earliest(problem, cap), CAPPED_RUNS)
         if found is None or _sum(problem, found) >= total_of(problem, best):
             break
         tiles = found
         best = min(best, tiles, key=lambda tiling: total_of(problem, tiling))
     return best
+
+
+def _capped(problem: Problem, cap: float) -> Problem:
+    """The problem without the legs over which a chunk takes longer than `cap`."""
+    hauls = problem.hauls
+    if hauls is None:
+        return problem
+    return replace(
+        problem,
+        first=np.where(hauls.first > cap, np.inf, problem.first),
+        between=np.where(hauls.between > cap, np.inf, problem.between),
+        last=np.where(hauls.last > cap, np.inf, problem.last),
+    )
 
 
 def _earliest(problem: Problem, cap: float | None = None) -> NDArray[np.int64]:
@@ -176,7 +201,11 @@ def _absorb(tiles: list[Tile]) -> list[Tile]:
 
 
 def _slowest(problem: Problem, tiles: list[Tile]) -> float:
-    return max(float(problem.stage[tile.who]) * (tile.stop - tile.start) for tile in tiles)
+    slowest = max(float(problem.stage[tile.who]) * (tile.stop - tile.start) for tile in tiles)
+    if (hauls := problem.hauls) is None:
+        return slowest
+    ends = (float(hauls.first[tiles[0].who]), float(hauls.last[tiles[-1].who]))
+    return max(slowest, *ends, *(float(hauls.between[a.who, b.who]) for a, b in pairwise(tiles)))
 
 
 def total_of(problem: Problem, tiles: list[Tile]) -> float:

@@ -24,15 +24,17 @@ def shortlist(columns: Columns, costs: Costs, n_blocks: int) -> NDArray[np.int64
     """Return places in `costs` of the peers to search over, ascending; every block stays covered as far as it was."""
     if costs.rows.size <= ALL:
         return np.arange(costs.rows.size)
-    near_s = np.minimum(costs.leg_in_s, columns.nearest_s[costs.rows] / 2)
-    chosen = _best_per_block(costs, costs.leg_in_s, n_blocks)
-    if (near_s < costs.leg_in_s).any():
+    leg_s = costs.into.latency_s
+    near_s = np.minimum(leg_s, columns.nearest_s[costs.rows] / 2)
+    chosen = _best_per_block(costs, leg_s, n_blocks)
+    if (near_s < leg_s).any():
         chosen |= _best_per_block(costs, near_s, n_blocks)
     return np.flatnonzero(chosen)
 
 
 def _best_per_block(costs: Costs, leg_s: NDArray[np.float64], n_blocks: int) -> NDArray[np.bool_]:
-    visit = costs.work.crossings * (leg_s + costs.visit_s)
+    work = costs.work
+    visit = work.crossings * (leg_s + costs.visit_s) + work.carried * costs.out.byte_s
     order = np.argsort(costs.weight * (visit / (costs.stop - costs.start) + costs.block_s))
     start, stop = costs.start[order], costs.stop[order]
     chosen = np.zeros(order.size, dtype=np.bool_)

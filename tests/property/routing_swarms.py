@@ -57,6 +57,7 @@ def announcements(draw, peer_id: str, others: list[str], n_blocks: int, seconds=
         state=draw(st.sampled_from(["online"] * 12 + ["joining", "draining"])),
         expiry=draw(st.sampled_from([NOW + 30] * 9 + [NOW - 1])),
         rtts=tuple((other, draw(seconds)) for other in known),
+        upload_bps=draw(st.sampled_from([0.0, 1e5, 1e6, 1e9])),
     )
 
 

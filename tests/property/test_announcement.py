@@ -20,7 +20,15 @@ from shoal.routing.announcement import (
     decode,
     encode,
 )
-from shoal.routing.bounds import BLOCK_S, MAX_CHUNK, MAX_FREE_TOKENS, MAX_QUEUE, RTT_S
+from shoal.routing.bounds import (
+    BLOCK_S,
+    MAX_CHUNK,
+    MAX_FREE_TOKENS,
+    MAX_QUEUE,
+    MAX_UPLOAD_BPS,
+    MIN_UPLOAD_BPS,
+    RTT_S,
+)
 
 N_BLOCKS = 24
 LABELS = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), max_size=40)
@@ -47,6 +55,8 @@ def announced(draw, seconds=SANE_S, counts=SANE_COUNTS) -> Announcement:
         addrs=draw(ADDRS),
         rtts=tuple(draw(st.dictionaries(IDS, seconds, max_size=20)).items()),
         name=draw(LABELS),
+        reach=draw(st.sampled_from(["direct", "relayed", "unknown"])),
+        upload_bps=draw(st.sampled_from([0.0, MIN_UPLOAD_BPS, 1e6, MAX_UPLOAD_BPS])),
     )
 
 
@@ -71,6 +81,21 @@ def test_round_trip(announcement):
     nearest = sorted(said.values())[: len(read.rtts)]
     assert [rtt_s for _, rtt_s in read.rtts] == pytest.approx([max(s, RTT_S.best) for s in nearest], abs=1e-6)
     assert all(rtt_s == pytest.approx(max(said[peer_id], RTT_S.best), abs=1e-6) for peer_id, rtt_s in read.rtts)
+
+
+def test_a_record_of_before_knows_no_reach_and_no_rate():
+    body = msgpack.unpackb(encode(peer("me", 0, 4, reach="direct", upload_bps=1e6)))
+    del body["re"], body["b"]
+    read = decode(record(msgpack.packb(body)), N_BLOCKS)
+    assert (read.reach, read.upload_bps) == ("unknown", 0.0)
+    later = decode(record(body_of(re="by pigeon")), N_BLOCKS)
+    assert later.reach == "unknown"
+
+
+@pytest.mark.parametrize("claim", ABSURD)
+def test_an_absurd_rate_is_unknown_or_within_its_bounds(claim):
+    read = decode(record(encode(peer("me", 0, 4, upload_bps=claim))), N_BLOCKS).upload_bps
+    assert read == 0.0 or MIN_UPLOAD_BPS <= read <= MAX_UPLOAD_BPS
 
 
 def test_as_many_round_trips_as_fit_and_the_nearest_of_them():

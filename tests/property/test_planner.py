@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_swarms import ABSURD, NOW, peer, peer_ids, swarm, views
 from shoal.routing import cost, search, shortlist
+from shoal.routing.columns import DEFAULT_UPLOAD_BPS
 from shoal.routing.planner import SPREAD, Hop, Knowledge, NoRoute, Route, RouteRequest, Speed, plan_route
 from shoal.routing.view import View
 
@@ -30,6 +31,8 @@ def requests(draw, view: View, prompt: bool = False) -> RouteRequest:
         waits_s=draw(st.dictionaries(st.sampled_from(ids), SOME_SECONDS, max_size=2)),
         banned=draw(some_ids),
         default_leg_s=draw(st.sampled_from([0.0002, 0.0002, 0.025])),
+        via_client=draw(st.frozensets(st.tuples(st.sampled_from(ids), st.sampled_from(ids)), max_size=3)),
+        upload_bps=draw(st.sampled_from([0.0, 1e6])),
     )
     return RouteRequest(
         start,
@@ -41,6 +44,7 @@ def requests(draw, view: View, prompt: bool = False) -> RouteRequest:
         knowledge=knowledge,
         upstream=draw(st.sampled_from([None, None, "peer0"])),
         downstream=draw(st.sampled_from([None, None, "peer1"])),
+        token_bytes=draw(st.sampled_from([0, 256, 16384])),
     )
 
 
@@ -68,6 +72,8 @@ def leg_s(view: View, knowledge: Knowledge, source: str | None, target: str | No
     if source is None or target is None:
         rtt_s = knowledge.rtts_s.get(source or target or "")
         return rtt_s / 2 if rtt_s else knowledge.default_leg_s
+    if (source, target) in knowledge.via_client:
+        return leg_s(view, knowledge, source, None) + leg_s(view, knowledge, None, target)
     for pair in ((source, target), (target, source)):
         if pair in knowledge.legs_s:
             return knowledge.legs_s[pair]
@@ -78,6 +84,16 @@ def leg_s(view: View, knowledge: Knowledge, source: str | None, target: str | No
     return max(claims, default=knowledge.default_leg_s)
 
 
+def byte_s(view: View, knowledge: Knowledge, source: str | None, target: str | None) -> float:
+    own_s = 1 / (knowledge.upload_bps or DEFAULT_UPLOAD_BPS)
+    if source is None:
+        return own_s
+    said = {p.peer_id: 1 / (p.upload_bps or DEFAULT_UPLOAD_BPS) for p in view.peers}
+    online = sorted(said[p.peer_id] for p in view.peers if p.state == "online")
+    sent_s = max(said[source], online[len(online) // 2] * 0.75) if source in said else 1 / DEFAULT_UPLOAD_BPS
+    return sent_s + (own_s if (source, target) in knowledge.via_client else 0.0)
+
+
 def seconds(view: View, request: RouteRequest, hops: tuple[Hop, ...]) -> float:
     """The cost model over again, hop by hop, in plain Python."""
     knowledge = request.knowledge
@@ -86,16 +102,22 @@ def seconds(view: View, request: RouteRequest, hops: tuple[Hop, ...]) -> float:
     crossing = sum(leg_s(view, knowledge, a, b) for a, b in pairwise(stops))
     step, stages = 0.0, []
     chunks = math.ceil(request.prompt_tokens / request.chunk_tokens)
+    tokens = request.prompt_tokens / chunks if chunks else 0.0
     for hop in hops:
         wait = knowledge.waits_s.get(hop.peer_id)
         load = 1.0 if wait is not None else 1.0 + 0.15 * peers[hop.peer_id].queue
         length = hop.stop - hop.start
         crossing += 0.0005 + (wait or 0.0)
         step += load * length * believed_s(view, knowledge, hop.peer_id, "decode_s")
-        tokens = request.prompt_tokens / chunks if chunks else 0.0
         stages.append(load * length * tokens * believed_s(view, knowledge, hop.peer_id, "prefill_s"))
     steps = request.new_tokens if request.new_tokens or chunks else 1
-    total = steps * (crossing + step)
+    *sends, last = [byte_s(view, knowledge, a, b) for a, b in pairwise(stops)]
+    total = steps * (crossing + step + request.token_bytes * (sum(sends) + last))
+    stages += [request.token_bytes * tokens * send for send in sends]
+    if request.downstream is None:
+        crossing += request.token_bytes * last  # of a prompt the client gets one token's states back
+    else:
+        stages.append(request.token_bytes * tokens * last)
     return total + crossing + sum(stages) + (chunks - 1) * max(stages) if chunks else total
 
 

@@ -6,7 +6,9 @@ import random
 
 import pytest
 from shoal.routing.announcement import Announcement
-from shoal.routing.cost import CLAIM_GAIN, leg_s, speeds, usable, work_of
+from shoal.routing.bounds import CLAIM_GAIN
+from shoal.routing.cost import speeds, usable, work_of
+from shoal.routing.legs import believed_byte_s, leg_s
 from shoal.routing.planner import Hop, Knowledge, NoRoute, Route, RouteRequest, Speed, plan_route
 from shoal.routing.view import View, fold
 from shoal.routing.words import name_blocks
@@ -116,6 +118,45 @@ def test_a_prompt_is_priced_as_a_pipeline():
     assert found.expected_s == found.prefill_s
 
 
+def test_a_leg_takes_its_bytes_too():
+    """One token of 12,500 bytes at 100 Mbit/s takes a millisecond; the client sends at 50, so two."""
+    view = view_of(peer("a", upload_bps=12.5e6), peer("b", upload_bps=12.5e6))
+    known = Knowledge(upload_bps=6.25e6)
+    found = plan(view, token_bytes=12_500, knowledge=known)
+    assert found.token_s == pytest.approx(2 * 0.025 + 0.0005 + 0.04 + 0.002 + 0.001)
+
+
+def test_a_slow_line_is_a_stage_of_the_prompts_pipeline():
+    """Chunks of 256 tokens: 1.024 s on the client's line, 0.512 s on the way between the hops, compute next to
+    nothing. Four chunks wait for the slowest of them; one token comes back."""
+    view = view_of(peer("a", 0, 2, 1e-5, upload_bps=1e6), peer("b", 2, 4, 1e-5, upload_bps=1e6))
+    request = {"prompt_tokens": 1024, "new_tokens": 0, "token_bytes": 2000}
+    found = plan(view, **request, knowledge=Knowledge(upload_bps=0.5e6))
+    computed_s = 2 * 2 * 256 * 1e-6
+    assert found.prefill_s == pytest.approx(3 * 0.025 + 2 * 0.0005 + 1.024 + 0.512 + 0.002 + 3 * 1.024 + computed_s)
+
+
+def test_who_sends_faster_is_taken():
+    view = view_of(peer("a", upload_bps=1e6), peer("b", upload_bps=2e5))
+    for seed in range(10):
+        found = plan_route(view, RouteRequest(0, 4, token_bytes=16_384), NOW, random.Random(seed))
+        assert found.hops[0].peer_id == "a"
+
+
+def test_a_claim_of_bandwidth_counts_a_third_more_than_the_median():
+    claims = (peer("a", upload_bps=1e6), peer("b", upload_bps=1e6), peer("liar", upload_bps=1e99))
+    assert list(believed_byte_s(view_of(*claims).columns)) == pytest.approx([1e-6, 1e-6, 0.75e-6])
+
+
+def test_two_that_cannot_talk_pay_the_way_through_the_client():
+    view = view_of(peer("a", 0, 2, rtts=(("b", 0.002),)), peer("b", 2, 4, rtts=(("a", 0.002),)))
+    assert plan(view).token_s == pytest.approx(0.04 + 0.001 + 2 * 0.025 + 0.001)
+    apart = Knowledge(via_client=frozenset({("a", "b")}), rtts_s={"a": 0.06, "b": 0.02})
+    assert plan(view, knowledge=apart).token_s == pytest.approx(0.04 + 0.001 + (0.03 + 0.01) * 2)
+    behind = Knowledge(via_client=frozenset({("b", "a")}), rtts_s={"a": 0.06, "b": 0.02})
+    assert plan(view, knowledge=behind).token_s == pytest.approx(0.04 + 0.001 + 0.03 + 0.001 + 0.01)
+
+
 def test_work_in_figures():
     assert work_of(RouteRequest(0, 4, prompt_tokens=300, new_tokens=7)).chunk_tokens == 150
     assert work_of(RouteRequest(0, 4, prompt_tokens=300, new_tokens=7)).crossings == 8
@@ -123,7 +164,15 @@ def test_work_in_figures():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"start": 2, "stop": 2}, {"start": -1}, {"prompt_tokens": -1}, {"kv_tokens": -1}, {"chunk_tokens": 0}]
+    "wrong",
+    [
+        {"start": 2, "stop": 2},
+        {"start": -1},
+        {"prompt_tokens": -1},
+        {"kv_tokens": -1},
+        {"token_bytes": -1},
+        {"chunk_tokens": 0},
+    ],
 )
 def test_requests_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=r"span|negative"):

@@ -8,11 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from shoal.routing import search
-from shoal.routing.search import Problem, Tile, cheapest, total_of
+from shoal.routing.search import Hauls, Problem, Tile, cheapest, total_of
 
 
-def problem(rng: random.Random, waits: int = 0) -> Problem:
-    """Five blocks, five candidates; short legs and very unequal speeds, so that going back and forth would pay."""
+def problem(rng: random.Random, waits: int = 0, *, hauls: bool = False) -> Problem:
+    """Five blocks, five candidates; short legs and very unequal speeds, so that going back and forth would pay.
+
+    `hauls`: sending a chunk takes as long as computing it.
+    """
     size, n_blocks = 5, 5
     start = np.array([0, *(rng.randrange(n_blocks) for _ in range(size - 1))])
     stop = np.array([n_blocks, *(rng.randint(begin + 1, n_blocks) for begin in start[1:])])
@@ -20,7 +23,11 @@ def problem(rng: random.Random, waits: int = 0) -> Problem:
     np.fill_diagonal(legs, np.inf)
     block = np.array([rng.choice([0.2, 1.0, 5.0]) for _ in range(size)])
     ends = np.full(size, 0.3)
-    return Problem(n_blocks, start, stop, ends, legs, ends, block, block, waits)
+    sent = None
+    if hauls:
+        sent = Hauls(*(np.array([rng.choice([0.1, 1.0, 4.0]) for _ in range(n)]) for n in (size, size * size, size)))
+        sent = Hauls(sent.first, sent.between.reshape(size, size), sent.last)
+    return Problem(n_blocks, start, stop, ends, legs, ends, block, block, waits, sent)
 
 
 def tilings(asked: Problem, start: int = 0, used: tuple[int, ...] = ()):
@@ -37,7 +44,11 @@ def tilings(asked: Problem, start: int = 0, used: tuple[int, ...] = ()):
 def cost(asked: Problem, tiles: list[Tile]) -> float:
     legs = sum(asked.between[a.who, b.who] for a, b in pairwise(tiles))
     work = [asked.block[tile.who] * (tile.stop - tile.start) for tile in tiles]
-    return asked.first[tiles[0].who] + legs + sum(work) + asked.last[tiles[-1].who] + asked.waits * max(work)
+    stages = list(work)
+    if asked.hauls is not None:
+        stages += [asked.hauls.between[a.who, b.who] for a, b in pairwise(tiles)]
+        stages += [asked.hauls.first[tiles[0].who], asked.hauls.last[tiles[-1].who]]
+    return asked.first[tiles[0].who] + legs + sum(work) + asked.last[tiles[-1].who] + asked.waits * max(stages)
 
 
 def test_exact_without_repeats_even_where_repeats_would_pay(monkeypatch):
@@ -54,9 +65,10 @@ def test_exact_without_repeats_even_where_repeats_would_pay(monkeypatch):
 
 
 @pytest.mark.parametrize("waits", [1, 3, 20])
-def test_chunks_shorten_the_slowest_stage(waits):
+@pytest.mark.parametrize("hauls", [False, True])
+def test_chunks_shorten_the_slowest_stage(waits, hauls):
     for seed in range(25):
-        asked = problem(random.Random(seed), waits)
+        asked = problem(random.Random(seed), waits, hauls=hauls)
         best = min(cost(asked, other) for other in tilings(asked))
         assert total_of(asked, cheapest(asked)) <= best / search.CAP_FACTOR * (1 + 1e-9)
 
