@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SessionTerms:
-    """What a session asks of every hop. `prove(peer_id)` makes the proof of a private swarm's secret;
-    `addrs(peer_id)` knows where a peer can be reached. `priority`: 1 waits behind 0. `prefix`: the prompt that the
-    session will begin with, if it is known."""
+    """What a session asks of every hop; hidden states travel in the form `dtype` (`blocks.formats`).
+
+    `prove(peer_id)` makes the proof of a private swarm's secret; `addrs(peer_id)` knows where a peer can be reached.
+    `priority`: 1 waits behind 0. `prefix`: the prompt that the session will begin with, if it is known."""
 
     session: bytes
     namespace: bytes

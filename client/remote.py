@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
+from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send
 from shoal.client.session import Session, State
 from shoal.peer.errors import NoRouteError, SessionClosed
@@ -49,10 +50,12 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a session's hidden states travel: `chunk_tokens` of a prompt a step, and how long to wait for a route."""
+    """How a session is used: `chunk_tokens` of a prompt a step, how long to wait for a route, and the `dtype` of the
+    tensors that go in and come out (they travel in the form that its terms say)."""
 
     chunk_tokens: int
     wait_s: float
+    dtype: str
 
 
 class RemoteSession:
@@ -64,7 +67,7 @@ class RemoteSession:
     def __init__(self, terms: SessionTerms, shape: Shape, backend: Backend) -> None:
         self._terms, self._shape, self._backend = terms, shape, backend
         self._core = Session(terms, self._recall_bytes)
-        self._dtype: torch.dtype = getattr(torch, terms.dtype)
+        self._dtype: torch.dtype = getattr(torch, shape.dtype)
         self._recall: Callable[[int, int], torch.Tensor] | None = None
         self._inputs: list[torch.Tensor] = []
         self._waiting: dict[int, asyncio.Future[tuple[int, Buffer]]] = {}
@@ -270,26 +273,26 @@ class RemoteSession:
             raise self._error
         if self._recall is None:
             self._inputs.append(chunk)
-        number, actions = self._core.step(len(chunk), want, _bytes(chunk), self._loop.time(), length)
+        number, actions = self._core.step(len(chunk), want, self._bytes(chunk), self._loop.time(), length)
         future = self._waiting[number] = self._loop.create_future()
         self._perform(actions)
         return future
 
     def _recall_bytes(self, start: int, stop: int) -> Buffer:
         rows = self._recall(start, stop) if self._recall is not None else torch.cat(self._inputs)[start:stop]
-        return _bytes(rows.detach().to("cpu", self._dtype).contiguous())
+        return self._bytes(rows.detach().to("cpu", self._dtype))
+
+    def _bytes(self, rows: torch.Tensor) -> Buffer:
+        """As they travel; without a copy where that is as they are."""
+        return to_bytes(pack(rows, self._terms.dtype))
 
     def _tensor(self, rows: int, payload: Buffer) -> torch.Tensor:
         if not rows:
             return torch.empty(0, self._terms.width, dtype=self._dtype)
-        return torch.frombuffer(payload, dtype=self._dtype).view(rows, self._terms.width)
+        form, width = self._terms.dtype, self._terms.width
+        return unpack(view_bytes(payload, form, width), form, width).to(self._dtype)
 
     @property
     def streaming(self) -> bool:
         """Whether every hop is ready."""
         return self._core.state is State.STREAMING
-
-
-def _bytes(rows: torch.Tensor) -> Buffer:
-    """The tensor's own memory, without a copy."""
-    return rows.view(torch.uint8).numpy().data.cast("B")

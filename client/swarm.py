@@ -60,7 +60,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """`max_tokens` positions through blocks `[start, stop)` (None: all); hidden states travel as `dtype`.
+    """`max_tokens` positions through blocks `[start, stop)` (None: all); hidden states are of `dtype` and travel in the
+    form `codec` (one of `blocks.formats.FORMS`; None: as they are).
 
     `priority` 1: behind all that others wait for. `prompt`: the tokens that it will begin with, if they are known;
     peers may hold their KV from an earlier session of this swarm object.
@@ -70,6 +71,7 @@ class SessionOptions:
     start: int = 0
     stop: int | None = None
     dtype: str = "float32"
+    codec: str | None = None
     chunk_tokens: int = 256
     wait_s: float = 0.0
     priority: int = 0
@@ -164,7 +166,7 @@ class Swarm:
     async def session(self, options: SessionOptions) -> AsyncIterator[RemoteSession]:
         """A generation over a route of its own. Errors show in its first `step`."""
         terms = self._terms(options)
-        remote = RemoteSession(terms, Shape(options.chunk_tokens, options.wait_s), self)
+        remote = RemoteSession(terms, Shape(options.chunk_tokens, options.wait_s, options.dtype), self)
         self._sessions[terms.session] = remote
         try:
             async with remote:
@@ -207,12 +209,12 @@ class Swarm:
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id
-        session = self._place.random_bytes(16)
-        form, prompt = (options.dtype, options.start), options.prompt
+        session, codec = self._place.random_bytes(16), options.codec or options.dtype
+        form, prompt = (codec, options.start), options.prompt
         return SessionTerms(
             session=session, namespace=invite.namespace, revision=self.model.revision, start=options.start,
             stop=self.model.n_blocks if options.stop is None else options.stop, max_tokens=options.max_tokens,
-            width=self.model.width, dtype=options.dtype, addrs=self.addrs,
+            width=self.model.width, dtype=codec, addrs=self.addrs,
             prove=partial(_prove, invite, me, session), priority=options.priority,
             prefix=None if prompt is None else Prefix(prompt, self._secret, form, self._precision),
         )  # fmt: skip

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.blocks.formats import row_bytes
 from shoal.peer.engine import Piece
-from shoal.peer.wire import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ async def _median(engine: Engine, count: int, piece: Callable[[int], Piece]) -> 
 
 
 def _piece(engine: Engine, dtype: str, count: int, position: int) -> Piece:
-    payload = bytearray(count * engine.width * DTYPE_BYTES[dtype])
+    payload = bytearray(count * row_bytes(dtype, engine.width))
     pages = tuple(range(-(-(position + count) // engine.page_tokens)))
     return Piece(
         payload=payload, dtype=dtype, offset=0, count=count, pages=pages, position=position, start=engine.start,

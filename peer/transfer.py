@@ -10,8 +10,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
+from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
+from shoal.blocks.formats import row_bytes
 from shoal.peer.engine import Output
-from shoal.peer.wire import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,33 +32,33 @@ class Transfer:
         self._inbox, self._outbox = _Locked(), _Locked()
 
     def load(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        """The pieces' rows, one after another, as a host tensor `[T, width]`.
+        """The pieces' rows, one after another, as floats `[T, width]`, on the host or on the device.
 
-        On CUDA it is void with the next call; the copy to the device must have been made by then.
+        On CUDA it is void with the next call; a copy to the device must have been made by then.
         """
         if len({piece.dtype for piece in pieces}) > 1:
-            wide = [self._view(piece).to(torch.float32) for piece in pieces]
-            return torch.cat(wide)
+            return torch.cat([self._unpacked(piece).to(torch.float32) for piece in pieces])
         if self._locked:
             return self._load_locked(pieces)
-        return self._view(pieces[0]) if len(pieces) == 1 else torch.cat([self._view(piece) for piece in pieces])
+        views = [self._unpacked(piece) for piece in pieces]
+        return views[0] if len(views) == 1 else torch.cat(views)
 
     def unload(self, result: torch.Tensor, pieces: Sequence[Piece]) -> list[Output]:
         """Cut a ragged result `[T, width]` on the device into each piece's kept rows. Waits for the device."""
-        result = self._as_sent(result, pieces)
+        sent = self._as_sent(result, pieces)
         ends = [*accumulate(piece.count for piece in pieces)]
         starts = [end - piece.keep_rows for end, piece in zip(ends, pieces, strict=True)]
+        total = result.sum(dtype=torch.float32)
         if self._locked:
-            host, finite, starts = self._fetch(result, starts, pieces)
+            host, finite, starts = self._fetch(sent, total, starts, pieces)
         else:
-            host, finite = result.cpu(), bool(torch.isfinite(result.sum(dtype=torch.float32)))
+            host, finite = sent.cpu(), bool(torch.isfinite(total))
         good = [finite or _finite(result[end - piece.count : end]) for end, piece in zip(ends, pieces, strict=True)]
         payloads = self._payloads(host, starts, pieces)
         return [Output(payload, fine) for payload, fine in zip(payloads, good, strict=True)]
 
     def _load_locked(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        dtype: torch.dtype = getattr(torch, pieces[0].dtype)
-        row = self._width * dtype.itemsize
+        form, row = pieces[0].dtype, row_bytes(pieces[0].dtype, self._width)
         data = self._inbox.take(row * sum(piece.count for piece in pieces))
         room, at = data.numpy().data, 0
         for piece in pieces:
@@ -65,43 +66,51 @@ class Transfer:
             payload = memoryview(piece.payload).cast("B")
             room[at : at + size] = payload[piece.offset * row : piece.offset * row + size]
             at += size
-        return data.view(dtype).view(-1, self._width)
+        if form == "int8":
+            return unpack(data.view(-1, row).to(self._device, non_blocking=True), form, self._width)
+        return data.view(getattr(torch, form)).view(-1, self._width)
 
-    def _view(self, piece: Piece) -> torch.Tensor:
-        """The piece's rows `[count, width]`, laid over the received bytes without a copy."""
-        flat = torch.frombuffer(piece.payload, dtype=getattr(torch, piece.dtype))
-        return flat.view(-1, self._width)[piece.offset : piece.offset + piece.count]
+    def _unpacked(self, piece: Piece) -> torch.Tensor:
+        """The piece's rows `[count, width]`; floats are laid over the received bytes without a copy."""
+        rows = view_bytes(piece.payload, piece.dtype, self._width)[piece.offset : piece.offset + piece.count]
+        return unpack(rows, piece.dtype, self._width)
 
     def _as_sent(self, result: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
-        """In the pieces' dtype, if they have one in common: the device converts quicker."""
-        dtypes = {piece.dtype for piece in pieces}
-        return result.to(getattr(torch, dtypes.pop())) if len(dtypes) == 1 else result
+        """In the pieces' form, if they have one in common: the device converts quicker. A host does not pack rows to
+        int8 before it is known which are kept."""
+        forms = {piece.dtype for piece in pieces}
+        early = len(forms) == 1 and (self._locked or "int8" not in forms)
+        return pack(result, forms.pop()) if early else result
 
     def _fetch(
-        self, result: torch.Tensor, starts: list[int], pieces: Sequence[Piece]
+        self, sent: torch.Tensor, total: torch.Tensor, starts: list[int], pieces: Sequence[Piece]
     ) -> tuple[torch.Tensor, bool, list[int]]:
         """The kept rows on the host, whether all rows are finite, and where each piece's rows begin on the host."""
-        row, kept = result.shape[1] * result.element_size(), sum(piece.keep_rows for piece in pieces)
+        row, kept = sent.shape[1] * sent.element_size(), sum(piece.keep_rows for piece in pieces)
         data = self._outbox.take(_ALIGNED + kept * row)
-        flag, host = data[:4].view(torch.float32), data[_ALIGNED:].view(result.dtype).view(-1, result.shape[1])
-        flag.copy_(result.sum(dtype=torch.float32).view(1), non_blocking=True)
+        flag, host = data[:4].view(torch.float32), data[_ALIGNED:].view(sent.dtype).view(-1, sent.shape[1])
+        flag.copy_(total.view(1), non_blocking=True)
         at = 0
         for start, stop in _stretches(starts, pieces):
-            host[at : at + stop - start].copy_(result[start:stop], non_blocking=True)
+            host[at : at + stop - start].copy_(sent[start:stop], non_blocking=True)
             at += stop - start
         torch.cuda.current_stream(self._device).synchronize()
         return host, bool(torch.isfinite(flag)), [0, *accumulate(piece.keep_rows for piece in pieces)][:-1]
 
     def _payloads(self, host: torch.Tensor, starts: list[int], pieces: Sequence[Piece]) -> list[Buffer]:
-        """Each piece's rows as bytes of its dtype. Rows that share memory with others are copied, so that keeping them
+        """Each piece's rows as bytes of its form. Rows that share memory with others are copied, so that keeping them
         does not keep all."""
-        views = {dtype: _bytes(host.to(getattr(torch, dtype))) for dtype in {piece.dtype for piece in pieces}}
+        packed = host.dtype is torch.uint8
+        forms = {piece.dtype for piece in pieces if packed or piece.dtype != "int8"}
+        views = {form: to_bytes(host if packed else pack(host, form)) for form in forms}
         alone = len(pieces) == 1 and not self._locked and pieces[0].keep_rows == len(host)
-        if alone:
+        if alone and views:
             return [views[pieces[0].dtype]]
-        row = {dtype: self._width * DTYPE_BYTES[dtype] for dtype in views}
+        row = {form: row_bytes(form, self._width) for form in forms}
         return [
             bytes(views[piece.dtype][start * row[piece.dtype] : (start + piece.keep_rows) * row[piece.dtype]])
+            if piece.dtype in views
+            else to_bytes(pack(host[start : start + piece.keep_rows], piece.dtype))
             for start, piece in zip(starts, pieces, strict=True)
         ]
 
@@ -133,10 +142,3 @@ def _stretches(starts: Sequence[int], pieces: Sequence[Piece]) -> list[tuple[int
 
 def _finite(rows: torch.Tensor) -> bool:
     return bool(torch.isfinite(rows).all())
-
-
-def _bytes(host: torch.Tensor) -> memoryview:
-    """A host tensor's memory."""
-    if not host.numel():
-        return memoryview(b"")
-    return host.contiguous().view(torch.uint8).numpy().data.cast("B")

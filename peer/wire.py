@@ -13,10 +13,11 @@ from enum import IntEnum
 from typing import Any, ClassVar, TypeAlias
 
 import msgpack
+from shoal.blocks.formats import FORMS, row_bytes
 from shoal.peer.errors import LocalProtocolError, Reason, RemoteProtocolError
 from shoal.peer.fields import WireError, addrs, flag, integer, keys, one_of, raw, seconds, text
 
-VERSION = 2
+VERSION = 3
 PREFIX = struct.Struct(">II")
 MAX_HEADER_BYTES = 48 * 1024  # an Open with all its prefix keys takes 36 KiB and its other fields up to 9
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
@@ -25,7 +26,6 @@ MAX_COUNT = 1 << 20
 PREFIX_TOKENS = 64
 KEY_BYTES = 16
 MAX_KEYS = 2048
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -51,7 +51,7 @@ def _want() -> Any:
 
 
 def _dtype() -> Any:
-    return one_of(frozenset(DTYPE_BYTES))
+    return one_of(frozenset(FORMS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,10 @@ class Refused(Message):
 class Hidden(Message):
     """Hidden states of positions `[position, position + count)`: one step's input to a hop or answer to the client.
 
-    `payload`: `rows * width` numbers of `dtype`, row-major; an answer to `Want.LAST` has one row. `replay` marks kept
-    states that refill a new hop's KV: they have no step of their own and are never answered. `length`: tokens that the
-    sequence has once its prompt is in (0: position + count), for rotary embeddings that depend on it.
+    `payload`: `rows` of `width` numbers in the form `dtype` (see `blocks.formats`); an answer to `Want.LAST` has one.
+    `replay` marks kept states that refill a new hop's KV: they have no step of their own and are never answered.
+    `length`: tokens that the sequence has once its prompt is in (0: position + count), for rotary embeddings that
+    depend on it.
     """
 
     kind = 4
@@ -160,7 +161,7 @@ class Hidden(Message):
         super(Hidden, self).__post_init__()
         if not self.count or self.rows > self.count:
             raise WireError("Hidden carries no tokens, or more rows than tokens")
-        if self.rows * self.width * DTYPE_BYTES[self.dtype] != memoryview(self.payload).nbytes:
+        if self.rows * row_bytes(self.dtype, self.width) != memoryview(self.payload).nbytes:
             raise WireError("Hidden's payload has not the declared shape")
 
 
@@ -215,8 +216,17 @@ class Pong(Message):
     nonce: int = integer(1 << 63)
 
 
+@dataclass(frozen=True, slots=True)
+class Leaving(Message):
+    """A peer tells a lease's owner that it wants to go; until the lease is closed or its patience ends it serves on."""
+
+    kind = 10
+    session: bytes = _session()
+    epoch: int = integer(1 << 31)
+
+
 _KINDS: dict[int, type[Message]] = {
-    kind.kind: kind for kind in (Hello, Open, Opened, Refused, Hidden, Receipt, Reroute, Close, Ping, Pong)
+    kind.kind: kind for kind in (Hello, Open, Opened, Refused, Hidden, Receipt, Reroute, Close, Ping, Pong, Leaving)
 }
 _CHECKS = {
     kind: tuple((f.name, f.metadata["check"]) for f in fields(kind) if "check" in f.metadata)

@@ -7,10 +7,10 @@ from dataclasses import fields
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shoal.blocks.formats import FORMS, row_bytes
 from shoal.peer.errors import Reason, RemoteProtocolError
 from shoal.peer.link import Link
 from shoal.peer.wire import (
-    DTYPE_BYTES,
     MAX_COUNT,
     MAX_HEADER_BYTES,
     PREFIX,
@@ -18,6 +18,7 @@ from shoal.peer.wire import (
     Close,
     Hello,
     Hidden,
+    Leaving,
     Message,
     Open,
     Opened,
@@ -39,13 +40,13 @@ nonce = st.integers(0, (1 << 63) - 1)
 seconds = st.floats(0.0, 1e6, exclude_max=True)
 peer_id = st.text(st.characters(exclude_categories=["Cs"]), max_size=128)
 addrs = st.lists(st.text(st.characters(max_codepoint=127), max_size=256), max_size=8).map(tuple)
-dtype = st.sampled_from(sorted(DTYPE_BYTES))
+dtype = st.sampled_from(FORMS)
 
 
 @st.composite
 def hiddens(draw) -> Hidden:
     rows, width, kind = draw(st.integers(0, 6)), draw(st.integers(1, 8)), draw(dtype)
-    size = rows * width * DTYPE_BYTES[kind]
+    size = rows * row_bytes(kind, width)
     return Hidden(
         session=draw(session), epoch=draw(epoch), step=draw(epoch), position=draw(st.integers(0, MAX_COUNT - 1)),
         count=draw(st.integers(max(rows, 1), MAX_COUNT - 1)), want=draw(st.sampled_from(Want)),
@@ -81,6 +82,7 @@ MESSAGES = st.one_of(
         replay_to=st.integers(0, MAX_COUNT),
     ),
     st.builds(Close, session=session, epoch=epoch),
+    st.builds(Leaving, session=session, epoch=epoch),
     st.builds(Ping, nonce=nonce),
     st.builds(Pong, nonce=nonce),
 )  # fmt: skip

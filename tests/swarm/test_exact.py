@@ -78,7 +78,13 @@ def test_64_greedy_tokens_are_those_of_transformers(processes: Processes, invite
     assert [hop["blocks"][0] for hop in out["route"]] == [0, *[hop["blocks"][1] for hop in out["route"][:-1]]]
 
 
-async def test_logits_are_those_of_transformers(invite: str, whole: torch.nn.Module) -> None:
+# How hidden states travel, and by how much the logits may then differ: as they are, not but for the order of sums.
+@pytest.mark.parametrize(
+    ("codec", "at_least", "at_most"), [(None, 0.0, 1e-4), ("bfloat16", 1e-3, 0.5), ("int8", 1e-3, 0.5)]
+)
+async def test_logits_are_those_of_transformers(
+    invite: str, whole: torch.nn.Module, codec: str | None, at_least: float, at_most: float
+) -> None:
     checkpoint = resolve("demo")
     spec, ends = spec_of(checkpoint), load_ends(checkpoint, dtype=torch.float32)
     ids = torch.tensor(AutoTokenizer.from_pretrained(DEMO_PATH)(SOURCE)["input_ids"])
@@ -87,11 +93,12 @@ async def test_logits_are_those_of_transformers(invite: str, whole: torch.nn.Mod
     model = Model(spec.n_blocks, spec.hidden_size, checkpoint.revision)
     async with join_swarm(Invite.parse(invite), model) as swarm:
         await swarm.wait_covered(30.0)
-        async with swarm.session(SessionOptions(max_tokens=len(ids), chunk_tokens=64)) as session:
+        async with swarm.session(SessionOptions(max_tokens=len(ids), codec=codec, chunk_tokens=64)) as session:
             hidden = ends.embed(ids, torch.arange(len(ids)))
             prompt = await session.step(hidden[:-5], Want.ALL)
             steps = [await session.step(hidden[n : n + 1], Want.ALL) for n in range(len(ids) - 5, len(ids))]
-            torch.testing.assert_close(ends.logits(torch.cat([prompt, *steps])), expected, atol=1e-4, rtol=0)
+            error = (ends.logits(torch.cat([prompt, *steps])) - expected).abs()
+            assert at_least <= float(error.max()) <= at_most, (float(error.max()), float(error.mean()))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
@@ -17,6 +18,7 @@ from tiny_models import save_tiny
 PAGES = 12
 WIDTH = 64
 N_BLOCKS = 4
+STEP = 0.05  # where a sum that differs in its last bit rounds to the next whole number
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,15 @@ def piece(hidden: torch.Tensor, pages, **changes) -> Piece:
 
 def tensor(output, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.frombuffer(bytearray(output.payload), dtype=dtype).view(-1, WIDTH)
+
+
+def received(output) -> torch.Tensor:
+    """An output that travelled as int8."""
+    return unpack(view_bytes(output.payload, "int8", WIDTH), "int8", WIDTH)
+
+
+def through(hidden: torch.Tensor) -> torch.Tensor:
+    return unpack(pack(hidden, "int8"), "int8", WIDTH)
 
 
 def same(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-4) -> bool:
@@ -114,6 +125,24 @@ async def test_a_batch_of_sub_ranges_and_dtypes_comes_back_in_order(engine, alon
     for h, (start, stop, dtype), output in zip(hidden, kinds, outputs, strict=True):
         tolerance = 1e-4 if dtype is torch.float32 else 3e-2
         assert same(tensor(output, dtype), alone(h, start, stop), tolerance)
+
+
+async def test_int8_rows_are_those_of_the_states_that_travelled(engine, alone):
+    """Alone and in a batch with another form, with all, one and none of the rows kept."""
+    sent = [pack(states(count, 40 + count), "int8") for count in (5, 3, 4)]
+    seen = [unpack(rows, "int8", WIDTH) for rows in sent]
+    batch = [
+        replace(piece(rows, [page], keep_rows=keep), payload=to_bytes(rows), dtype="int8")
+        for page, (rows, keep) in enumerate(zip(sent, (5, 1, 0), strict=True))
+    ]
+    first, second, third = await engine.run(batch)
+    assert same(received(first), through(alone(seen[0])), STEP)
+    assert same(received(second), through(alone(seen[1])[-1:]), STEP)
+    assert not memoryview(third.payload).nbytes
+    other = states(2, 50)
+    mixed, plain = await engine.run([batch[0], piece(other, [3])])
+    assert same(received(mixed), through(alone(seen[0])), STEP)
+    assert same(tensor(plain), alone(other))
 
 
 async def test_no_piece_reads_anothers_pages(engine, alone):
