@@ -216,13 +216,14 @@ class RemoteSession:
         self._planning = self._tasks.create_task(self._find(plan))
 
     async def _find(self, plan: Plan) -> None:
-        """Plan until there is a route or the wait is over. Failed peers are tried once more before giving up."""
+        """Plan until there is a route or the wait is over. Each failed peer is tried once more before giving up."""
         if self._stuck_since is None:
             self._stuck_since, self._forgiven = self._loop.time(), False
         while isinstance(found := self._backend.plan(plan, self._terms.max_tokens), NoRoute):
             if self._starts_over():
                 return
-            if self._forgiven and self._loop.time() >= self._stuck_since + self._shape.wait_s:
+            over = self._loop.time() >= self._stuck_since + self._shape.wait_s
+            if over and self._forgiven and not self._core.avoided.chances:
                 self._end(NoRouteError(self._why(found), found.missing))
                 return
             await self._backend.refresh()

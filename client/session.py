@@ -21,6 +21,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from shoal.client.actions import Action, Blame, Deliver, GiveUp, HopTimes, Plan, Send, SessionStats, SessionTerms
+from shoal.client.avoided import Avoided
 from shoal.client.chain import Chain, Link
 from shoal.client.steps import Steps
 from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
@@ -61,7 +62,7 @@ class Session:
         self._steps = Steps(terms.max_tokens)
         self._lost = (terms.start, terms.stop)
         self._begun = False  # a step was asked for, or hops are open and said what they hold
-        self._failed: set[str] = set()
+        self.avoided = Avoided()
         self._starts_over = 0  # since the last answer
         self._deadline: float | None = None
 
@@ -203,7 +204,7 @@ class Session:
         if self.state is State.CLOSED:
             return []
         self.last_error = error
-        self._failed.add(lost.peer_id)
+        self.avoided.failed(lost.peer_id)
         spans = [(link.hop.start, link.hop.stop) for link in self._chain.links if link is lost or link.fresh]
         if self.state is State.PLANNING:
             spans.append(self._lost)
@@ -226,17 +227,17 @@ class Session:
         upstream = next((hop.peer_id for hop in hops if hop.stop == start), None)
         downstream = next((hop.peer_id for hop in hops if hop.start == stop), None)
         keep = frozenset(hop.peer_id for hop in hops)
-        return Plan(start, stop, frozenset(self._failed) | keep, upstream, downstream)
+        return Plan(start, stop, frozenset(self.avoided.peers) | keep, upstream, downstream)
 
     def forgive(self) -> Plan:
         """The plan under way, with the peers that failed before allowed again."""
-        self._failed.clear()
+        self.avoided.forgive()
         return self._plan()
 
     def whole_plan(self) -> Plan | None:
         """A plan for all blocks, if survivors are kept that it could use otherwise."""
         terms = self.terms
-        return Plan(terms.start, terms.stop, frozenset(self._failed), None, None) if self._chain.links else None
+        return Plan(terms.start, terms.stop, frozenset(self.avoided.peers), None, None) if self._chain.links else None
 
     def start_over(self) -> list[Action]:
         """Give up the survivors too: every hop is planned anew, and refilled from the client's own inputs."""
@@ -288,10 +289,9 @@ class Session:
         if not self._steps.answered(number):
             return []
         self._starts_over = 0
+        self.avoided.answered()
         self._deadline = now + self.terms.step_timeout_s if len(self._steps) else None
         return [Deliver(number, rows, payload)]
-
-    # -- messages -------------------------------------------------------------------------------------------------
 
     def _send(self, index: int, message: Message) -> Send:
         return Send(self._chain.links[index].peer_id, message)

@@ -36,7 +36,8 @@ class Steps:
         self.max_tokens = max_tokens
         self.position = 0
         self.next = 0
-        self._in_flight: dict[int, Step] = {}
+        self._in_flight: dict[int, Step] = {}  # without gaps: an answered one stays while an older one is open
+        self._answered: set[int] = set()  # of those
         self._lengths = _Lengths()
 
     def __len__(self) -> int:
@@ -69,15 +70,21 @@ class Steps:
         return len(self._in_flight) >= MAX_IN_FLIGHT
 
     def get(self, number: int) -> Step | None:
-        """A step in flight."""
-        return self._in_flight.get(number)
+        """A step that waits for its answer."""
+        return None if number in self._answered else self._in_flight.get(number)
 
     def answered(self, number: int) -> bool:
-        """A step is done; False if it was not in flight."""
-        return self._in_flight.pop(number, None) is not None
+        """A step is done; False if it was not waited for."""
+        if self.get(number) is None:
+            return False
+        self._answered.add(number)
+        while (oldest := next(iter(self._in_flight), -1)) in self._answered:
+            self._answered.discard(oldest)
+            del self._in_flight[oldest]
+        return True
 
     def in_flight(self) -> Iterable[Step]:
-        """Oldest first."""
+        """Oldest first, without gaps: what new hops must be sent so that they can run the last one."""
         return self._in_flight.values()
 
     def first(self) -> int:

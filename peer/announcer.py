@@ -34,27 +34,27 @@ class Facts:
 
 
 class Announcer:
-    """Announces at once, then every `PERIOD_S`, and soon after the number of leases has changed."""
+    """Announces at once, then every `PERIOD_S`, and soon after the number of leases or their room has changed."""
 
     def __init__(self, directory: Directory, node: Node, facts: Facts) -> None:
         self._directory = directory
         self._node = node
         self.facts = facts
-        self._announced_load = -1
+        self._announced: tuple[int, int] | None = None  # leases and free tokens
 
     async def run(self) -> None:
         """Announce until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            if loop.time() >= due or self._load() != self._announced_load:
+            if loop.time() >= due or self._room() != self._announced:
                 await self.announce()
                 due = loop.time() + PERIOD_S
             await asyncio.sleep(CHANGED_S)
 
     async def announce(self) -> None:
         """Announce once, with the figures of this moment."""
-        self._announced_load = self._load()
+        self._announced = self._room()
         await self._directory.announce(encode(self.announcement()), TTL_S)
 
     async def withdraw(self) -> None:
@@ -74,3 +74,6 @@ class Announcer:
 
     def _load(self) -> int:
         return len(self._node.book.leases)
+
+    def _room(self) -> tuple[int, int]:
+        return self._load(), self._node.book.free_tokens

@@ -65,8 +65,9 @@ class LeaseBook:
 
     @property
     def free_tokens(self) -> int:
-        """Positions that new leases could still get."""
-        return (self.residency.total - self.residency.committed) * self.offer.page_tokens
+        """Positions that a new lease could still get: all of it must fit onto the device at once."""
+        free = self.residency.total - self.residency.committed
+        return min(free, self.offer.n_pages) * self.offer.page_tokens
 
     @property
     def pages(self) -> PageAllocator:

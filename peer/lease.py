@@ -73,7 +73,7 @@ class Lease:
         self.holding = terms.holding
         self.position = terms.holding.end  # of the prompt's beginning, where it was in the KV already
         self.kept = KeptOutputs(terms.kept_bytes, terms.kept_shared)
-        self._running: set[int] = set()
+        self._running: dict[int, int] = {}  # step -> the epoch under which its output was asked for last
 
     @property
     def owner(self) -> str:
@@ -97,8 +97,10 @@ class Lease:
         self.kept.add(kept)
         if hidden.replay:
             return [self._forward(kept, replay=True)] if self.forward_replay else []
-        self._running.discard(hidden.step)
-        return [*self._answer(kept), self._receipt(hidden.step, times_s)]
+        asked = self._running.pop(hidden.step, self.epoch)
+        # After a repair the owner asks for it again, after those before it, which the next hop may lack.
+        answer = self._answer(kept) if asked == self.epoch else []
+        return [*answer, self._receipt(hidden.step, times_s)]
 
     def reroute(self, message: Reroute) -> list[Action]:
         """Take new neighbours, refill the new next hop if asked, and confirm."""
@@ -143,7 +145,7 @@ class Lease:
             return self.refuse(Reason.GAP, text)
         self.next_step += 1
         self.position = hidden.position + hidden.count
-        self._running.add(hidden.step)
+        self._running[hidden.step] = self.epoch
         return [Run(hidden, self._rows_back(hidden))]
 
     def _rows_back(self, hidden: Hidden) -> int:
@@ -154,6 +156,7 @@ class Lease:
     def _again(self, step: int) -> list[Action]:
         """A duplicate: the same answer, or nothing yet if it is still running."""
         if step in self._running:
+            self._running[step] = self.epoch
             return []
         kept = self.kept.answer(step)
         if kept is None:

@@ -347,7 +347,7 @@ class World(RuleBasedStateMachine):
         self.act(self.session.on_route(Route(tuple(hops), 1.0), self.now))
 
     def failed(self) -> set[str]:
-        return self.session._failed
+        return self.session.avoided.peers
 
     def flow_once(self) -> bool:
         """Every link delivers what it holds, every device runs what waits."""

@@ -10,18 +10,25 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 
+MOST_TURNS = 2_000_000
+
+
 class Deadlock(Exception):
-    """Nothing is ready and no timer is set: the simulation would wait for ever."""
+    """Nothing is ready and no timer is set, or the loop turns and turns: the simulation would never end."""
 
 
 class _Jump(selectors.SelectSelector):
     """A selector that moves the loop's clock instead of waiting."""
 
     loop: VirtualLoop
+    turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Deadlock("every task waits and no timer is set")
+        self.turns += 1
+        if self.turns > MOST_TURNS:
+            raise Deadlock(f"the loop has turned {MOST_TURNS} times by {self.loop.now:g} s")
         self.loop.now += max(0.0, timeout)
         return []
 

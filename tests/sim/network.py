@@ -1,25 +1,31 @@
-"""A network in memory: ordered streams with delays from a seeded generator, peers that die, hang or come back.
+"""A network in memory: ordered streams with delays from a seeded generator, and all that may happen to them.
 
-Counts legs (frames that carry hidden states) so that tests can assert on them; writes a trace for determinism checks.
+As TCP does, a stream never loses bytes while it lives: it stalls, and goes on where it was, or it is reset. Machines
+die, hang and come back; ways between two of them are cut in one direction or both, slow down, stall or are torn in the
+middle of a frame. Counts legs (frames that carry hidden states) so that tests can assert on them; writes a trace.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.peer.errors import HopClosed
 from shoal.peer.wire import PREFIX
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from shoal.peer.wire import Buffer
 
+Way: TypeAlias = tuple[str, str]  # from one machine to another
+_RESET = None  # arrives in place of bytes
+
 
 class SimStream:
-    """One end of a stream. Bytes written come out at the other end after the link's delay, in order."""
+    """One end of a stream. Bytes written come out at the other end after the way's delay, in order."""
 
     def __init__(self, net: SimNetwork, local: str, remote: str) -> None:
         self.net, self.local, self.remote = net, local, remote
@@ -27,6 +33,7 @@ class SimStream:
         self._arrived: asyncio.Queue[bytes] = asyncio.Queue()
         self._last_due = 0.0
         self._ended = False
+        self._torn = False
         self.is_closed = False
 
     async def read(self) -> bytes:
@@ -37,8 +44,15 @@ class SimStream:
         return data
 
     def write(self, *buffers: Buffer) -> None:
-        if not self.is_closed:
-            self._deliver(b"".join(buffers))
+        if self.is_closed:
+            return
+        data = b"".join(buffers)
+        if self._torn:
+            self._deliver(data[: len(data) // 2])
+            self._deliver(_RESET)
+            self.reset()
+        else:
+            self._deliver(data)
 
     async def drain(self) -> None:
         return
@@ -49,29 +63,45 @@ class SimStream:
     def close(self) -> None:
         if self.is_closed:
             return
-        self.is_closed = True
-        self._arrived.put_nowait(b"")
+        self._end()
         if self.local not in self.net.dead:
             self._deliver(b"")
 
     def reset(self) -> None:
         """The other machine is gone: what is under way is lost."""
+        if not self.is_closed:
+            self._end()
+
+    def tear(self) -> None:
+        """Both ends break in the middle of what is written next."""
+        self._torn = True
+
+    def stall(self, until: float) -> None:
+        """Nothing arrives before then (a packet was lost, and its repetition takes so long)."""
+        self._last_due = max(self._last_due, until)
+
+    def _end(self) -> None:
         self.is_closed = True
+        self.net.forget(self)
         self._arrived.put_nowait(b"")
 
-    def _deliver(self, data: bytes) -> None:
+    def _deliver(self, data: bytes | None) -> None:
         loop = asyncio.get_running_loop()
         # Timers that fall due together fire in no set order: bytes of one stream never fall due together.
         due = max(self._last_due + 1e-7, loop.time() + self.net.delay(self.local, self.remote))
         self._last_due = due
-        self.net.note(self.local, self.remote, data)
-        loop.call_at(due, self._arrive, data)
+        self.net.note(self.local, self.remote, data or b"")
+        loop.call_at(due, self.arrive, data)
 
-    def _arrive(self, data: bytes) -> None:
-        hung = self.net.hung
-        if self.local in hung or self.remote in hung:
-            hung[self.local if self.local in hung else self.remote].append((self, data))
-        elif self.remote not in self.net.dead and not self.other.is_closed:
+    def arrive(self, data: bytes | None) -> None:
+        """What was written has crossed the network, unless something holds it up."""
+        if (held := self.net.holding(self.local, self.remote)) is not None:
+            held.append((self, data))
+        elif self.remote in self.net.dead or self.other.is_closed:
+            return
+        elif data is _RESET:
+            self.other.reset()
+        else:
             self.other.put(data)
 
     def put(self, data: bytes) -> None:
@@ -79,37 +109,52 @@ class SimStream:
 
 
 class SimNetwork:
-    """All streams between simulated peers. `delay_s`: base one-way delay; `jitter_s`: seeded addition."""
+    """All streams between simulated machines. `delay_s`: base one-way delay; `jitter_s`: seeded addition; `extra_s`:
+    more of it for one machine; `hung`, `cut`: what cannot go on, and all that waits for it."""
 
     def __init__(self, rng: random.Random, delay_s: float = 0.005, jitter_s: float = 0.002) -> None:
         self._rng = rng
         self.delay_s, self.jitter_s = delay_s, jitter_s
+        self.extra_s: dict[str, float] = {}
         self.servers: dict[str, Callable[[SimStream], Awaitable[None]]] = {}
         self.dead: set[str] = set()
-        self.hung: dict[str, list[tuple[SimStream, bytes]]] = {}
-        self.streams: list[SimStream] = []
+        self.offline: set[str] = set()  # machines that cannot open streams: their network daemon is down
+        self.hung: dict[str, list[tuple[SimStream, bytes | None]]] = {}
+        self.cut: dict[Way, list[tuple[SimStream, bytes | None]]] = {}
+        self._streams: dict[str, dict[SimStream, None]] = defaultdict(dict)  # by their local end
         self.trace: list[tuple[float, str, str, int]] = []
+        self.on_frames: Callable[[str, str, bytes], None] | None = None
         self.legs = 0  # frames that carried hidden states
-        self.resumed = asyncio.Event()
+        self.changed = asyncio.Event()
         self.tasks = asyncio.TaskGroup()
 
-    def delay(self, _source: str, _target: str) -> float:
-        return self.delay_s + self._rng.random() * self.jitter_s
+    def delay(self, source: str, target: str) -> float:
+        extra_s = self.extra_s.get(source, 0.0) + self.extra_s.get(target, 0.0) if self.extra_s else 0.0
+        return self.delay_s + extra_s + self._rng.random() * self.jitter_s
 
     def note(self, source: str, target: str, data: bytes) -> None:
         self.trace.append((round(asyncio.get_running_loop().time(), 9), source, target, len(data)))
-        while len(data) >= PREFIX.size:
-            header, payload = PREFIX.unpack(data[: PREFIX.size])
+        if self.on_frames is not None:
+            self.on_frames(source, target, data)
+        start = 0
+        while len(data) - start >= PREFIX.size:
+            header, payload = PREFIX.unpack_from(data, start)
             self.legs += bool(payload)
-            data = data[PREFIX.size + header + payload :]
+            start += PREFIX.size + header + payload
+
+    # -- machines -------------------------------------------------------------------------------------------------
 
     def kill(self, peer_id: str) -> None:
         """kill -9: streams reset after one leg, nothing listens any more."""
         self.dead.add(peer_id)
+        self.hung.pop(peer_id, None)
         self.servers.pop(peer_id, None)
-        loop = asyncio.get_running_loop()
-        for stream in self._streams_of(peer_id):
-            loop.call_later(self.delay(peer_id, stream.other.local), stream.other.reset)
+        self.reset(peer_id)
+
+    def reset(self, name: str, other: str | None = None) -> None:
+        """Every stream of a machine (to one other) ends at once; the other ends learn it after one leg."""
+        for stream in self.streams_of(name, other):
+            stream._deliver(_RESET)
             stream.reset()
 
     def revive(self, peer_id: str) -> None:
@@ -121,13 +166,45 @@ class SimNetwork:
         self.hung.setdefault(peer_id, [])
 
     def resume(self, peer_id: str) -> None:
-        for stream, data in self.hung.pop(peer_id, []):
-            stream._arrive(data)
-        self.resumed.set()
-        self.resumed.clear()
+        self._flush(self.hung.pop(peer_id, []))
 
-    def _streams_of(self, peer_id: str) -> list[SimStream]:
-        return [stream for stream in self.streams if stream.local == peer_id and not stream.is_closed]
+    # -- ways -----------------------------------------------------------------------------------------------------
+
+    def part(self, ways: Iterable[Way]) -> None:
+        """Nothing arrives that way any more; nobody is told."""
+        for way in ways:
+            self.cut.setdefault(way, [])
+
+    def heal(self, ways: Iterable[Way]) -> None:
+        """The way is there again: streams that both ends kept go on where they were."""
+        self._flush([item for way in ways for item in self.cut.pop(way, [])])
+
+    def reaches(self, source: str, target: str) -> bool:
+        """Whether a message would arrive."""
+        return not ({source, target} & (self.dead | self.hung.keys()) or (source, target) in self.cut)
+
+    def holding(self, source: str, target: str) -> list[tuple[SimStream, bytes | None]] | None:
+        """Where what goes that way must wait; None if it need not."""
+        for name in (source, target):
+            if name in self.hung:
+                return self.hung[name]
+        return self.cut.get((source, target))
+
+    def streams_of(self, local: str, remote: str | None = None) -> list[SimStream]:
+        """Ends of open streams that lie at a machine (and lead to one other)."""
+        return [stream for stream in self._streams[local] if remote in (None, stream.remote)]
+
+    def add(self, stream: SimStream) -> None:
+        self._streams[stream.local][stream] = None
+
+    def forget(self, stream: SimStream) -> None:
+        self._streams[stream.local].pop(stream, None)
+
+    def _flush(self, held: Iterable[tuple[SimStream, bytes | None]]) -> None:
+        for stream, data in held:
+            stream.arrive(data)
+        self.changed.set()
+        self.changed.clear()
 
 
 class SimTransport:
@@ -138,16 +215,18 @@ class SimTransport:
         self.serving = asyncio.Event()
 
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> SimStream:
-        await asyncio.sleep(2 * self.net.delay(self.peer_id, peer_id))
-        if peer_id in self.net.hung:
-            await self.net.resumed.wait()
-        serve = self.net.servers.get(peer_id)
-        if serve is None or self.net.dead & {peer_id, self.peer_id}:
+        net, me = self.net, self.peer_id
+        await asyncio.sleep(2 * net.delay(me, peer_id))
+        while net.holding(me, peer_id) is not None or net.holding(peer_id, me) is not None:
+            await net.changed.wait()  # for ever, if nothing changes: whoever calls knows how long to wait
+        serve = net.servers.get(peer_id)
+        if serve is None or net.dead & {peer_id, me} or net.offline & {peer_id, me}:
             raise HopClosed(peer_id, f"{peer_id} cannot be reached")
-        ours, theirs = SimStream(self.net, self.peer_id, peer_id), SimStream(self.net, peer_id, self.peer_id)
+        ours, theirs = SimStream(net, me, peer_id), SimStream(net, peer_id, me)
         ours.other, theirs.other = theirs, ours
-        self.net.streams += [ours, theirs]
-        self.net.tasks.create_task(_quietly(serve(theirs)))
+        net.add(ours)
+        net.add(theirs)
+        net.tasks.create_task(_quietly(serve(theirs)))
         return ours
 
     async def serve(self, on_stream: Callable[[SimStream], Awaitable[None]]) -> None:

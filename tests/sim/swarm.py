@@ -21,7 +21,7 @@ from tests.sim.network import SimNetwork, SimTransport
 from tests.sim.toy import PAGE_TOKENS, WIDTH, ToyEngine, choose, embed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 N_BLOCKS = 6
 WALL_START = 1_800_000_000.0
@@ -50,6 +50,17 @@ class SimDirectory:
         return [record for record in self.table.values() if record.expiry > self.wall()]
 
 
+@dataclass(frozen=True)
+class Stock:
+    """What a peer is started with, and again after it died. `lie`: how many times faster than it is it says it is."""
+
+    start: int
+    stop: int
+    limits: Limits = Limits()
+    lie: float = 1.0
+    engine: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class SimPeer:
     """One running peer."""
@@ -69,7 +80,9 @@ class World:
     rng: random.Random = field(init=False)
     net: SimNetwork = field(init=False)
     table: dict[str, Record] = field(default_factory=dict)
+    stock: dict[str, Stock] = field(default_factory=dict)
     peers: dict[str, SimPeer] = field(default_factory=dict)
+    draining: dict[str, SimPeer] = field(default_factory=dict)
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
 
     def __post_init__(self) -> None:
@@ -79,38 +92,51 @@ class World:
     def wall(self) -> float:
         return WALL_START + asyncio.get_running_loop().time()
 
-    async def add_peer(self, name: str, start: int, stop: int, limits: Limits = Limits(), **engine: float) -> SimPeer:
+    async def add_peer(
+        self, name: str, start: int, stop: int, limits: Limits = Limits(), lie: float = 1.0, **engine: float
+    ) -> SimPeer:
         """Start a peer and wait until it is announced."""
-        toy = ToyEngine(start, stop, **engine)
+        self.stock[name] = Stock(start, stop, limits, lie, engine)
+        return await self.start(name)
+
+    async def start(self, name: str) -> SimPeer:
+        """Start a peer with what it had before, on a machine that is up again if it was down."""
+        self.net.revive(name)
+        stock = self.stock[name]
+        toy = ToyEngine(stock.start, stock.stop, **stock.engine)
         offer = Offer(
-            INVITE.namespace, "r1", start, stop, WIDTH, toy.n_pages, PAGE_TOKENS,
+            INVITE.namespace, "r1", stock.start, stock.stop, WIDTH, toy.n_pages, PAGE_TOKENS,
             lambda proof, client, session: INVITE.check(proof, client, name, session),
         )  # fmt: skip
-        config = NodeConfig(offer, "shoal-sim", limits, clock=asyncio.get_running_loop().time)
+        config = NodeConfig(offer, "shoal-sim", stock.limits, clock=asyncio.get_running_loop().time)
         node = Node(config, toy, SimTransport(self.net, name))
-        step_s = toy.step_s / (stop - start)
+        step_s = toy.step_s / (stock.stop - stock.start) / stock.lie
         facts = Facts(name, "r1", "none", "float32", step_s, step_s / 8, (), "1", name)
         announcer = Announcer(SimDirectory(self.table, name, self.wall), node, facts)
         ready = asyncio.Event()
         task = self.tasks.create_task(_serve(node, announcer, ready))
-        await ready.wait()
         peer = self.peers[name] = SimPeer(name, toy, node, announcer, task)
+        await ready.wait()
         return peer
 
     async def kill(self, name: str) -> None:
         """kill -9."""
         self.net.kill(name)
-        self.peers.pop(name).task.cancel()
+        for running in (self.peers, self.draining):
+            if (peer := running.pop(name, None)) is not None:
+                peer.task.cancel()
         await asyncio.sleep(0)
 
     async def stop(self, name: str, drain_s: float = 5.0) -> bool:
         """SIGTERM: withdraw, drain, leave."""
-        peer = self.peers.pop(name)
+        peer = self.draining[name] = self.peers.pop(name)
         peer.node.book.draining = True
         await peer.announcer.withdraw()
         drained = await peer.node.drain(drain_s)
-        self.net.servers.pop(name, None)
-        peer.task.cancel()
+        if self.draining.get(name) is peer:  # it may have died meanwhile, and be back
+            del self.draining[name]
+            self.net.servers.pop(name, None)
+            peer.task.cancel()
         return drained
 
     @asynccontextmanager
@@ -118,8 +144,8 @@ class World:
         """Join as a client."""
         place = Place(
             SimTransport(self.net, name), SimDirectory(self.table, name, self.wall), INVITE, refresh_s=1.0,
-            wall=self.wall, clock=asyncio.get_running_loop().time, rng=random.Random(self.seed + 2),
-            random_bytes=random.Random(self.seed + 3).randbytes,
+            wall=self.wall, clock=asyncio.get_running_loop().time, rng=random.Random(f"{self.seed} {name}"),
+            random_bytes=random.Random(f"{self.seed} {name} bytes").randbytes,
         )  # fmt: skip
         async with Swarm(place, MODEL) as swarm:
             yield swarm
@@ -142,8 +168,8 @@ async def world(seed: int, spans: Sequence[tuple[int, int]]) -> AsyncIterator[Wo
         for index, (start, stop) in enumerate(spans):
             await it.add_peer(f"p{index}", start, stop)
         yield it
-        for name in list(it.peers):
-            it.peers.pop(name).task.cancel()
+        for peer in (*it.peers.values(), *it.draining.values()):
+            peer.task.cancel()
 
 
 async def generate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from operator import mul
 from typing import TYPE_CHECKING
 
 from shoal.peer.engine import EngineFault, Output
@@ -21,6 +22,7 @@ WIDTH = 4
 PRIME = 4093
 VOCAB = 251
 PAGE_TOKENS = 4
+PLACES = range(1, 4096)
 ROW = struct.Struct(f"<{WIDTH}f")
 
 
@@ -33,13 +35,13 @@ def choose(hidden: Sequence[float]) -> int:
     return int(sum((i + 1) * int(x) for i, x in enumerate(hidden))) % VOCAB
 
 
-def block(index: int, hidden: list[int], kv: list[int]) -> list[int]:
+def block(index: int, hidden: Sequence[int], kv: Sequence[int]) -> list[int]:
     """One block: `kv` holds this position's entry as its last."""
-    attended = sum(value * (place + 1) for place, value in enumerate(kv))
+    attended = sum(map(mul, kv, PLACES))
     return [(3 * x + attended + 11 * index + i) % PRIME for i, x in enumerate(hidden)]
 
 
-def entry(index: int, hidden: list[int]) -> int:
+def entry(index: int, hidden: Sequence[int]) -> int:
     """What a block keeps of a position."""
     return (hidden[0] + 5 * hidden[-1] + index) % PRIME
 
@@ -58,9 +60,32 @@ def generate(prompt: Sequence[int], n_blocks: int, count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+class Whole:
+    """Blocks `[start, stop)` in one place, undisturbed: what a session over them has to give."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.position = 0
+        self._blocks = range(start, stop)
+        self._kv: list[list[int]] = [[] for _ in self._blocks]
+
+    async def step(self, tokens: Sequence[int]) -> list[list[int]]:
+        """Every token's hidden states."""
+        out = []
+        for token in tokens:
+            hidden = embed(token)
+            for index, kv in zip(self._blocks, self._kv, strict=True):
+                del kv[self.position :]
+                kv.append(entry(index, hidden))
+                hidden = block(index, hidden, kv)
+            self.position += 1
+            out.append(hidden)
+        return out
+
+
 class ToyEngine:
     """`Engine` over toy blocks. Each engine step costs `step_s` plus `token_s` a token, in virtual time; moving pages
-    to and from host memory costs `step_s` a time. `break_next`: the device is lost with the next step.
+    to and from host memory costs `step_s` a time. With the next step, `fault_next`: it fails; `spoil_next`: its outputs
+    are not finite; `break_next`: the device is lost.
     """
 
     def __init__(self, start: int, stop: int, n_pages: int = 256, step_s: float = 0.004) -> None:
@@ -69,14 +94,15 @@ class ToyEngine:
         self.step_s, self.token_s = step_s, 0.0002
         self.max_step_tokens, self.max_batch = 512, 256
         self.batches: list[int] = []
-        self.fault_next = self.break_next = self.broken = False
+        self.fault_next = self.spoil_next = self.break_next = self.broken = False
         self._kv = [[[-1] * PAGE_TOKENS for _ in range(n_pages)] for _ in range(stop - start)]
 
     async def run(self, batch: Sequence[Piece]) -> list[Output]:
         self.batches.append(len(batch))
         await asyncio.sleep(self.step_s + self.token_s * sum(piece.count for piece in batch))
         self._fail_if_told()
-        return [self._run_piece(piece) for piece in batch]
+        finite, self.spoil_next = not self.spoil_next, False
+        return [self._run_piece(piece, finite=finite) for piece in batch]
 
     async def save(self, pages: Sequence[int]) -> object:
         await asyncio.sleep(self.step_s)
@@ -105,16 +131,17 @@ class ToyEngine:
             self.fault_next = False
             raise EngineFault("a planned fault")
 
-    def _run_piece(self, piece: Piece) -> Output:
+    def _run_piece(self, piece: Piece, *, finite: bool) -> Output:
         rows = list(ROW.iter_unpack(bytes(piece.payload)))[piece.offset : piece.offset + piece.count]
         out = [self._run_token(piece, [int(x) for x in row], piece.position + i) for i, row in enumerate(rows)]
         kept = out[len(out) - piece.keep_rows :]
-        return Output(bytearray(b"".join(ROW.pack(*map(float, row)) for row in kept)), finite=True)
+        return Output(bytearray(b"".join(ROW.pack(*map(float, row)) for row in kept)), finite)
 
     def _run_token(self, piece: Piece, hidden: list[int], position: int) -> list[int]:
+        page, slot = divmod(position, PAGE_TOKENS)
         for index in range(piece.start, piece.stop):
             pages = self._kv[index - self.start]
-            pages[piece.pages[position // PAGE_TOKENS]][position % PAGE_TOKENS] = entry(index, hidden)
-            kv = [pages[piece.pages[p // PAGE_TOKENS]][p % PAGE_TOKENS] for p in range(position + 1)]
-            hidden = block(index, hidden, kv)
+            pages[piece.pages[page]][slot] = entry(index, hidden)
+            kv = [number for before in piece.pages[:page] for number in pages[before]]
+            hidden = block(index, hidden, kv + pages[piece.pages[page]][: slot + 1])
         return hidden

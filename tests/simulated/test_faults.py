@@ -274,7 +274,7 @@ def test_a_broken_link_to_a_living_peer_leaves_no_lease_behind(noticed):
 
             async def disturb(number, session):
                 if number == 3:
-                    for stream in it.net._streams_of("client"):
+                    for stream in it.net.streams_of("client"):
                         (stream.close if noticed else stream.reset)()
 
             assert await long_run(swarm, 8, [], disturb, wait_s=0.0) == expected(PROMPT, 8)

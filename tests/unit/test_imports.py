@@ -34,6 +34,7 @@ CORES = (
     "client/chain.py",
     "client/prefix.py",
     "client/session.py",
+    "client/avoided.py",
     "client/steps.py",
     "peer/book.py",
     "peer/costs.py",

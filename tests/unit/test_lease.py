@@ -259,13 +259,25 @@ def test_a_survivor_behind_the_new_hop_answers_duplicates_to_its_next():
     assert (to, message.payload, message.epoch) == ("after", pushed(first)[0][1].payload, 2)
 
 
-def test_a_step_that_runs_during_a_reroute_goes_to_the_new_hop():
+def test_a_step_that_runs_during_a_reroute_goes_to_the_new_hop_when_it_is_asked_for_again():
     it = lease()
     step(it, 0, 0)
     (run,) = it.accept(hidden(1, 1), "before")
     it.reroute(reroute(2, replay_to=1))
+    assert it.accept(hidden(1, 1, epoch=2), "before") == []
     ((to, message),) = pushed(finish(it, run))
     assert (to, message.epoch, message.step) == ("new", 2, 1)
+
+
+def test_a_step_that_runs_during_a_reroute_does_not_overtake_those_before_it():
+    """Step 0 went out under the old epoch, which the next hop may have left already: it would see a gap."""
+    it = lease()
+    runs = [run for number in range(2) for run in it.accept(hidden(number, number), "before")]
+    finish(it, runs[0])
+    it.reroute(reroute(2, replay_to=0))
+    assert pushed(finish(it, runs[1])) == []
+    again = [it.accept(hidden(number, number, epoch=2), "before") for number in range(2)]
+    assert [message.step for actions in again for _, message in pushed(actions)] == [0, 1]
 
 
 @pytest.mark.parametrize("epoch", [0, 1])

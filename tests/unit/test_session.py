@@ -421,7 +421,7 @@ def test_a_hop_that_does_not_open_is_lost():
     assert session.deadline() == 15.0
     assert session.on_timer(14.9) == []
     assert isinstance(only(session.on_timer(15.0), Blame).error, HopTimedOut)
-    assert session._failed == {"b"}
+    assert session.avoided.peers == {"b"}
 
 
 def test_survivors_that_were_not_asked_yet_are_not_blamed_for_a_silent_new_hop():

@@ -1,0 +1,30 @@
+"""Peers that a session keeps away from because they failed it. Names only: no clock, no messages."""
+
+from __future__ import annotations
+
+
+class Avoided:
+    """`peers` failed and are not to be asked. All may be forgiven together; `chances` tells whether one of them has
+    not been asked a second time since the last answer."""
+
+    def __init__(self) -> None:
+        self.peers: set[str] = set()
+        self._forgiven: set[str] = set()
+
+    @property
+    def chances(self) -> bool:
+        """Whether forgiving gives somebody a second chance."""
+        return not self.peers <= self._forgiven
+
+    def failed(self, peer_id: str) -> None:
+        """Keep away from a peer."""
+        self.peers.add(peer_id)
+
+    def forgive(self) -> None:
+        """All may be asked again."""
+        self._forgiven |= self.peers
+        self.peers.clear()
+
+    def answered(self) -> None:
+        """The session got on: chances count anew."""
+        self._forgiven.clear()

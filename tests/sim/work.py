@@ -1,0 +1,150 @@
+"""What clients do in a simulation: sessions of several kinds, and what each must give whatever happens on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from shoal.client.prefix import Prompt
+from shoal.client.swarm import SessionOptions
+from shoal.peer.wire import Want
+
+from tests.sim import toy
+from tests.sim.swarm import N_BLOCKS, states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shoal.client.remote import RemoteSession
+    from shoal.client.swarm import Swarm
+
+STYLES = ("greedy", "all", "quiet", "rewind", "kept")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One session. It feeds `prompt`, then `count` tokens of its own choice.
+
+    `style`: "greedy"; "all": every state comes back; "quiet": the prompt's first half is answered with nothing;
+    "rewind": sets its position back to `back` after `turn` tokens and goes on with other ones; "kept": greedy, and the
+    session keeps its inputs itself. `named`: the session is told its prompt, for the prefix cache.
+    """
+
+    client: str
+    prompt: tuple[int, ...]
+    count: int
+    style: str = "greedy"
+    start: int = 0
+    stop: int = N_BLOCKS
+    turn: int = 0
+    back: int = 0
+    named: bool = False
+    priority: int = 0
+    chunk_tokens: int = 8
+    wait_s: float = 60.0
+    begin_s: float = 0.0
+
+    @property
+    def max_tokens(self) -> int:
+        return len(self.prompt) + self.count + len(self.prompt) // 2
+
+
+class Ends(Protocol):
+    """Feeds tokens to blocks; `position` may be set back."""
+
+    position: int
+
+    async def feed(self, tokens: Sequence[int], want: Want) -> list[list[int]]: ...
+
+
+async def play(job: Job, ends: Ends, note: Callable[[int], None] = lambda _number: None) -> list[int]:
+    """Every number that comes back, in order; `note(how many steps are done)`."""
+    seen: list[int] = []
+
+    async def feed(tokens: Sequence[int], want: Want) -> int:
+        rows = await ends.feed(tokens, want)
+        seen.extend(number for row in rows for number in row)
+        note(len(seen))
+        return toy.choose(rows[-1]) if rows else 0
+
+    want = Want.ALL if job.style == "all" else Want.LAST
+    half = len(job.prompt) // 2 if job.style == "quiet" else 0
+    if half:
+        await feed(job.prompt[:half], Want.NONE)
+    token = await feed(job.prompt[half:], want)
+    for number in range(job.count - 1):
+        if job.style == "rewind" and number == job.turn:
+            ends.position = job.back
+            token = await feed([(token + i) % toy.VOCAB for i in range(len(job.prompt) // 2)], want)
+        token = await feed([token], want)
+    return seen
+
+
+class _Undisturbed:
+    """The whole model in one place."""
+
+    def __init__(self, job: Job) -> None:
+        self._whole = toy.Whole(job.start, job.stop)
+
+    @property
+    def position(self) -> int:
+        return self._whole.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._whole.position = position
+
+    async def feed(self, tokens: Sequence[int], want: Want) -> list[list[int]]:
+        rows = await self._whole.step(tokens)
+        return {Want.NONE: [], Want.LAST: rows[-1:], Want.ALL: rows}[want]
+
+
+class _Remote:
+    """A session through the swarm."""
+
+    def __init__(self, job: Job, session: RemoteSession) -> None:
+        self._job, self._session = job, session
+        self._tokens: list[int] = []
+        if job.style != "kept":
+            session.recall_with(lambda a, b: states(self._tokens[a:b]))
+
+    @property
+    def position(self) -> int:
+        return len(self._tokens)
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._session.position = position
+        del self._tokens[position:]
+
+    async def feed(self, tokens: Sequence[int], want: Want) -> list[list[int]]:
+        before = len(self._tokens)
+        self._tokens += tokens
+        if self._job.named and not before:
+            await self._session.ready(self._tokens)
+            tokens = tokens[self._session.position :]
+        rows = await self._session.step(states(tokens), want)
+        return [[int(number) for number in row] for row in rows.tolist()]
+
+
+def expected(job: Job) -> list[int]:
+    """What the job gives where nothing happens."""
+    playing = play(job, _Undisturbed(job))
+    try:
+        playing.send(None)
+    except StopIteration as done:
+        return done.value
+    raise RuntimeError("the undisturbed run waited for something")
+
+
+async def perform(
+    job: Job, swarm: Swarm, note: Callable[[int], None], opened: Callable[[RemoteSession], None]
+) -> list[int]:
+    """Run the job through a swarm. Errors: what the session raises."""
+    options = SessionOptions(
+        max_tokens=job.max_tokens, start=job.start, stop=job.stop, chunk_tokens=job.chunk_tokens, wait_s=job.wait_s,
+        priority=job.priority, prompt=Prompt(job.prompt) if job.named else None,
+    )  # fmt: skip
+    async with swarm.session(options) as session:
+        opened(session)
+        return await play(job, _Remote(job, session), note)
