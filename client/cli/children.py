@@ -102,10 +102,10 @@ class Children:
         await asyncio.shield(self._end_all())
         await self._tasks.__aexit__(None, None, None)
 
-    async def start(self, name: str, argv: Sequence[str]) -> Child:
-        """Start `shoal ARGV`."""
+    async def start(self, name: str, argv: Sequence[str], within: Sequence[str] = ()) -> Child:
+        """Start `shoal ARGV`; `within`: a command that becomes the command put after it (`ip netns exec NAME`, say)."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "shoal.client.cli.child", *argv,
+            *within, sys.executable, "-m", "shoal.client.cli.child", *argv,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             env=self._environment, limit=MAX_LINE_BYTES,
             start_new_session=True,  # Ctrl-C is the parent's to hear

@@ -1,0 +1,1 @@
+"""A wide area network on one machine: hosts in namespaces of their own, joined by one forwarder in user space."""
