@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_GRAPHS = 128
 USES_BEFORE_CAPTURE = 1  # kernels must have been compiled and chosen; and what is tried once is not worth a capture
+USES_BEFORE_RETRY = 256  # after a capture that found too little memory
 _RING = 4  # steps whose inputs may be on their way at once
 
 
@@ -109,9 +110,13 @@ class _Graph:
     def _capture(self, pool: Any) -> None:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._ints.device)
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            self._out = self._forward()
-        self._graph = graph
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                out = self._forward()
+        except torch.OutOfMemoryError:
+            self._uses = -USES_BEFORE_RETRY  # a step without a graph needs less
+            return
+        self._graph, self._out = graph, out
 
     def _forward(self) -> torch.Tensor:
         return self._span.forward(self._hidden, range(self._size.start, self._size.stop), self._inputs)
@@ -127,5 +132,6 @@ def inputs_of(layout: Layout, ints: torch.Tensor, span: FusedSpan, turns: Turns)
         decodes = Decodes(table.view(size.decodes, size.pages), ends, splits)
     if size.chunk:
         longest = min(size.held, span.kv.n_pages) * PAGE_TOKENS
-        chunks = PrefillTiles(tiles, size.tiles, tile_tokens(span.group), span.group, longest)
+        each = tile_tokens(span.group, size.chunk)
+        chunks = PrefillTiles(tiles, size.tiles, each, span.group, longest)
     return Inputs(positions, slots, turns, decodes, chunks)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from shoal.blocks.batch import Row, check_row, slots_of
-from shoal.blocks.kernels.tiles import FIELDS, tile_count, tile_numbers, tile_tokens
+from shoal.blocks.kernels.tiles import FIELDS, most_tiles, tile_numbers, tile_tokens
 from shoal.blocks.kv import PAGE_TOKENS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ROWS_BESIDE = (4, 16, 32, 48, 64, 96, 128, 256)  # fewer sizes of decodes where there are many of chunks
 CHUNKS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # longer ones keep a GPU busy while they are launched
-ROWS_OF_CHUNKS = (2, 16, 128)
+ROWS_OF_CHUNKS = (1, 2, 16, 128)
 PAGES = (64, 512, 4096, 32768, 262144)  # of a row: 1,024 tokens, 8,192, and so on; few, each is a graph of its own
 
 _KNOWN = 4096
@@ -67,7 +67,7 @@ def size_of(run: range, step: Step, group: int) -> Size | None:
     if step.chunks:
         chunk = _at_least(CHUNKS, sum(row.count for row in step.chunks))
         rows = _at_least(ROWS_OF_CHUNKS, len(step.chunks))
-        tiles = chunk // tile_tokens(group) + rows if rows > 0 else -1
+        tiles = most_tiles(chunk, rows, tile_tokens(group, chunk)) if min(chunk, rows) > 0 else -1
         held = _at_least(PAGES, sum(_pages(row.end) for row in step.chunks))
     if -1 in (decodes, pages, chunk, tiles, held):
         return None
@@ -76,10 +76,11 @@ def size_of(run: range, step: Step, group: int) -> Size | None:
 
 def exact_size(run: range, step: Step, group: int) -> Size:
     """The size of a step as it is, without padding."""
+    chunk = sum(row.count for row in step.chunks)
+    each = tile_tokens(group, chunk) if chunk else 1
     return Size(
-        run.start, run.stop, len(step.decodes), max((_pages(row.end) for row in step.decodes), default=0),
-        sum(row.count for row in step.chunks), tile_count(step.chunks, group),
-        sum(_pages(row.end) for row in step.chunks),
+        run.start, run.stop, len(step.decodes), max((_pages(row.end) for row in step.decodes), default=0), chunk,
+        sum(-(-row.count // each) for row in step.chunks), sum(_pages(row.end) for row in step.chunks),
     )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ class Layout:
             slots[:n] = lines[np.arange(n), at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
         if step.chunks:
             self._write_chunks(positions[size.decodes :], slots[size.decodes :], step.chunks)
-            numbers = tile_numbers(step.chunks, group, size.tiles)
+            numbers = tile_numbers(step.chunks, tile_tokens(group, size.chunk), size.tiles)
             tiles[: len(numbers)] = numbers
 
     def _write_chunks(self, positions: Ints, slots: Ints, chunks: Sequence[Row]) -> None:

@@ -31,7 +31,8 @@ UNUSED_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """What a node serves and within which bounds; `budget` None: what the engine says of its steps."""
+    """What a node serves and within which bounds; `budget` None: what the engine says of its steps. `at_rest` is called
+    when the last lease has ended."""
 
     offer: Offer
     agent: str
@@ -39,6 +40,7 @@ class NodeConfig:
     budget: Budget | None = None
     patience: Patience = Patience()
     clock: Callable[[], float] = time.perf_counter
+    at_rest: Callable[[], None] | None = None
 
 
 class Node:
@@ -176,11 +178,15 @@ class Node:
 
     async def _sweep(self) -> None:
         """End the leases of clients that went away, and close links to next hops that nobody uses."""
+        busy = False
         while True:
             await asyncio.sleep(SWEEP_S)
             for lease in self.book.sweep(self._now()):
                 self.steps.end(lease)
             self._drop_unused(self._now())
+            busy, was_busy = bool(self.book.leases), busy
+            if was_busy and not busy and self.config.at_rest is not None:
+                self.config.at_rest()
 
     def _drop_unused(self, now: float) -> None:
         """Close links to next hops that no lease has used for a while."""

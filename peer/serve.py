@@ -23,6 +23,7 @@ from shoal.peer.log import report
 from shoal.peer.measure import measured
 from shoal.peer.node import Node, NodeConfig
 from shoal.peer.scheduler import Budget
+from shoal.peer.settle import settle, trim
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -98,6 +99,7 @@ class _Life:
             span = await asyncio.to_thread(load, self.config, self.model, blocks, self.room)
             self.engine = DeviceEngine(span, PAGE_TOKENS)
             self.throughput = await self._measure(self.engine)
+            settle()
         return self.engine
 
     def _seat(self, host: Host) -> Seat:
@@ -149,7 +151,7 @@ class _Life:
         limits = Limits(kept_bytes=self.room.kept_bytes, swap_pages=self.room.swap_pages)
         offer = _offer(self.config, self.model, engine, host.peer_id)
         budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch)
-        return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget)
+        return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget, at_rest=trim)
 
     async def _until_leaving(self, host: Host, node: Node, announcer: Announcer) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -41,41 +41,44 @@ class PrefillTiles:
 
 def prefill_tiles(rows: Sequence[Row], group: int, device: torch.device) -> PrefillTiles:
     """Tiles for a batch of `rows`, whose tokens lie one row after the other; `group`: query heads per KV head."""
-    count = tile_count(rows, group)
+    each = tile_tokens(group, sum(row.count for row in rows))
+    count = sum(-(-row.count // each) for row in rows)
     longest = max(row.end for row in rows)
-    return PrefillTiles(_on(device, tile_numbers(rows, group, count)), count, tile_tokens(group), group, longest)
+    return PrefillTiles(_on(device, tile_numbers(rows, each, count)), count, each, group, longest)
 
 
-def tile_tokens(group: int) -> int:
-    """Query tokens of a full tile."""
-    return max(_ROWS // group, 1)
+def tile_tokens(group: int, tokens: int) -> int:
+    """Query tokens of a full tile, in a batch of `tokens`: few tokens do not fill a large tile, whose programs would
+    then pass on and add up mostly padding."""
+    stacked = min(1 << (tokens * group - 1).bit_length(), _ROWS)
+    return max(stacked // group, 1)
 
 
-def tile_count(rows: Sequence[Row], group: int) -> int:
-    """Tiles that a batch of rows needs."""
-    tokens = tile_tokens(group)
-    return sum(-(-row.count // tokens) for row in rows)
+def most_tiles(tokens: int, rows: int, each: int) -> int:
+    """Tiles of `each` tokens that up to `tokens` in up to `rows` rows can need."""
+    rows = min(rows, tokens)
+    return (tokens - rows) // each + rows
 
 
-def tile_numbers(rows: Sequence[Row], group: int, count: int) -> Ints:
+def tile_numbers(rows: Sequence[Row], each: int, count: int) -> Ints:
     """`PrefillTiles.table` on the host, filled up to `count` tiles with copies of the last: they compute the same."""
-    tokens = tile_tokens(group)
-    counts = np.array([row.count for row in rows])
-    positions = np.array([row.position for row in rows])
+    tiles: list[tuple[int, int, int, int]] = []
     pages = [np.asarray(row.pages[: -(-row.end // PAGE_TOKENS)], dtype=np.int32) for row in rows]
-    n_tiles = -(-counts // tokens)
-    of_row = np.repeat(np.arange(len(rows)), n_tiles)
-    first = (np.arange(len(of_row)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)) * tokens
-    tiles = np.empty((len(of_row), FIELDS), dtype=np.int32)
-    tiles[:, 0] = (np.cumsum(counts) - counts)[of_row] + first
-    tiles[:, 1] = np.minimum(counts[of_row] - first, tokens)
-    tiles[:, 2] = positions[of_row] + first
-    starts = np.cumsum([0, *(len(held) for held in pages)])[:-1]
-    tiles[:, 3] = count * FIELDS + starts[of_row]
-    # Those with the most keys first: the last ones to run are then short.
-    tiles = tiles[np.argsort(-(tiles[:, 1] + tiles[:, 2]), kind="stable")]
-    spare = np.repeat(tiles[-1:], count - len(tiles), axis=0)
-    return np.concatenate([tiles.reshape(-1), spare.reshape(-1), *pages])
+    at, held = 0, count * FIELDS
+    for row, own in zip(rows, pages, strict=True):
+        tiles += [
+            (at + first, min(each, row.count - first), row.position + first, held)
+            for first in range(0, row.count, each)
+        ]
+        at, held = at + row.count, held + len(own)
+    tiles.sort(key=_keys, reverse=True)  # the last ones to run are then short
+    tiles += tiles[-1:] * (count - len(tiles))
+    return np.concatenate([np.array(tiles, dtype=np.int32).reshape(-1), *pages])
+
+
+def _keys(tile: tuple[int, int, int, int]) -> int:
+    """Keys that a tile's last token sees."""
+    return tile[1] + tile[2]
 
 
 def _on(device: torch.device, numbers: Ints) -> torch.Tensor:

@@ -11,6 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from shoal.blocks.lean import leave_out
 from shoal.client.cli.commands import closest, find_commands
 from shoal.client.cli.complaint import complaint
 from shoal.dht.version import shoal_version
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
     """Load and run a command; known errors become one line on stderr (SHOAL_DEBUG=1 shows where they came from)."""
+    leave_out()
     try:
         status = load()(argv)
         sys.stdout.flush()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import multiprocessing
+import json
+import subprocess
+import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import psutil
-import torch
-from _engine_link import served
-from _engine_models import Bench, Figures, Skipped, states
+from _engine_models import Bench, Figures, Skipped
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.spec import spec_of
 
@@ -63,27 +62,11 @@ def idle(bench: Bench) -> Figures:
 def process(bench: Bench) -> Figures:
     """MB of host memory of a process that serves 8 blocks from the device, after a prompt and with nothing to do: its
     node and device thread; without the network's daemon, which `idle` counts on a CPU."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        resident_mb, own_mb = pool.submit(_memory_mb, str(bench.device), tiny=bench.tiny).result(PROCESS_TIMEOUT_S)
-    return {"idle_process_rss_mb": resident_mb, "idle_process_own_mb": own_mb}
-
-
-def _memory_mb(device: str, *, tiny: bool) -> tuple[float, float]:
-    """MB resident, and those of them that are no other process's as well and no file's."""
-    bench = Bench(torch.device(device), tiny=tiny)
-    span = bench.span(bench.size(8, 2), 4096)
-
-    async def go() -> tuple[float, float]:
-        async with served(span) as (_node, client):
-            session, _ = await client.open(64)
-            await client.step(session, 0, 0, states(32, span).cpu())
-            client.end(session)
-            await asyncio.sleep(bench.size(3, 0))
-            gc.collect()
-            used = psutil.Process().memory_full_info()
-            return used.rss / 1e6, used.uss / 1e6
-
-    return asyncio.run(go())
+    script = Path(__file__).with_name("_engine_process.py")
+    command = [sys.executable, str(script), str(bench.device), *(["--tiny"] if bench.tiny else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=PROCESS_TIMEOUT_S)
+    found: Figures = json.loads(done.stdout)
+    return found
 
 
 def _device(bench: Bench) -> list[str]:

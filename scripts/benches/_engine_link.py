@@ -19,6 +19,7 @@ from shoal.peer.channel import Channel
 from shoal.peer.engine import DeviceEngine
 from shoal.peer.link import Patience
 from shoal.peer.node import Node, NodeConfig
+from shoal.peer.settle import settle, trim
 from shoal.peer.wire import Buffer, Close, Hidden, Message, Open, Opened, Receipt, Refused, Want
 
 if TYPE_CHECKING:
@@ -161,9 +162,10 @@ async def served(span: Span) -> AsyncIterator[tuple[Node, Client]]:
         lambda _proof, _client, _session: True,
     )  # fmt: skip
     transport = MemoryTransport()
+    settle()  # as a peer does before it serves
     try:
         async with (
-            Node(NodeConfig(offer, AGENT, patience=PATIENT), engine, transport) as node,
+            Node(NodeConfig(offer, AGENT, patience=PATIENT, at_rest=trim), engine, transport) as node,
             asyncio.TaskGroup() as tasks,
         ):
             stream, serving = transport.dial("client")
