@@ -16,7 +16,7 @@ from shoal.client.measured import Measured
 from shoal.client.prefix import Prefix, Prompt
 from shoal.client.remote import RemoteSession, Shape
 from shoal.peer.errors import NoRouteError
-from shoal.peer.link import Patience
+from shoal.peer.link import IMPATIENT
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.routing.announcement import AnnouncementError, decode
 from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from shoal.peer.wire import Message
 
 SECRET_BYTES = 32
-# A hop that is silent for this long while we wait for it is taken for dead.
-CLIENT_PATIENCE = Patience(ping_after_s=0.75, dead_after_s=2.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ class Swarm:
         self._measured = Measured()
         self._secret = place.random_bytes(SECRET_BYTES)  # of the names that prompts get
         self._sessions: dict[bytes, RemoteSession] = {}
-        config = PoolConfig("shoal-client", CLIENT_PATIENCE, clock=place.clock)
+        config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock)
         self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost)
         self._tasks = asyncio.TaskGroup()
         self._watching: asyncio.Task[None] | None = None

@@ -28,6 +28,10 @@ class Patience:
     dead_after_s: float = 15.0
 
 
+# A hop that is silent for this long while somebody waits for it is taken for dead.
+IMPATIENT = Patience(ping_after_s=0.75, dead_after_s=2.5)
+
+
 class LinkState(Enum):
     """Where a link stands."""
 

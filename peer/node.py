@@ -11,7 +11,7 @@ from shoal.peer.book import LeaseBook, Limits, Offer
 from shoal.peer.channel import Channel
 from shoal.peer.errors import Reason
 from shoal.peer.lease import Run, Send
-from shoal.peer.link import Patience
+from shoal.peer.link import IMPATIENT, Patience
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.peer.steps import Steps
 from shoal.peer.wire import Close, Hidden, Open, Opened, Refused, Reroute
@@ -57,7 +57,7 @@ class Node:
         self._clients: dict[str, Channel] = {}
         self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._now = config.clock
-        pool = PoolConfig(config.agent, config.patience, clock=config.clock)
+        pool = PoolConfig(config.agent, IMPATIENT, clock=config.clock)  # of next hops, for which sessions wait
         self._pool = ChannelPool(transport, pool, lambda _channel, _message: None, self._next_lost)
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shoal.peer.wire import Buffer
 
 Way: TypeAlias = tuple[str, str]  # from one machine to another
+REPEAT_S = 0.2  # after which TCP sends a lost packet again; twice as long after each further loss
 _RESET = None  # arrives in place of bytes
 
 
@@ -110,12 +111,13 @@ class SimStream:
 
 class SimNetwork:
     """All streams between simulated machines. `delay_s`: base one-way delay; `jitter_s`: seeded addition; `extra_s`:
-    more of it for one machine; `hung`, `cut`: what cannot go on, and all that waits for it."""
+    more of it for one machine; `loss`: share of packets that arrive only when they are sent again; `hung`, `cut`: what cannot go on, and all that waits for it."""
 
     def __init__(self, rng: random.Random, delay_s: float = 0.005, jitter_s: float = 0.002) -> None:
         self._rng = rng
         self.delay_s, self.jitter_s = delay_s, jitter_s
         self.extra_s: dict[str, float] = {}
+        self.loss = 0.0
         self.servers: dict[str, Callable[[SimStream], Awaitable[None]]] = {}
         self.dead: set[str] = set()
         self.offline: set[str] = set()  # machines that cannot open streams: their network daemon is down
@@ -130,6 +132,9 @@ class SimNetwork:
 
     def delay(self, source: str, target: str) -> float:
         extra_s = self.extra_s.get(source, 0.0) + self.extra_s.get(target, 0.0) if self.extra_s else 0.0
+        again_s = REPEAT_S
+        while self.loss and self._rng.random() < self.loss:
+            extra_s, again_s = extra_s + again_s, 2 * again_s
         return self.delay_s + extra_s + self._rng.random() * self.jitter_s
 
     def note(self, source: str, target: str, data: bytes) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.sim.swarm import World
     from tests.sim.work import Job
 
@@ -28,6 +30,14 @@ class Reach:
     def note(self, now: float) -> None:
         """Something has changed."""
         self._history.append((now, {span: self._missing(*span) for span in self._spans}))
+
+    def blip(self, names: Sequence[str], now: float) -> None:
+        """Machines fail or are not reached for a moment only: who asks them then may be told so."""
+        unfit = self.unfit
+        self.unfit = unfit.union(names)
+        self.note(now)
+        self.unfit = unfit
+        self.note(now)
 
     def waited_too_long(self, job: Job, since: float, until: float) -> bool:
         """Whether all was within reach for `RECOVER_S` in one piece while the job got nowhere."""

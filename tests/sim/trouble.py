@@ -102,11 +102,13 @@ class Trouble:
         if (name := self._victim(deed)) is not None:
             self._say(f"{name}'s next engine step fails")
             self._it.peers[name].engine.fault_next = True
+            self._blip(name)
 
     async def _not_finite(self, deed: Deed) -> None:
         if (name := self._victim(deed)) is not None:
             self._say(f"{name}'s next engine step is not finite")
             self._it.peers[name].engine.spoil_next = True
+            self._blip(name)
 
     async def _break(self, deed: Deed) -> None:
         if (name := self._victim(deed)) is not None:
@@ -196,17 +198,20 @@ class Trouble:
             self._say(f"nothing comes from {name} for {deed.for_s:.2f} s")
             for stream in self._it.net.streams_of(name):
                 stream.stall(asyncio.get_running_loop().time() + deed.for_s)
+            self._blip(name)
 
     async def _tear(self, deed: Deed) -> None:
         if (pair := self._pair(deed)) is not None:
             self._say(f"links {pair[0]}->{pair[1]} break in the middle of the next frame")
             for stream in self._it.net.streams_of(*pair):
                 stream.tear()
+            self._blip(*pair)
 
     async def _reset(self, deed: Deed) -> None:
         if (pair := self._pair(deed)) is not None:
             self._say(f"links {pair[0]}-{pair[1]} are reset")
             self._it.net.reset(*pair)
+            self._blip(*pair)
 
     async def _daemon(self, deed: Deed) -> None:
         name = self._client(deed)
@@ -251,6 +256,9 @@ class Trouble:
 
     def _changed(self) -> None:
         self._reach.note(asyncio.get_running_loop().time())
+
+    def _blip(self, *names: str) -> None:
+        self._reach.blip(names, asyncio.get_running_loop().time())
 
     def _victim(self, deed: Deed) -> str | None:
         names = (self._in_use() if deed.in_use else []) or self._running()
