@@ -111,7 +111,8 @@ class SimStream:
 
 class SimNetwork:
     """All streams between simulated machines. `delay_s`: base one-way delay; `jitter_s`: seeded addition; `extra_s`:
-    more of it for one machine; `loss`: share of packets that arrive only when they are sent again; `hung`, `cut`: what cannot go on, and all that waits for it."""
+    more of it for one machine; `loss`: share of packets that arrive only when they are sent again; `hung`, `cut`: what
+    cannot go on, and all that waits for it."""
 
     def __init__(self, rng: random.Random, delay_s: float = 0.005, jitter_s: float = 0.002) -> None:
         self._rng = rng

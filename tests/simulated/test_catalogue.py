@@ -12,7 +12,6 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from shoal.peer.errors import NoRouteError
 
 from tests.sim import toy
 from tests.sim.clock import run
