@@ -47,7 +47,7 @@ def plan_route(view: View, request: RouteRequest, now: float, rng: Random) -> Ro
     if missing:
         return NoRoute(missing, why_missing(columns, request, missing, now))
     costs = price(columns, request, np.flatnonzero(able))
-    jitter = np.array([1.0 + SPREAD * rng.random() for _ in costs.rows])
+    jitter = 1.0 + SPREAD * np.random.default_rng(rng.getrandbits(64)).random(costs.rows.size)
     jittered = replace(costs, weight=costs.weight * jitter)
     chosen = shortlist(columns, jittered, request.stop - request.start)
     legs = between(columns, request.knowledge, costs.rows[chosen])

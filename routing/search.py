@@ -75,8 +75,9 @@ def cheapest(problem: Problem) -> list[Tile] | None:
     tiles = best
     for _ in range(CAP_STEPS if problem.waits else 0):
         cap = _slowest(problem, tiles) * CAP_FACTOR
-        found = _without_repeats(_capped(problem, cap), _earliest(problem, cap), CAPPED_RUNS)
-        if found is None or _sum(problem, found) >= total_of(problem, best):
+        limit = total_of(problem, best)  # what costs as much without any waiting cannot be better with it
+        found = _without_repeats(_capped(problem, cap), _earliest(problem, cap), CAPPED_RUNS, limit)
+        if found is None or _sum(problem, found) >= limit:
             break
         tiles = found
         best = min(best, tiles, key=lambda tiling: total_of(problem, tiling))
@@ -114,16 +115,16 @@ def _shortest(problem: Problem, earliest: NDArray[np.int64]) -> tuple[float, lis
     ends = np.arange(n_blocks + 1)[:, None]
     may_end, may_start = earliest < ends, (problem.start <= ends) & (ends < problem.stop)
     reach[0] = np.where(problem.start == 0, problem.first, np.inf)
+    lowest, at = np.full(size, np.inf), np.zeros(size, dtype=np.int64)  # of `reach` so far, and where that is
     for end in range(1, n_blocks + 1):
         enders = may_end[end].nonzero()[0]
         if not enders.size:
             return None
-        begins = earliest[end, enders]
-        low = int(begins.min())
-        window = np.where(ends[low:end] >= begins, reach[low:end, enders], np.inf)
-        at = window.argmin(axis=0)
-        began[end, enders] = low + at
-        done = window.min(axis=0) + end * problem.block[enders]
+        better = reach[end - 1] < lowest
+        lowest[better], at[better] = reach[end - 1, better], end - 1
+        _look_again(reach, lowest, at, earliest[end], enders, end)
+        began[end, enders] = at[enders]
+        done = lowest[enders] + end * problem.block[enders]
         if end == n_blocks:
             return _trace(done + problem.last[enders], enders, began, came_from)
         starters = may_start[end].nonzero()[0]
@@ -132,6 +133,26 @@ def _shortest(problem: Problem, earliest: NDArray[np.int64]) -> tuple[float, lis
         reach[end, starters] = entering.min(axis=0) - end * problem.block[starters]
         came_from[end, starters] = enders[via]
     return None
+
+
+def _look_again(
+    reach: NDArray[np.float64],
+    lowest: NDArray[np.float64],
+    at: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    enders: NDArray[np.int64],
+    end: int,
+) -> None:
+    """Where the lowest so far lies before what a hop may begin with now, find the lowest of the rest. What a hop may
+    begin with never moves back as `end` grows."""
+    passed = enders[at[enders] < begins[enders]]
+    if not passed.size:
+        return
+    low = int(begins[passed].min())
+    rows = np.arange(low, end)[:, None]
+    window = np.where(rows >= begins[passed], reach[low:end, passed], np.inf)
+    at[passed] = low + window.argmin(axis=0)
+    lowest[passed] = window.min(axis=0)
 
 
 def _trace(
@@ -149,12 +170,15 @@ def _trace(
     return float(total[winner]), tiles[::-1]
 
 
-def _without_repeats(problem: Problem, earliest: NDArray[np.int64], runs: int) -> list[Tile] | None:
-    """Best first: if a candidate serves before and after block m, then it serves only before, only after, or m too."""
+def _without_repeats(
+    problem: Problem, earliest: NDArray[np.int64], runs: int, limit: float = np.inf
+) -> list[Tile] | None:
+    """Best first: if a candidate serves before and after block m, then it serves only before, only after, or m too.
+    None if nothing costs less than `limit`."""
     order = count()
     tiles: list[Tile] = []
     found = _shortest(problem, earliest)
-    open_ = [(found[0], next(order), found[1], earliest)] if found else []
+    open_ = [(found[0], next(order), found[1], earliest)] if found and found[0] < limit else []
     for _ in range(runs):
         if not open_:
             return None
@@ -163,7 +187,7 @@ def _without_repeats(problem: Problem, earliest: NDArray[np.int64], runs: int) -
         if repeat is None:
             return tiles
         for branch in _branches(earliest, *repeat):
-            if (found := _shortest(problem, branch)) is not None:
+            if (found := _shortest(problem, branch)) is not None and found[0] < limit:
                 heapq.heappush(open_, (found[0], next(order), found[1], branch))
     return _absorb(tiles)
 

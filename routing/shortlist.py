@@ -35,13 +35,19 @@ def shortlist(columns: Columns, costs: Costs, n_blocks: int) -> NDArray[np.int64
 def _best_per_block(costs: Costs, leg_s: NDArray[np.float64], n_blocks: int) -> NDArray[np.bool_]:
     work = costs.work
     visit = work.crossings * (leg_s + costs.visit_s) + work.carried * costs.out.byte_s
-    order = np.argsort(costs.weight * (visit / (costs.stop - costs.start) + costs.block_s))
-    start, stop = costs.start[order], costs.stop[order]
-    chosen = np.zeros(order.size, dtype=np.bool_)
-    for block in range(n_blocks):
-        for among in (slice(HEAD), slice(None)):
-            best = np.flatnonzero((start[among] <= block) & (block < stop[among]))[:KEEP]
-            if best.size == KEEP:
-                break
-        chosen[order[best]] = True
+    price_s = costs.weight * (visit / (costs.stop - costs.start) + costs.block_s)
+    head = np.argpartition(price_s, HEAD)[:HEAD] if price_s.size > HEAD else np.arange(price_s.size)
+    blocks = np.arange(n_blocks)[:, None]
+    chosen = np.zeros(price_s.size, dtype=np.bool_)
+    chosen[_best(price_s, head, (costs.start[head] <= blocks) & (blocks < costs.stop[head]))] = True
+    for block in np.flatnonzero(((costs.start[head] <= blocks) & (blocks < costs.stop[head])).sum(axis=1) < KEEP):
+        holders = np.flatnonzero((costs.start <= block) & (block < costs.stop))
+        chosen[_best(price_s, holders, np.ones((1, holders.size), dtype=np.bool_))] = True
     return chosen
+
+
+def _best(price_s: NDArray[np.float64], among: NDArray[np.int64], holds: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The KEEP cheapest holders of each block; `holds` [block, place in `among`]."""
+    order = np.argsort(price_s[among], kind="stable")
+    holds = holds[:, order]
+    return among[order[(holds & (holds.cumsum(axis=1) <= KEEP)).any(axis=0)]]
