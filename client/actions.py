@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING, TypeAlias
+
+from shoal.client.times import HopTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shoal.client.prefix import Prefix
     from shoal.peer.errors import HopError
-    from shoal.peer.wire import Buffer, Message
+    from shoal.peer.wire import Buffer, Message, Receipt
+    from shoal.routing.route import Hop
+
+
+class State(Enum):
+    """Where a session stands."""
+
+    PLANNING = auto()
+    OPENING = auto()
+    REPAIRING = auto()
+    STREAMING = auto()
+    CLOSED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,18 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What new hops will have to do: `prompt_tokens` in chunks of `chunk_tokens` (of a running session, those that they
+    are refilled with too), then `new_tokens` one by one; `max_tokens` of KV, `token_bytes` on the wire."""
+
+    prompt_tokens: int
+    new_tokens: int
+    max_tokens: int
+    chunk_tokens: int
+    token_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Deliver:
     """A step is answered: `rows` hidden states (none for `Want.NONE`)."""
 
@@ -82,26 +108,31 @@ Action: TypeAlias = Send | Plan | Deliver | Blame | GiveUp
 
 
 @dataclass(slots=True)
-class HopTimes:
-    """Sums over a hop's receipts, in seconds."""
-
-    steps: int = 0
-    queue_s: float = 0.0
-    compute_s: float = 0.0
-
-    def add(self, queue_s: float, compute_s: float) -> None:
-        """Count one receipt."""
-        self.steps += 1
-        self.queue_s += queue_s
-        self.compute_s += compute_s
-
-
-@dataclass(slots=True)
 class SessionStats:
     """What a session went through; `hops` by peer id. `cached_tokens`: tokens of the prompt that every hop held from
-    before, so that they were not run."""
+    before, so that they were not run. `news`: of `hops`, what nobody has learned from yet."""
 
     steps: int = 0
     repairs: int = 0
     cached_tokens: int = 0
     hops: dict[str, HopTimes] = field(default_factory=dict)
+    news: dict[str, HopTimes] = field(default_factory=dict)
+
+    def receipt(self, hop: Hop, message: Receipt, tokens: int) -> None:
+        """Count a hop's receipt for a step of `tokens`."""
+        for times in self.of(hop.peer_id):
+            times.add(message.queue_s, message.compute_s, tokens, hop.stop - hop.start)
+
+    def keeps(self, peer_id: str, before: str, seconds: float) -> None:
+        """Count how much longer than it said a hop kept a lone token from `before`, "" being the client."""
+        for times in self.of(peer_id):
+            times.keeps(before, seconds)
+
+    def of(self, peer_id: str) -> tuple[HopTimes, HopTimes]:
+        """Where to count what a hop does: in all, and since the last `take_news`."""
+        return self.hops.setdefault(peer_id, HopTimes()), self.news.setdefault(peer_id, HopTimes())
+
+    def take_news(self) -> dict[str, HopTimes]:
+        """What was counted since the last time."""
+        news, self.news = self.news, {}
+        return news

@@ -1,47 +1,141 @@
-"""What a client has found out about peers by using them: speeds, waits and failures. No network, no clock."""
+"""What a client has found out about peers by using them: speeds, waits, legs and failures. No network, no clock.
+
+A peer's receipts say how long it computed and how long a step waited; the client's own clock says how long it kept the
+step in all, and that wins (`client/explain.py`): a peer that understates its times gains nothing.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
 
+from shoal.client.explain import explain
 from shoal.peer.errors import HopRefused, Reason
+from shoal.routing.cost import HOP_OVERHEAD_S
 from shoal.routing.health import Health
-from shoal.routing.knowledge import Knowledge
+from shoal.routing.knowledge import DEFAULT_LEG_S, Knowledge, Speed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-    from shoal.client.actions import SessionStats
+    from shoal.client.times import HopTimes
     from shoal.peer.errors import HopError
-    from shoal.routing.planner import Hop
+    from shoal.routing.columns import Columns
 
-DECAY = 0.5
+OLD_STEPS: Final = 16  # what was known before weighs as much as so many steps
+MEMORY_S: Final = 900.0  # a peer that was slow may be well again
+MAX_PEERS: Final = 4096
+MAX_BEFORE: Final = 32
+HIDDEN_S: Final = 0.002  # less than this may be the network's
 _BLAMELESS = frozenset({Reason.BUSY, Reason.DRAINING, Reason.UNKNOWN_LEASE, Reason.NO_SUCH_BLOCKS})
 
 
+@dataclass(slots=True)
+class _Mean:
+    """A figure that follows what is seen: not a number until it is."""
+
+    figure: float = math.nan
+
+    def fold(self, seen: float, steps: int) -> None:
+        """Move towards what `steps` steps have shown."""
+        old = 0.0 if math.isnan(self.figure) else OLD_STEPS / (OLD_STEPS + steps)
+        self.figure = seen if not old else old * self.figure + (1.0 - old) * seen
+
+
+class _Peer:
+    """What is known of one peer. `beyond_s`: what of the time from a node's news to this peer's own is not in its
+    receipts, by that node: the messages' way, and what it does not say."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.decode_s, self.prefill_s, self.wait_s, self.token_s = _Mean(), _Mean(), _Mean(), _Mean()
+        self.beyond_s: dict[str, _Mean] = {}
+
+    def fold(self, times: HopTimes) -> None:
+        if times.steps:
+            self.wait_s.fold(times.queue_s / times.steps, times.steps)
+        if times.decode_steps:
+            self.decode_s.fold(times.decode_s / times.decode_steps, times.decode_steps)
+            self.token_s.fold(times.token_s / times.decode_steps, times.decode_steps)
+        if times.prompt_tokens:
+            self.prefill_s.fold(times.prompt_s / times.prompt_tokens, times.prompt_tokens)
+        for before, kept in times.kept.items():
+            mean = self.beyond_s.pop(before, None) or _Mean()
+            mean.fold(kept.seconds / kept.steps - HOP_OVERHEAD_S, kept.steps)
+            self.beyond_s[before] = mean
+        for before in list(self.beyond_s)[: max(0, len(self.beyond_s) - MAX_BEFORE)]:
+            del self.beyond_s[before]
+
+    def speed(self, hidden_s: float) -> Speed:
+        """What it says of its computing, prompts too being held to take so many times longer as a token does."""
+        lies = hidden_s / max(self.token_s.figure, 1e-6) if hidden_s > HIDDEN_S else 1.0
+        return Speed(self.decode_s.figure, self.prefill_s.figure * max(1.0, lies))
+
+
 class Measured:
-    """Folds sessions' receipts and failures into the `Knowledge` that planning takes."""
+    """Folds sessions' times and failures into the `Knowledge` that planning takes."""
 
     def __init__(self) -> None:
         self.health = Health()
-        self._waits_s: dict[str, float] = {}
+        self._peers: dict[str, _Peer] = {}
+        self._rtts: dict[str, tuple[float, float]] = {}  # the last one of each peer, and when
 
-    def learn(self, route: Sequence[Hop], stats: SessionStats) -> None:
-        """A session ended: keep how long its steps waited at each hop."""
-        for hop in route:
-            times = stats.hops.get(hop.peer_id)
-            if times is not None and times.steps:
-                wait_s = times.queue_s / times.steps
-                self._waits_s[hop.peer_id] = DECAY * self._waits_s.get(hop.peer_id, wait_s) + (1 - DECAY) * wait_s
+    def learn(self, news: Mapping[str, HopTimes], now: float) -> None:
+        """Fold what sessions saw since the last time."""
+        for peer_id, times in news.items():
+            peer = self._peers.pop(peer_id, None) or _Peer()
+            peer.at = now
+            peer.fold(times)
+            self._peers[peer_id] = peer
+        _keep_newest(self._peers)
+
+    def served(self, peer_ids: Iterable[str], now: float) -> None:
+        """A session ended well with these hops."""
+        for peer_id in peer_ids:
+            self.health.success(peer_id, now)
 
     def failed(self, error: HopError, now: float) -> None:
         """A hop failed. One that is merely full, leaving or restarted did nothing wrong."""
         if not isinstance(error, HopRefused) or error.reason not in _BLAMELESS:
             self.health.failure(error.peer_id, now)
 
-    def knowledge(self, rtts_s: Mapping[str, float], now: float) -> Knowledge:
-        """Everything measured so far."""
-        return Knowledge(
-            rtts_s=rtts_s, waits_s=dict(self._waits_s), penalties=self.health.penalties(now),
-            banned=self.health.banned(now),
+    def knowledge(self, columns: Columns, rtts_s: Mapping[str, float], now: float) -> Knowledge:
+        """Everything measured lately, of peers of the view `columns`. `rtts_s`: to the peers that the client is
+        connected to now. A peer that it never was connected to counts as being as far away as those in the middle."""
+        for peer_id, rtt_s in rtts_s.items():
+            self._rtts.pop(peer_id, None)
+            self._rtts[peer_id] = (rtt_s, now)
+        _keep_newest(self._rtts)
+        distances = {peer_id: rtt_s for peer_id, (rtt_s, at) in self._rtts.items() if now - at < MEMORY_S}
+        known = {peer_id: peer for peer_id, peer in self._peers.items() if now - peer.at < MEMORY_S}
+        base = Knowledge(
+            rtts_s=distances, penalties=self.health.penalties(now), banned=self.health.banned(now),
+            default_leg_s=_middle_leg_s(distances),
         )  # fmt: skip
+        found = explain(columns, base, {peer_id: _figures(peer.beyond_s) for peer_id, peer in known.items()})
+        hidden_s = found.hidden_s
+        return replace(
+            base, rtts_s=found.rtts_s, legs_s=found.legs_s, default_leg_s=_middle_leg_s(found.rtts_s),
+            speeds={peer_id: peer.speed(hidden_s[peer_id]) for peer_id, peer in known.items()},
+            waits_s={i: hidden_s[i] + _or_zero(peer.wait_s.figure) + 1e-6 for i, peer in known.items()},
+        )  # fmt: skip
+
+
+def _keep_newest(known: dict[str, Any]) -> None:
+    """Those that were used last stand last."""
+    for peer_id in list(known)[: max(0, len(known) - MAX_PEERS)]:
+        del known[peer_id]
+
+
+def _middle_leg_s(rtts_s: Mapping[str, float]) -> float:
+    return median(rtts_s.values()) / 2 if rtts_s else DEFAULT_LEG_S
+
+
+def _figures(means: Mapping[str, _Mean]) -> dict[str, float]:
+    return {before: mean.figure for before, mean in means.items()}
+
+
+def _or_zero(figure: float) -> float:
+    return 0.0 if math.isnan(figure) else figure

@@ -6,13 +6,13 @@ Knows no routing policy (it asks its `Backend`) and no sockets.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
-from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send
-from shoal.client.session import Session, State
+from shoal.blocks.formats import row_bytes
+from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, State, Work
+from shoal.client.session import Session
 from shoal.peer.errors import NoRouteError, SessionClosed
 from shoal.peer.wire import Want
 from shoal.routing.planner import NoRoute
@@ -21,41 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from shoal.client.actions import Action, SessionStats, SessionTerms
-    from shoal.peer.errors import HopError, ShoalError
+    from shoal.client.backend import Backend, Shape
+    from shoal.peer.errors import ShoalError
     from shoal.peer.wire import Buffer, Message
-    from shoal.routing.planner import Hop, Route
+    from shoal.routing.planner import Hop
 
 RETRY_S = 0.25
-
-
-class Backend(Protocol):
-    """What a session needs of its swarm."""
-
-    def send(self, peer_id: str, message: Message) -> None:
-        """Queue a message to a peer."""
-        ...
-
-    def plan(self, plan: Plan, max_tokens: int) -> Route | NoRoute:
-        """Hops for a lost span, from the latest view."""
-        ...
-
-    async def refresh(self) -> object:
-        """Look the swarm up again."""
-        ...
-
-    def blame(self, error: HopError) -> None:
-        """Remember a failure."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How a session is used: `chunk_tokens` of a prompt a step, how long to wait for a route, and the `dtype` of the
-    tensors that go in and come out (they travel in the form that its terms say)."""
-
-    chunk_tokens: int
-    wait_s: float
-    dtype: str
 
 
 class RemoteSession:
@@ -219,7 +190,7 @@ class RemoteSession:
         """Plan until there is a route or the wait is over. Each failed peer is tried once more before giving up."""
         if self._stuck_since is None:
             self._stuck_since, self._forgiven = self._loop.time(), False
-        while isinstance(found := self._backend.plan(plan, self._terms.max_tokens), NoRoute):
+        while isinstance(found := self._backend.plan(plan, self._work()), NoRoute):
             if self._starts_over():
                 return
             over = self._loop.time() >= self._stuck_since + self._shape.wait_s
@@ -231,6 +202,14 @@ class RemoteSession:
             await asyncio.sleep(RETRY_S)
         self._perform(self._core.on_route(found, self._loop.time()))
 
+    def _work(self) -> Work:
+        """A prompt that is known counts before it is given; new tokens as many as were agreed on."""
+        terms, prefix = self._terms, self._terms.prefix
+        known = len(prefix.prompt.token_ids) if prefix is not None else 0
+        prompt = min(max(known, self._core.position), terms.max_tokens)
+        token_bytes = row_bytes(terms.dtype, terms.width)
+        return Work(prompt, terms.max_tokens - prompt, terms.max_tokens, self._shape.chunk_tokens, token_bytes)
+
     def _why(self, found: NoRoute) -> str:
         last = self._core.last_error
         return f"{found.reason} The last failure: {last}." if last is not None else found.reason
@@ -238,7 +217,7 @@ class RemoteSession:
     def _starts_over(self) -> bool:
         """Where the surviving hops stand in the way of a route, give them up (this plans anew)."""
         whole = self._core.whole_plan()
-        if whole is None or isinstance(self._backend.plan(whole, self._terms.max_tokens), NoRoute):
+        if whole is None or isinstance(self._backend.plan(whole, self._work()), NoRoute):
             return False
         self._perform(self._core.start_over())
         return True

@@ -17,13 +17,13 @@ survivor cannot refill, so the hops before a loss are given up with it and refil
 
 from __future__ import annotations
 
-from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from shoal.client.actions import Action, Blame, Deliver, GiveUp, HopTimes, Plan, Send, SessionStats, SessionTerms
+from shoal.client.actions import Action, Blame, Deliver, GiveUp, Plan, Send, SessionStats, SessionTerms, State
 from shoal.client.avoided import Avoided
 from shoal.client.chain import Chain, Link
 from shoal.client.steps import Steps
+from shoal.client.watch import Watch
 from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
 from shoal.peer.wire import Hidden, Opened, Receipt, Refused, Want
 
@@ -39,16 +39,6 @@ MAX_STARTS_OVER = 16
 _START_OVER = frozenset({Reason.NO_REPLAY, Reason.GAP})
 
 
-class State(Enum):
-    """Where a session stands."""
-
-    PLANNING = auto()
-    OPENING = auto()
-    REPAIRING = auto()
-    STREAMING = auto()
-    CLOSED = auto()
-
-
 class Session:
     """The state machine. `recall(a, b)` gives the inputs of positions `[a, b)` again, as bytes."""
 
@@ -59,7 +49,7 @@ class Session:
         self.last_error: HopError | None = None
         self._recall = recall
         self._chain = Chain(terms)
-        self._steps = Steps(terms.max_tokens)
+        self._steps, self._watch = Steps(terms.max_tokens), Watch()
         self._lost = (terms.start, terms.stop)
         self._begun = False  # a step was asked for, or hops are open and said what they hold
         self.avoided = Avoided()
@@ -81,6 +71,7 @@ class Session:
         self.stats.steps += 1
         if self.state is not State.STREAMING:
             return step.number, []
+        self._watch.sent(self.stats, self.route(), step.number if count == 1 and len(self._steps) == 1 else -1, now)
         self._deadline = self._deadline or now + self.terms.step_timeout_s
         return step.number, [self._send(0, self._chain.hidden(step))]
 
@@ -104,6 +95,7 @@ class Session:
     def close(self) -> list[Action]:
         """End the session and free every lease."""
         self.state, self._deadline = State.CLOSED, None
+        self._watch.sent(self.stats, self.route(), -1, 0.0)
         return [self._close(link.peer_id) for link in self._chain.links]
 
     def route(self) -> tuple[Hop, ...]:
@@ -271,8 +263,9 @@ class Session:
     def _on_receipt(self, index: int, message: Receipt, now: float) -> list[Action]:
         link = self._chain.links[index]
         link.seen = max(link.seen, message.step)
+        self._watch.heard(index, message.step, message.queue_s + message.compute_s, now)
         if message.compute_s:  # a repeated answer took no time and says nothing
-            self.stats.hops.setdefault(link.peer_id, HopTimes()).add(message.queue_s, message.compute_s)
+            self.stats.receipt(link.hop, message, self._steps.count_of(message.step))
         if self.state is not State.STREAMING:
             return []
         if self._deadline is not None:
@@ -288,6 +281,7 @@ class Session:
     def _answered(self, number: int, rows: int, payload: Buffer, now: float) -> list[Action]:
         if not self._steps.answered(number):
             return []
+        self._watch.answered(number, now)
         self._starts_over = 0
         self.avoided.answered()
         self._deadline = now + self.terms.step_timeout_s if len(self._steps) else None

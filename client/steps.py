@@ -38,6 +38,7 @@ class Steps:
         self.next = 0
         self._in_flight: dict[int, Step] = {}  # without gaps: an answered one stays while an older one is open
         self._answered: set[int] = set()  # of those
+        self._counts: dict[int, int] = {}  # tokens of the newest steps, answered ones too
         self._lengths = _Lengths()
 
     def __len__(self) -> int:
@@ -49,6 +50,8 @@ class Steps:
         if self.position + count > self.max_tokens:
             raise ValueError(f"the session was opened for {self.max_tokens} tokens")
         step = self._in_flight[self.next] = Step(self.next, self.position, count, want, payload, length)
+        self._counts[self.next] = count
+        self._counts.pop(self.next - 2 * MAX_IN_FLIGHT, None)
         self._lengths.note(self.position, length)
         self.next += 1
         self.position += count
@@ -72,6 +75,10 @@ class Steps:
     def get(self, number: int) -> Step | None:
         """A step that waits for its answer."""
         return None if number in self._answered else self._in_flight.get(number)
+
+    def count_of(self, number: int) -> int:
+        """Tokens of a step that is in flight or was lately; 0 if that is too long ago."""
+        return self._counts.get(number, 0)
 
     def answered(self, number: int) -> bool:
         """A step is done; False if it was not waited for."""

@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from shoal.client.actions import SessionTerms
+from shoal.client.backend import Shape
 from shoal.client.measured import Measured
 from shoal.client.prefix import Prefix, Prompt
-from shoal.client.remote import RemoteSession, Shape
+from shoal.client.remote import RemoteSession
 from shoal.peer.errors import NoRouteError
 from shoal.peer.link import IMPATIENT
 from shoal.peer.pool import ChannelPool, PoolConfig
@@ -25,7 +26,7 @@ from shoal.routing.view import View, fold
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from shoal.client.actions import Plan
+    from shoal.client.actions import Plan, Work
     from shoal.dht.directory import Directory
     from shoal.dht.identity import Identity
     from shoal.dht.invite import Invite
@@ -170,7 +171,9 @@ class Swarm:
             async with remote:
                 yield remote
         finally:
-            self._measured.learn(remote.route, remote.stats)
+            now = self._place.wall()
+            self._measured.learn(remote.stats.take_news(), now)
+            self._measured.served(remote.stats.hops.keys() & {hop.peer_id for hop in remote.route}, now)
             del self._sessions[terms.session]
 
     # -- what sessions ask of their swarm -------------------------------------------------------------------------
@@ -183,13 +186,16 @@ class Swarm:
         """Where a peer says that it can be reached; empty if it is not in the view."""
         return next((peer.addrs for peer in self._view.peers if peer.peer_id == peer_id), ())
 
-    def plan(self, plan: Plan, max_tokens: int) -> Route | NoRoute:
+    def plan(self, plan: Plan, work: Work) -> Route | NoRoute:
         """Hops for a lost span, from the latest view and what was measured."""
         now = self._place.wall()
+        for session in self._sessions.values():
+            self._measured.learn(session.stats.take_news(), now)
+        knowledge = self._measured.knowledge(self._view.columns, self._pool.rtts(), now)
         request = RouteRequest(
-            plan.start, plan.stop, prompt_tokens=0, new_tokens=1, kv_tokens=max_tokens, avoid=plan.avoid,
-            knowledge=self._measured.knowledge(self._pool.rtts(), now), upstream=plan.upstream,
-            downstream=plan.downstream,
+            plan.start, plan.stop, prompt_tokens=work.prompt_tokens, new_tokens=work.new_tokens,
+            kv_tokens=work.max_tokens, avoid=plan.avoid, knowledge=knowledge, upstream=plan.upstream,
+            downstream=plan.downstream, chunk_tokens=work.chunk_tokens, token_bytes=work.token_bytes,
         )  # fmt: skip
         found = plan_route(self._view, request, now, self._place.rng)
         if isinstance(found, NoRoute) and request.knowledge.banned:  # a doubtful peer is better than none

@@ -36,6 +36,11 @@ class Channel:
             raise HopClosed(self.remote, f"the link to {self.remote} is closed")
         self._write(self.link.send(message))
 
+    def ping(self) -> None:
+        """Measure the round trip."""
+        self.link.ping(self._now())
+        self._say_own()
+
     async def run(self, on_message: Callable[[Channel, Message], None]) -> None:
         """Read and dispatch until either side closes, breaks the protocol or falls silent; then close."""
         try:
@@ -66,7 +71,9 @@ class Channel:
     async def _watch(self) -> None:
         """Ping a quiet link, and close a dead one."""
         while not self.closed:
-            due = max(self.link.deadline(), self._now() + 0.01)
+            # An answer meanwhile may bring the deadline forward: it is looked at again before a quiet link is due.
+            due = min(self.link.deadline(), self._now() + self.link.patience.ping_after_s)
+            due = max(due, self._now() + 0.01)
             await asyncio.sleep(due - self._now())
             if not self.link.on_timer(self._now(), due):
                 self.close()

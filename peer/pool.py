@@ -108,7 +108,7 @@ class ChannelPool:
         async with asyncio.timeout(self._config.connect_timeout_s):
             stream = await self._transport.connect(peer_id, addrs)
         entry.channel = Channel(stream, self._config.agent, self._config.patience, self._config.clock)
-        entry.channel.link.ping(self._config.clock())
+        entry.channel.ping()
         for message in entry.waiting:
             entry.channel.send(message)
         entry.waiting.clear()

@@ -14,7 +14,8 @@ DEFAULT_LEG_S: Final = 0.025
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Seconds per token and block: `decode_s` for one decode token alone, `prefill_s` within a prompt chunk."""
+    """Seconds per token and block: `decode_s` for one decode token alone, `prefill_s` within a prompt chunk. What is
+    not a number is not known."""
 
     decode_s: float
     prefill_s: float

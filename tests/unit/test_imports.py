@@ -31,11 +31,16 @@ MAY_IMPORT = {
 }
 CORES = (
     "client/actions.py",
+    "client/backend.py",
     "client/chain.py",
+    "client/explain.py",
+    "client/measured.py",
     "client/prefix.py",
     "client/session.py",
     "client/avoided.py",
     "client/steps.py",
+    "client/times.py",
+    "client/watch.py",
     "peer/book.py",
     "peer/costs.py",
     "peer/fields.py",

@@ -1,0 +1,42 @@
+"""What a remote session needs of its surroundings: a swarm to ask, and how it is used. Interfaces and data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from shoal.client.actions import Plan, Work
+    from shoal.peer.errors import HopError
+    from shoal.peer.wire import Message
+    from shoal.routing.planner import NoRoute, Route
+
+
+class Backend(Protocol):
+    """What a session needs of its swarm."""
+
+    def send(self, peer_id: str, message: Message) -> None:
+        """Queue a message to a peer."""
+        ...
+
+    def plan(self, plan: Plan, work: Work) -> Route | NoRoute:
+        """Hops for a lost span and what they will have to do, from the latest view."""
+        ...
+
+    async def refresh(self) -> object:
+        """Look the swarm up again."""
+        ...
+
+    def blame(self, error: HopError) -> None:
+        """Remember a failure."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a session is used: `chunk_tokens` of a prompt a step, how long to wait for a route, and the `dtype` of the
+    tensors that go in and come out (they travel in the form that its terms say)."""
+
+    chunk_tokens: int
+    wait_s: float
+    dtype: str
