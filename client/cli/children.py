@@ -46,6 +46,11 @@ class Child:
         words = self.errors[-1] if self.errors else f"exit status {status}, without a word"
         raise CommandError(f"{self.name} ended too early: {words.removeprefix('shoal: ')}")
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         """Send the child a signal."""
         self._process.send_signal(number)
