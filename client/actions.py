@@ -60,13 +60,19 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Find hops for blocks `[start, stop)` between two neighbours (None: the client), without the peers in `avoid`."""
+    """Find hops for blocks `[start, stop)` between two neighbours (None: the client), without the peers in `avoid`.
+
+    `ahead`: hops that hold these blocks still serve, and go on if there are no others, or none within `worth_s` seconds
+    a token.
+    """
 
     start: int
     stop: int
     avoid: frozenset[str]
     upstream: str | None
     downstream: str | None
+    ahead: bool = False
+    worth_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +115,13 @@ Action: TypeAlias = Send | Plan | Deliver | Blame | GiveUp
 
 @dataclass(slots=True)
 class SessionStats:
-    """What a session went through; `hops` by peer id. `cached_tokens`: tokens of the prompt that every hop held from
-    before, so that they were not run. `news`: of `hops`, what nobody has learned from yet."""
+    """What a session went through; `hops` by peer id. `repairs` after losses, `moves` away from hops that still served.
+    `cached_tokens`: tokens of the prompt that every hop held from before, so that they were not run. `news`: of `hops`,
+    what nobody has learned from yet."""
 
     steps: int = 0
     repairs: int = 0
+    moves: int = 0
     cached_tokens: int = 0
     hops: dict[str, HopTimes] = field(default_factory=dict)
     news: dict[str, HopTimes] = field(default_factory=dict)

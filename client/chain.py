@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shoal.client.tempo import Pace
 from shoal.peer.wire import PREFIX_TOKENS, Close, Hidden, Open, Reroute
 
 if TYPE_CHECKING:
@@ -12,14 +13,15 @@ if TYPE_CHECKING:
 
     from shoal.client.actions import SessionTerms
     from shoal.client.steps import Step
-    from shoal.routing.route import Hop
+    from shoal.routing.route import Hop, Route
 
 
 @dataclass(slots=True, eq=False)
 class Link:
     """One hop in use. `fresh`: opened by the repair under way; `ready`: it confirmed the current epoch; `seen`: the
     newest step that it sent a receipt for; `offered`: tokens of the prompt that it got keys for; `cached`: those of
-    them that it holds; `begins`: where its kept outputs begin."""
+    them that it holds; `begins`: where its kept outputs begin; `leaving`: it asked to be replaced; `slow_s`: if it
+    has become too slow, the seconds a token that others may promise to be worth a move; `pace`: how fast it is."""
 
     hop: Hop
     fresh: bool = True
@@ -28,6 +30,9 @@ class Link:
     offered: int = 0
     cached: int = 0
     begins: int = 0
+    leaving: bool = False
+    slow_s: float = 0.0
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def peer_id(self) -> str:
@@ -84,6 +89,21 @@ class Chain:
             link.fresh = link.ready = False
         self.links = [*before, *map(Link, hops), *after]
         return bool(before or after)
+
+    def expect(self, route: Route) -> None:
+        """Note what a route promised of its hops, which are fresh now."""
+        blocks = sum(hop.stop - hop.start for hop in route.hops)
+        for link in self.links:
+            if link.fresh and route.token_s:
+                link.pace = Pace(route.token_s * (link.hop.stop - link.hop.start) / blocks)
+
+    def with_hops(self, hops: Iterable[Hop], start: int, stop: int, epoch: int) -> Chain:
+        """The chain as it is to be with new hops in the place of `[start, stop)`; this one stays as it is."""
+        new = Chain(self.terms)
+        before = [link for link in self.links if link.hop.stop <= start]
+        after = [link for link in self.links if link.hop.start >= stop]
+        new.links, new.epoch = [*before, *map(Link, hops), *after], epoch
+        return new
 
     def remove(self, start: int, stop: int) -> list[str]:
         """Take the hops within `[start, stop)` out; their peers."""

@@ -12,7 +12,7 @@ import torch
 from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.formats import row_bytes
 from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, State, Work
-from shoal.client.session import Session
+from shoal.client.moving import MovingSession
 from shoal.peer.errors import NoRouteError, SessionClosed
 from shoal.peer.wire import Want
 from shoal.routing.planner import NoRoute
@@ -37,13 +37,14 @@ class RemoteSession:
 
     def __init__(self, terms: SessionTerms, shape: Shape, backend: Backend) -> None:
         self._terms, self._shape, self._backend = terms, shape, backend
-        self._core = Session(terms, self._recall_bytes)
+        self._core = MovingSession(terms, self._recall_bytes)
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
         self._recall: Callable[[int, int], torch.Tensor] | None = None
         self._inputs: list[torch.Tensor] = []
         self._waiting: dict[int, asyncio.Future[tuple[int, Buffer]]] = {}
         self._room = asyncio.Event()
         self._planning: asyncio.Task[None] | None = None
+        self._seeking: asyncio.Task[None] | None = None
         self._tasks = asyncio.TaskGroup()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -124,7 +125,7 @@ class RemoteSession:
 
     def on_lost(self, peer_id: str, why: str) -> None:
         """The link to a peer ended."""
-        self._perform(self._core.on_closed(peer_id, why))
+        self._perform(self._core.on_closed(peer_id, why, self._loop.time()))
 
     async def _wait_open(self) -> None:
         await self._opened.wait()
@@ -182,6 +183,11 @@ class RemoteSession:
         self._perform(self._core.on_timer(self._loop.time()))
 
     def _plan(self, plan: Plan) -> None:
+        if plan.ahead:
+            if self._seeking is not None:
+                self._seeking.cancel()
+            self._seeking = self._tasks.create_task(self._seek(plan))
+            return
         if self._planning is not None:
             self._planning.cancel()
         self._planning = self._tasks.create_task(self._find(plan))
@@ -201,6 +207,16 @@ class RemoteSession:
             plan, self._forgiven = self._core.forgive(), True
             await asyncio.sleep(RETRY_S)
         self._perform(self._core.on_route(found, self._loop.time()))
+
+    async def _seek(self, plan: Plan) -> None:
+        """Find hops in the place of one that still serves; without any, the route stays as it is."""
+        found = self._backend.plan(plan, self._work())
+        if isinstance(found, NoRoute) and plan.worth_s is None:
+            await self._backend.refresh()
+            found = self._backend.plan(plan, self._work())
+            if isinstance(found, NoRoute) and self._starts_over():
+                return
+        self._perform(self._core.on_ahead(found, self._loop.time()))
 
     def _work(self) -> Work:
         """A prompt that is known counts before it is given; new tokens as many as were agreed on."""
@@ -231,8 +247,9 @@ class RemoteSession:
         self._waiting.clear()
         self._room.set()
         self._opened.set()
-        if self._planning is not None and self._planning is not asyncio.current_task():
-            self._planning.cancel()
+        for task in (self._planning, self._seeking):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -7,6 +7,9 @@ before the KV's end rewinds. Replayed states refill the KV and are passed on onl
     Hidden, this epoch answer again       run, forward             refuse: gap
     Hidden, replay     -- run if it begins at the KV's end, ignore if it is there already, else refuse: gap --
     Hidden, old epoch  ignore             ignore                   ignore
+
+A lease may be opened ahead, while its session goes on over another hop: its first step may then have a later number
+than it was told, and its position alone says whether anything is missing.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class Lease:
         self.position = terms.holding.end  # of the prompt's beginning, where it was in the KV already
         self.kept = KeptOutputs(terms.kept_bytes, terms.kept_shared)
         self._running: dict[int, int] = {}  # step -> the epoch under which its output was asked for last
+        self._begun = False  # a step of its own was run
 
     @property
     def owner(self) -> str:
@@ -140,10 +144,10 @@ class Lease:
             return self._again(hidden.step)
         if len(self._running) >= ALWAYS_KEPT:
             return self.refuse(Reason.LIMIT, f"{ALWAYS_KEPT} steps are in flight, which is all that a lease may have")
-        if hidden.step > self.next_step or hidden.position > self.position:
+        if (self._begun and hidden.step > self.next_step) or hidden.position > self.position:
             text = f"step {hidden.step} at {hidden.position}; expected {self.next_step} at or before {self.position}"
             return self.refuse(Reason.GAP, text)
-        self.next_step += 1
+        self._begun, self.next_step = True, hidden.step + 1
         self.position = hidden.position + hidden.count
         self._running[hidden.step] = self.epoch
         return [Run(hidden, self._rows_back(hidden))]

@@ -14,7 +14,7 @@ from shoal.peer.lease import Run, Send
 from shoal.peer.link import IMPATIENT, Patience
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.peer.steps import Steps
-from shoal.peer.wire import Close, Hidden, Open, Opened, Refused, Reroute
+from shoal.peer.wire import Close, Hidden, Leaving, Open, Opened, Refused, Reroute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,9 +87,16 @@ class Node:
         """Measured round trips to other peers, in seconds."""
         return self._pool.rtts()
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Take no new leases and wait for the running ones; True if all ended in time."""
+    def leave(self) -> None:
+        """Take no new leases, and ask the owners of the running ones to move them elsewhere."""
         self.book.draining = True
+        for lease in self.book.leases.values():
+            self._send(lease, Send(lease.owner, Leaving(session=lease.session, epoch=lease.epoch)))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Leave, and wait until all leases have ended; True if they did in time."""
+        if not self.book.draining:
+            self.leave()
         try:
             async with asyncio.timeout(timeout_s):
                 while self.book.leases:

@@ -231,8 +231,8 @@ def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str)
 
 
 async def _say_goodbye(announcer: Announcer, node: Node, drain_s: float, leave: asyncio.Event) -> None:
-    """Withdraw, so that nobody plans with us any more, then let running sessions finish."""
-    node.book.draining = True
+    """Ask running sessions to move, withdraw, so that nobody plans with us any more, and serve until they have gone."""
+    node.leave()
     try:
         async with asyncio.timeout(5.0):
             await announcer.withdraw()

@@ -59,7 +59,7 @@ class Client:
             try:
                 async with asyncio.timeout(RUN_S):
                     await self._run(swarm, model, task)
-            except Exception as error:  # whatever it is, the user has seen it
+            except Exception as error:  # noqa: BLE001  whatever it is, the user has seen it
                 self.failures.append(f"client {self.number}, run {self.runs}: {type(error).__name__}: {error}")
                 traceback.print_exception(error)
                 self.times.append(time.perf_counter())

@@ -19,8 +19,8 @@ BUSY = 0.75
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a peer at `at_s`: the first of `order` (their numbers) that can be spared then; with `busy`, one that
-    serves somebody, if there is one.
+    """What befalls a peer at `at_s`: the first of `order` (their numbers) that can be spared then; with `busy`, one
+    that serves somebody, if there is one.
 
     kill: SIGKILL, and started again `away_s` later. hang: SIGSTOP, SIGCONT `away_s` later; with `daemon` its network
     daemon stops as well, as when the whole machine hangs. drain: SIGTERM, and started again `away_s` after it has left.

@@ -1,4 +1,4 @@
-"""Clients generate without pause while peers are killed, stopped, drained and restarted: no token may be lost or wrong."""
+"""Clients generate without pause while peers are killed, stopped, drained and restarted: no token may be wrong."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class World:
     async def stop(self, name: str, drain_s: float = 5.0) -> bool:
         """SIGTERM: withdraw, drain, leave."""
         peer = self.draining[name] = self.peers.pop(name)
-        peer.node.book.draining = True
+        peer.node.leave()
         await peer.announcer.withdraw()
         drained = await peer.node.drain(drain_s)
         if self.draining.get(name) is peer:  # it may have died meanwhile, and be back

@@ -413,7 +413,7 @@ def test_steps_out_of_bounds_on_ones_own_lease_are_refused_and_never_run():
         mine = b"r" * 16
         rogue.say(
             open_message(mine), hidden(mine, position=8), hidden(mine, position=7, count=2, rows=2, payload=bytes(32)),
-            hidden(mine, step=3), hidden(mine, position=1), hidden(mine, width=2, payload=bytes(8)),
+            hidden(mine, step=3, position=1), hidden(mine, position=1), hidden(mine, width=2, payload=bytes(8)),
             hidden(mine, dtype="bfloat16", payload=bytes(8)), hidden(mine, count=2),
             hidden(mine, replay=True, position=3), hidden(mine, epoch=9), open_message(mine),
         )  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benches"))
 
-from _chaos_schedule import KINDS, SPANS, schedule  # noqa: E402
+from _chaos_schedule import KINDS, SPANS, schedule
 
 
 def test_a_seed_decides_it_and_a_longer_trial_begins_in_the_same_way():

@@ -341,3 +341,12 @@ def test_a_gap_behind_what_was_cached_is_refused():
 
 def test_a_refusals_text_fits_the_wire():
     assert refused(lease().refuse(Reason.FAULT, "x" * 2000)) is Reason.FAULT
+
+
+def test_a_lease_opened_ahead_takes_its_first_step_under_a_later_number():
+    it = lease(next_step=3)
+    (run,) = it.accept(hidden(0, 0, 4, replay=True), "before")
+    finish(it, run)
+    assert refused(it.accept(hidden(9, 5), "before")) is Reason.GAP  # its position says that something is missing
+    assert len(step(it, 9, 4)) == 2
+    assert refused(it.accept(hidden(11, 5), "before")) is Reason.GAP

@@ -1,0 +1,147 @@
+"""A session that also moves: away from hops that want to leave or have become slow, while they still serve. Sans-IO.
+
+    a hop says that it leaves, or is found slow (`tempo`)
+      -> a plan is asked for; without one everything stays, and it is asked for again a second later
+      -> the new hops are opened under an epoch to come (`handover`); if one refuses or dies, everything stays
+      -> the old hop's lease is closed, survivors are told their new neighbours and refill the new hops: from here on it
+         is the repair that `session` makes after a loss, and the user waits for the refill alone
+
+Only a hop that leaves has to be left: where none but the survivors could serve in its place, the whole route is planned
+anew. Nobody is blamed for leaving, or for being slow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.client.actions import Blame, Send, State
+from shoal.client.handover import RETRY_S, Handover
+from shoal.client.session import Session
+from shoal.client.tempo import Tempo
+from shoal.peer.errors import HopClosed, HopTimedOut
+from shoal.peer.wire import Leaving, Receipt
+from shoal.routing.route import NoRoute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shoal.client.actions import Action, SessionTerms
+    from shoal.client.chain import Link
+    from shoal.peer.errors import HopError
+    from shoal.peer.wire import Buffer, Message, Want
+    from shoal.routing.route import Route
+
+
+class MovingSession(Session):
+    """See `Session`; `on_ahead` answers a `Plan` that is `ahead`."""
+
+    def __init__(self, terms: SessionTerms, recall: Callable[[int, int], Buffer]) -> None:
+        super().__init__(terms, recall)
+        self._handover, self._tempo = Handover(), Tempo()
+        self._told = 0  # the newest epoch that a hop was told ahead
+
+    def step(self, count: int, want: Want, payload: Buffer, now: float, length: int = 0) -> tuple[int, list[Action]]:
+        """See `Session`."""
+        number, actions = super().step(count, want, payload, now, length)
+        self._tempo.sent(number, now, alone=bool(actions) and count == 1 and len(self._steps) == 1)
+        return number, actions
+
+    def close(self) -> list[Action]:
+        """See `Session`."""
+        return [*self._handover.drop(), *super().close()]
+
+    def on_route(self, route: Route, now: float) -> list[Action]:
+        """See `Session`."""
+        actions = super().on_route(route, now)
+        self._chain.expect(route)
+        return actions
+
+    def on_ahead(self, found: Route | NoRoute, now: float) -> list[Action]:
+        """Hops for the place of one that still serves were looked for."""
+        if self.state is not State.STREAMING or not self._handover.planning:
+            return []
+        if isinstance(found, NoRoute) or not self._handover.worth(found):
+            return self._stay(now)
+        self._told = max(self._told, self._chain.epoch) + 1
+        due = now + self.terms.open_timeout_s
+        return self._handover.open(self._chain, found, self._told, self._steps.first(), due)
+
+    def on_message(self, peer_id: str, message: Message, now: float) -> list[Action]:
+        """See `Session`."""
+        if self._handover.holds(peer_id):
+            return self._on_new_hop(peer_id, message, now)
+        index = self._chain.index_of(peer_id)
+        if index is not None and isinstance(message, Leaving):
+            self._chain.links[index].leaving = True
+            self.avoided.failed(peer_id)
+        if index is not None and isinstance(message, Receipt) and message.epoch == self._chain.epoch:
+            self._tempo.receipt(self._chain.links, index, message.step, now)
+        return [*super().on_message(peer_id, message, now), *self._seek()]
+
+    def on_closed(self, peer_id: str, why: str, now: float = 0.0) -> list[Action]:
+        """See `Session`."""
+        if self._handover.holds(peer_id):
+            error = HopClosed(peer_id, why)
+            return [Blame(error), *self._stay(now, dead=peer_id)]
+        return super().on_closed(peer_id, why)
+
+    def deadline(self) -> float | None:
+        """See `Session`."""
+        return min((due for due in (super().deadline(), self._handover.due) if due is not None), default=None)
+
+    def on_timer(self, now: float) -> list[Action]:
+        """See `Session`."""
+        if self._handover.due is None or now < self._handover.due:
+            return super().on_timer(now)
+        silent = self._handover.silent()
+        if silent is None:
+            self._handover.drop()
+            return self._seek()
+        error = HopTimedOut(silent, f"{silent} did not answer in time")
+        return [Blame(error), *self._stay(now)]
+
+    def _seek(self) -> list[Action]:
+        """Ask for hops in the place of one that had better go."""
+        link = self._handover.wanted(self._chain) if self.state is State.STREAMING else None
+        return [] if link is None else [self._handover.plan(self._chain, link, frozenset(self.avoided.peers))]
+
+    def _stay(self, now: float, dead: str = "") -> list[Action]:
+        """Nothing comes of it now. A hop that leaves is tried again soon; a slow one only if it is found slow again."""
+        for link in self._chain.links:
+            link.slow_s = 0.0
+        return self._handover.drop(dead, now + RETRY_S)
+
+    def _on_new_hop(self, peer_id: str, message: Message, now: float) -> list[Action]:
+        error = self._handover.on_message(peer_id, message)
+        if error is not None:
+            self.avoided.failed(peer_id)
+            return [Blame(error), *self._stay(now)]
+        return self._move(now) if self._handover.complete() else []
+
+    def _move(self, now: float) -> list[Action]:
+        """Every new hop is open: put them into the route. Those who stay are told, and refill them."""
+        new = self._handover.take()
+        if new is None:
+            return []
+        old, self._chain = self._chain, new
+        gone = [link for link in old.links if link not in new.links]
+        for link in gone:
+            self.avoided.failed(link.peer_id)
+        stay = [index for index, link in enumerate(new.links) if not link.fresh]
+        for index in stay:
+            new.links[index].ready = False
+        self.stats.moves += 1
+        self._tempo.forget()
+        self.state, self._deadline = State.REPAIRING, now + self.terms.open_timeout_s
+        closes = [Send(link.peer_id, new.close()) for link in gone]
+        reroutes = [self._send(index, new.reroute(index, self._steps.replay_to())) for index in stay]
+        return [*closes, *reroutes] if stay else [*closes, *self._stream(now)]
+
+    def _lose(self, lost: Link, error: HopError) -> list[Action]:
+        actions = super()._lose(lost, error)
+        return [action for action in actions if not (lost.leaving and isinstance(action, Blame))]
+
+    def _replan(self, start: int, stop: int, dead: str = "") -> list[Action]:
+        self._chain.epoch = max(self._told, self._chain.epoch)
+        self._tempo.forget()
+        return [*self._handover.drop(dead), *super()._replan(start, stop, dead)]
