@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ROWS_BESIDE = (4, 16, 32, 48, 64, 96, 128, 256)  # fewer sizes of decodes where there are many of chunks
 CHUNKS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # longer ones keep a GPU busy while they are launched
-ROWS_OF_CHUNKS = (1, 2, 16, 128)
+ROWS_OF_CHUNKS = (2, 16, 128)
 PAGES = (64, 512, 4096, 32768, 262144)  # of a row: 1,024 tokens, 8,192, and so on; few, each is a graph of its own
 
 _KNOWN = 4096
