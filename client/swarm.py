@@ -40,10 +40,11 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class SwarmOptions:
-    """How a client joins: `identity` None makes a fresh one; `refresh_s` between look-ups of the swarm."""
+    """How a client joins: `identity` None makes a fresh one; `listen` empty: by the invite; `refresh_s` between
+    look-ups."""
 
     identity: Identity | None = None
-    listen: str = "127.0.0.1"
+    listen: str = ""
     port: int = 0
     refresh_s: float = 5.0
 
@@ -262,12 +263,13 @@ def _prove(invite: Invite, me: str, session: bytes, peer_id: str) -> bytes:
 async def join_swarm(invite: Invite, model: Model, options: SwarmOptions = SwarmOptions()) -> AsyncIterator[Swarm]:
     """Join over libp2p. Errors: `HostError` (no daemon, port taken), `JoinError` (nobody of the invite answers)."""
     from shoal.dht.directory import open_directory
-    from shoal.dht.host import HostConfig, open_host
+    from shoal.dht.host import HostConfig, listen_for, open_host
     from shoal.dht.identity import Identity
     from shoal.peer.transport import P2PTransport
 
     identity = options.identity or Identity.generate()
-    config = HostConfig(identity=identity, listen=options.listen, port=options.port, bootstrap=invite.peers)
+    listen = options.listen or listen_for(invite.peers)
+    config = HostConfig(identity=identity, listen=listen, port=options.port, bootstrap=invite.peers)
     async with (
         open_host(config) as host,
         open_directory(host, identity, invite, model.revision) as directory,

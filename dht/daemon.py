@@ -28,6 +28,8 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
 
     @staticmethod
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+        if kwargs.get("autoRelay"):
+            kwargs["relayDiscovery"] = False  # else libp2p waits three minutes, or for four relays, before it asks one
         return [sys.executable, "-I", "-S", "-c", OWN_GROUP, *P2P._make_process_args(*args, **kwargs)]
 
     async def _read_outputs(self, ready: asyncio.Future[None]) -> None:

@@ -16,7 +16,7 @@ import socket
 import tempfile
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,12 @@ DAEMON_IDLE_S = 10.0  # the daemon ends if nobody has opened its control connect
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 2.0
 DIAL_TIMEOUT_S = 5.0
+PUNCH_TIMEOUT_S = 1.0
+PUNCH_POLL_S = 0.05
+RELAY_TIMEOUT_S = 8.0
+RELAY_POLL_S = 0.1
+
+Reach = Literal["direct", "relayed", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class HostConfig:
 
     identity, or the file that it is kept in (made if absent); neither: a fresh one. listen: an IP address to bind.
     port: TCP, 0 for any free one. bootstrap: multiaddrs to connect to, which also serve as relays. announce: multiaddrs
-    to tell others instead of those bound. reachability: what to believe without asking others. relayed: listen nowhere
-    and be reached through the bootstrap nodes' relays.
+    to tell others instead of those bound. reachability: what to believe without asking others. relayed: nobody can dial
+    us, so be reached through the bootstrap nodes' relays; libp2p punches a hole for a direct connection where it can.
     """
 
     identity: Identity | None = None
@@ -68,13 +74,15 @@ class HostConfig:
 
 @dataclass(frozen=True)
 class Host:
-    """A running daemon. maddrs: full addresses, each ending in `/p2p/ID`. died: set soon after the daemon's death."""
+    """A running daemon. maddrs: full addresses, each ending in `/p2p/ID`. died: set soon after the daemon's death.
+    reach: how others get here, as far as it was found out (`dht.reach`)."""
 
     p2p: P2P
     identity: Identity
     maddrs: tuple[str, ...]
     died: asyncio.Event = field(compare=False)
     relayed: bool = False
+    reach: Reach = "unknown"
 
     @property
     def peer_id(self) -> str:
@@ -83,12 +91,28 @@ class Host:
 
     async def connect(self, peer_id: str, maddrs: Iterable[str]) -> None:
         """Dial a peer unless a connection stands; OSError, ValueError or the daemon's P2PDaemonError if that fails."""
-        from shoal.dht.foreign import Multiaddr, PeerID
+        from shoal.dht.foreign import PeerID
+        from shoal.dht.maddr import is_relayed, pack
 
+        maddrs = tuple(maddrs)
         # The daemon wants addresses without the trailing /p2p/ID.
-        bare = [Multiaddr(maddr.rpartition("/p2p/")[0] or maddr) for maddr in maddrs]
+        bare = [pack(maddr.removesuffix(f"/p2p/{peer_id}")) for maddr in maddrs]
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             await self.p2p._client.connect(PeerID.from_base58(peer_id), bare)
+        if any(map(is_relayed, maddrs)):
+            await self._punched(peer_id)
+
+    async def _punched(self, peer_id: str) -> None:
+        """Wait a moment for a direct connection beside a relayed one: a stream stays on that which it was opened on."""
+        from shoal.dht.maddr import endpoint
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PUNCH_TIMEOUT_S):
+                while True:
+                    for peer in await self.p2p.list_peers():
+                        if str(peer.peer_id) == peer_id and any(endpoint(str(maddr)) for maddr in peer.addrs):
+                            return
+                    await asyncio.sleep(PUNCH_POLL_S)
 
     async def current_maddrs(self) -> tuple[str, ...]:
         """The addresses as the daemon knows them now; a relayed host learns its own only after a while."""
@@ -100,8 +124,7 @@ class Host:
 async def open_host(config: HostConfig) -> AsyncIterator[Host]:
     """Start a daemon and stop it at the end. HostError, with a sentence, if it does not start or its port is taken."""
     identity = config.resolve_identity()
-    if not config.relayed:
-        check_port(config.listen, config.port)
+    check_port(config.listen, config.port)
     with _private_folder() as folder:
         key_file = folder / "identity"
         key_file.touch(mode=0o600)
@@ -112,7 +135,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
             maddrs = _full(p2p._visible_maddrs, identity.peer_id)
             host = Host(p2p, identity, maddrs, p2p.died, config.relayed)
             await dial_all(host, config.bootstrap)
-            yield host
+            yield await _with_relays(host) if config.relayed else host
         finally:
             await _stop_daemon(p2p)
 
@@ -136,6 +159,25 @@ async def _dial(host: Host, peer_id: str, maddrs: list[str]) -> bool:
         logger.info("cannot reach %s: %s", maddrs[0], error)
         return False
     return True
+
+
+async def _with_relays(host: Host) -> Host:
+    """The host with its addresses through relays, once one has taken it."""
+    from shoal.dht.maddr import is_relayed
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(RELAY_TIMEOUT_S):
+            while True:
+                if any(map(is_relayed, maddrs := await host.current_maddrs())):
+                    return replace(host, maddrs=maddrs, reach="relayed")
+                await asyncio.sleep(RELAY_POLL_S)
+    logger.warning("no bootstrap node relays for us: others cannot reach this peer until one does")
+    return host
+
+
+def listen_for(bootstrap: Iterable[str]) -> str:
+    """Where to listen by default: on this machine alone if the swarm's nodes are on it, else on all addresses."""
+    return "127.0.0.1" if all("/ip4/127." in maddr or "/ip6/::1/" in maddr for maddr in bootstrap) else "0.0.0.0"  # noqa: S104
 
 
 def check_port(listen: str, port: int) -> None:
@@ -197,20 +239,21 @@ async def _start_daemon(config: HostConfig, folder: Path, key_file: Path) -> Any
     from shoal.dht.foreign import P2PDaemonError
 
     version = 6 if ":" in config.listen else 4
-    local = not config.relayed and ipaddress.ip_address(config.listen).is_loopback
-    listening = {"host_maddrs": [f"/ip{version}/{config.listen}/tcp/{config.port}"]}
-    relayed = {"host_maddrs": [], "no_listen": True, "use_auto_relay": True, "trusted_relays": config.bootstrap}
+    local = ipaddress.ip_address(config.listen).is_loopback
+    relayed = {"use_auto_relay": True, "trusted_relays": config.bootstrap}
+    believed = "private" if config.relayed else config.reachability
     try:
         return await daemon_in(folder).create(
             identity_path=str(key_file),
             check_if_identity_free=False,  # hivemind's check understands RSA keys only; the directory has its own
             announce_maddrs=config.announce or None,
-            force_reachability=None if config.reachability == "auto" else config.reachability,
+            host_maddrs=[f"/ip{version}/{config.listen}/tcp/{config.port}"],
+            force_reachability=None if believed == "auto" else believed,
             nat_port_map=not local,
             auto_nat=not local,
             idle_timeout=DAEMON_IDLE_S,
             startup_timeout=START_TIMEOUT_S,
-            **(relayed if config.relayed else listening),
+            **(relayed if config.relayed else {}),
         )
     except (P2PDaemonError, OSError, EOFError, ValueError) as error:
         raise HostError(f"The libp2p daemon does not start: {error}") from error

@@ -21,6 +21,7 @@ from shoal.dht.foreign import DHTID, P2PDaemonError, PeerID
 from shoal.dht.host import dial_all
 from shoal.dht.keys import KEY_BYTES
 from shoal.dht.protocol import BUCKET_SIZE, REPLICAS, Found, ShoalDHT
+from shoal.dht.reach import serve_reach
 from shoal.dht.record import parse
 from shoal.dht.search import Search
 
@@ -140,6 +141,8 @@ async def open_node(host: Host, bootstrap: Sequence[str] = ()) -> AsyncIterator[
         raise HostError("The libp2p daemon takes no directory: it has died, or already serves one.") from error
     node = Node(host, protocol, bootstrap)
     try:
+        if not host.relayed:
+            await serve_reach(host)
         await node.join()
         async with background(node.upkeep()):
             yield node

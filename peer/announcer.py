@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shoal.routing.announcement import Announcement, State, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from shoal.dht.directory import Directory
+    from shoal.dht.host import Reach
     from shoal.peer.node import Node
 
 MAX_CHUNK = 4096  # prompt tokens in one message
 PERIOD_S = 15.0
 TTL_S = 45.0
+REACH_PERIOD_S = 30.0
 CHANGED_S = 2.0  # at most this often when the load changes
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What does not change while a peer serves; speeds are seconds per token and block, measured on this machine."""
+    """What seldom changes while a peer serves; speeds are seconds per token and block, measured on this machine."""
 
     peer_id: str
     revision: str
@@ -31,6 +35,7 @@ class Facts:
     addrs: tuple[str, ...]
     version: str
     name: str
+    reach: Reach = "unknown"
 
 
 class Announcer:
@@ -52,6 +57,16 @@ class Announcer:
                 due = loop.time() + PERIOD_S
             await asyncio.sleep(CHANGED_S)
 
+    async def follow(self, look: Callable[[], Awaitable[tuple[Reach, tuple[str, ...]]]]) -> None:
+        """Keep how we can be reached, and where, up to date until cancelled: relays come and go."""
+        while True:
+            await asyncio.sleep(REACH_PERIOD_S)
+            try:
+                reach, addrs = await look()
+            except (OSError, EOFError):
+                continue  # the network daemon is going; others notice that
+            self.facts = replace(self.facts, reach=reach, addrs=addrs or self.facts.addrs)
+
     async def announce(self) -> None:
         """Announce once, with the figures of this moment."""
         self._announced = self._room()
@@ -70,6 +85,7 @@ class Announcer:
             quantization=facts.quantization, dtype=facts.dtype, decode_s=facts.decode_s, prefill_s=facts.prefill_s,
             queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=MAX_CHUNK, addrs=facts.addrs,
             rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
+            reach=facts.reach,
         )  # fmt: skip
 
     def _load(self) -> int:

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_arguments(parser)
     _add_memory_arguments(parser)
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="A", help="address to listen on (default 127.0.0.1; 0.0.0.0 is all)"
+        "--host", default="", metavar="A", help="address to listen on (default: all, or 127.0.0.1 if the swarm is here)"
     )
     parser.add_argument(
         "--port", type=port, default=0, metavar="N", help="TCP port to listen on (default: any free one)"

@@ -21,8 +21,8 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """Everything that `shoal peer` was told. `blocks` None: chosen where it helps the swarm most. Memory in bytes; what
-    is None is chosen to fit the machine."""
+    """Everything that `shoal peer` was told. `blocks` None: chosen where it helps most; `listen` empty: by the
+    invite suggests. Memory in bytes; what is None is chosen to fit the machine."""
 
     invite: Invite
     model: str
@@ -31,7 +31,7 @@ class PeerConfig:
     quantization: str = "none"
     device: str = "cpu"
     dtype: str | None = None
-    listen: str = "127.0.0.1"
+    listen: str = ""
     port: int = 0
     announce: tuple[str, ...] = ()
     identity: Path | None = None

@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shoal.dht.errors import HostError
@@ -103,9 +104,11 @@ class _Life:
         return self.engine
 
     def _seat(self, host: Host) -> Seat:
+        from shoal.dht.reach import shareable
+
         spec, config = self.model.spec, self.config
         return Seat(
-            peer_id=host.peer_id, addrs=host.maddrs[:8], n_blocks=spec.n_blocks,
+            peer_id=host.peer_id, addrs=shareable(host.maddrs), n_blocks=spec.n_blocks,
             capacity=self.room.blocks, revision=self.model.checkpoint.revision,
             quantization=config.quantization, dtype=self.dtype, version=shoal_version(), name=config.name,
         )  # fmt: skip
@@ -154,20 +157,27 @@ class _Life:
         return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget, at_rest=trim)
 
     async def _until_leaving(self, host: Host, node: Node, announcer: Announcer) -> None:
+        from shoal.dht.reach import find_reach, ids_of
+
         async with asyncio.TaskGroup() as tasks:
-            chores = [tasks.create_task(announcer.run()), tasks.create_task(report(node, logger))]
+            look = partial(find_reach, host, ids_of(self.config.invite.peers))
+            chores = [
+                tasks.create_task(work) for work in (announcer.run(), announcer.follow(look), report(node, logger))
+            ]
             ends = [tasks.create_task(event.wait()) for event in (self.leave, host.died, node.broken)]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in (*chores, *ends):
                 task.cancel()
 
     def _facts(self, host: Host) -> Facts:
+        from shoal.dht.reach import shareable
+
         if self.throughput is None:
             raise PeerError("the span was not measured")
         return Facts(
             peer_id=host.peer_id, revision=self.model.checkpoint.revision, quantization=self.config.quantization,
             dtype=self.dtype, decode_s=self.throughput.decode_s, prefill_s=self.throughput.prefill_s,
-            addrs=host.maddrs[:8], version=shoal_version(), name=self.config.name,
+            addrs=shareable(host.maddrs), version=shoal_version(), name=self.config.name, reach=host.reach,
         )  # fmt: skip
 
     def _say_online(self, host: Host, engine: DeviceEngine) -> None:
@@ -207,14 +217,15 @@ def _leave_on_signals() -> asyncio.Event:
 @asynccontextmanager
 async def _join(config: PeerConfig, identity: Identity, model: Model) -> AsyncIterator[tuple[Host, Directory]]:
     from shoal.dht.directory import open_directory
-    from shoal.dht.host import HostConfig, open_host
+    from shoal.dht.host import HostConfig, listen_for
+    from shoal.dht.reach import open_reachable
 
     host_config = HostConfig(
-        identity=identity, listen=config.listen, port=config.port, bootstrap=config.invite.peers,
-        announce=config.announce,
+        identity=identity, listen=config.listen or listen_for(config.invite.peers), port=config.port,
+        bootstrap=config.invite.peers, announce=config.announce,
     )  # fmt: skip
     async with AsyncExitStack() as stack:
-        host = await stack.enter_async_context(open_host(host_config))
+        host = await stack.enter_async_context(open_reachable(host_config))
         directory = await stack.enter_async_context(
             open_directory(host, identity, config.invite, model.checkpoint.revision)
         )

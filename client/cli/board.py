@@ -60,12 +60,13 @@ def _peer_json(peer: Announcement, now: float) -> dict[str, object]:
         "expires_in_s": peer.expiry - now,
         "version": peer.version,
         "addrs": list(peer.addrs),
+        "reach": peer.reach,
     }
 
 
 def _peers(peers: Sequence[Announcement], now: float) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("peer", "name", "state", "blocks"):
+    for column in ("peer", "name", "state", "reach", "blocks"):
         table.add_column(column)
     for column in ("quant", "ms/token", "prompt/s", "sessions", "KV free", "expires"):
         table.add_column(column, justify="right")
@@ -80,6 +81,7 @@ def _row(peer: Announcement, now: float) -> list[str]:
         short(peer.peer_id),
         peer.name or "-",
         peer.state,
+        peer.reach,
         f"{peer.start}:{peer.stop}",
         peer.quantization,
         f"{peer.decode_s * blocks * 1000:.1f}",

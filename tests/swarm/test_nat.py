@@ -1,0 +1,63 @@
+"""A peer that nothing from outside gets through to: it is relayed, says so, is found, and serves; holes are punched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+
+import pytest
+from lab_swarm import client, generate, greedy, needs_network, processes, save_model
+from netlab.lab import Lab
+from shoal.dht.host import HostConfig, open_host
+from shoal.dht.maddr import endpoint, is_relayed
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180), needs_network]
+
+STEPS = 12
+
+
+def reported(lab, invite):
+    """How each peer can be reached, as `shoal status` tells."""
+    command = [*lab.command("me"), sys.executable, "-m", "shoal.client.cli.main", "status", "--join", invite, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return {peer["peer"]: (peer["reach"], peer["addrs"]) for peer in json.loads(done.stdout)["peers"]}
+
+
+async def test_a_peer_that_accepts_nothing_from_outside_serves(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    with Lab("rate=100Mbit rtt=20ms boot open me:inbound=no home:inbound=no") as lab:
+        async with processes(lab, folder, {"home": "0:2", "open": "2:4"}) as (invite, peers):
+            told = await asyncio.to_thread(reported, lab, invite)
+            assert told[peers["open"][0]][0] == "direct"
+            reach, addrs = told[peers["home"][0]]
+            assert reach == "relayed"
+            assert all(is_relayed(maddr) for maddr in addrs)
+            async with client(lab, folder, invite) as (joined, model):
+                await joined.wait_covered(30)
+                tokens, stats = await generate(joined, model, STEPS)
+        assert tokens == greedy(folder, STEPS)
+        assert stats.repairs == 0
+        assert lab.stats()["blocked"] > 0
+
+
+async def test_two_closed_hosts_get_a_direct_connection():
+    """Through a hole; libp2p needs to have been seen at one address by four others first."""
+    with Lab("rtt=20ms n1 n2 n3 n4 x:inbound=no y:inbound=no") as lab:
+        async with AsyncExitStack() as stack:
+
+            async def up(name, **options):
+                with lab.inside(name):
+                    return await stack.enter_async_context(open_host(HostConfig(listen=lab.hosts[name], **options)))
+
+            maddrs = ()
+            for number in range(1, 5):
+                maddrs += (await up(f"n{number}", reachability="public", bootstrap=maddrs)).maddrs
+            x, y = [await up(name, relayed=True, bootstrap=maddrs) for name in ("x", "y")]
+            assert (x.reach, y.reach) == ("relayed", "relayed")
+            assert all(is_relayed(maddr) for maddr in y.maddrs)
+            await x.connect(y.peer_id, y.maddrs)
+            found = [str(m) for peer in await x.p2p.list_peers() if str(peer.peer_id) == y.peer_id for m in peer.addrs]
+            assert any(endpoint(maddr) for maddr in found), found
