@@ -35,7 +35,7 @@ def status(argv: list[str]) -> int:
     arguments = _parse(argv)
     invite = Invite.parse(arguments.join)
     quiet_libraries()
-    n_blocks, revision = _local_shape(arguments.model, invite.model)
+    n_blocks, revision = local_shape(arguments.model, invite.model)
     run_async(_look(invite, arguments, n_blocks, revision))
     return 0
 
@@ -67,7 +67,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _local_shape(named: str | None, invited: str) -> tuple[int | None, str | None]:
+def local_shape(named: str | None, invited: str) -> tuple[int | None, str | None]:
     """Number of blocks and revision of a model whose config is on this machine, fetching nothing but for `--model`."""
     if named is None and invited != "demo" and not Path(invited).is_dir():
         return None, None

@@ -19,11 +19,16 @@ pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180), needs_network]
 STEPS = 12
 
 
+def shoal(lab, *argv):
+    """What a command says on host `me`."""
+    command = [*lab.command("me"), sys.executable, "-m", "shoal.client.cli.main", *argv, "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout)
+
+
 def reported(lab, invite):
     """How each peer can be reached, as `shoal status` tells."""
-    command = [*lab.command("me"), sys.executable, "-m", "shoal.client.cli.main", "status", "--join", invite, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return {peer["peer"]: (peer["reach"], peer["addrs"]) for peer in json.loads(done.stdout)["peers"]}
+    peers = shoal(lab, "status", "--join", invite)["peers"]
+    return {peer["peer"]: (peer["reach"], peer["addrs"]) for peer in peers}
 
 
 async def test_a_peer_that_accepts_nothing_from_outside_serves(tmp_path):
@@ -35,6 +40,11 @@ async def test_a_peer_that_accepts_nothing_from_outside_serves(tmp_path):
             reach, addrs = told[peers["home"][0]]
             assert reach == "relayed"
             assert all(is_relayed(maddr) for maddr in addrs)
+            told = await asyncio.to_thread(shoal, lab, "doctor", "--join", invite)
+            found = {check["name"]: check for check in told["checks"]}
+            assert found["reach"]["text"].startswith("relayed")
+            assert "1 relayed" in found["peers"]["text"]
+            assert found["peers"]["state"] == "ok"
             async with client(lab, folder, invite) as (joined, model):
                 await joined.wait_covered(30)
                 tokens, stats = await generate(joined, model, STEPS)
