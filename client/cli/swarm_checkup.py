@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shoal.client.cli.finding import Finding
+from shoal.client.cli.finding import Finding, State
 from shoal.client.cli.status import view_of
 from shoal.client.cli.terminal import short, spans
 
@@ -123,7 +123,7 @@ async def _peers(host: Host, view: View) -> Finding:
     if not failures:
         return Finding("peers", "ok", text)
     peer_id, why = next(iter(failures.items()))
-    state = "broken" if len(failures) == len(some) else "note"
+    state: State = "broken" if len(failures) == len(some) else "note"
     advice = "update Shoal here or there" if "version" in why else "others may reach them; if not, restart them"
     return Finding("peers", state, f"{text}; {short(peer_id)}: {why}", advice)
 
