@@ -1,0 +1,112 @@
+"""What a pipeline over a network cannot beat: compute measured in this process without any network, and legs.
+
+A leg takes half a measured round trip, and bytes over the rate. The machine's cores bound what peers do at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from _swarm import median
+from _wan_swarm import PEERS, bounds, prompt
+from shoal.blocks.formats import row_bytes
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.span import Row, SpanOptions, load_span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _wan_swarm import Setting
+    from shoal.blocks.span import Span
+    from shoal.client.cli.completion import ClientModel
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds, one thread. decode: a token's, of each peer's span; prefill: the prompt's, of each span; ends: a token's
+    embedding and head; chunks: pieces that the prompt was cut into."""
+
+    decode: tuple[float, ...]
+    prefill: tuple[float, ...]
+    ends: float
+    chunks: int
+
+
+@dataclass(frozen=True)
+class Legs:
+    """From hop to hop. latency: seconds one way, as measured; rate: bits/s, 0 for no limit; row: bytes of one token."""
+
+    latency: float
+    rate: float
+    row: int
+
+    def busy(self, tokens: int) -> float:
+        """Seconds that so many tokens occupy a leg."""
+        return tokens * self.row * 8 / self.rate if self.rate else 0.0
+
+
+def legs_of(setting: Setting, round_trip: float, codec: str | None, width: int) -> Legs:
+    """Legs of a setting in which a small message and its answer were measured to take `round_trip`."""
+    return Legs(round_trip / 2, setting.rate, row_bytes(codec or "float32", width))
+
+
+def ideal_decode(compute: Compute, legs: Legs) -> float:
+    """Seconds of a step: every leg, every span and the client's ends, one after the other."""
+    return (PEERS + 1) * (legs.latency + legs.busy(1)) + sum(compute.decode) + compute.ends
+
+
+def ideal_prefill(compute: Compute, legs: Legs, tokens: int) -> float:
+    """Seconds of a prompt: the slowest stage, leg or all cores busy all the time, and one chunk through the rest."""
+    parts = [*compute.prefill, *[legs.busy(tokens)] * PEERS]
+    cores = sum(compute.prefill) / (os.cpu_count() or 1)
+    fill = (sum(parts) - max(parts)) / compute.chunks + (PEERS + 1) * legs.latency
+    return max(*parts, cores) + fill
+
+
+def unpipelined_prefill(compute: Compute, legs: Legs, tokens: int) -> float:
+    """Seconds of a prompt that goes whole from hop to hop."""
+    return sum(compute.prefill) + PEERS * legs.busy(tokens) + (PEERS + 1) * legs.latency
+
+
+def measure_compute(model: ClientModel, context: int, tokens: int, chunks: int) -> Compute:
+    """Run each peer's span here, alone: a prompt in `chunks` pieces, and single tokens behind `context`."""
+    decode, prefill = [], []
+    pages = tokens // PAGE_TOKENS + context // PAGE_TOKENS + 8
+    for start, stop in bounds(model.ends.spec.n_blocks):
+        options = SpanOptions(kv_pages=pages, dtype=torch.float32)
+        span = load_span(model.checkpoint, range(start, stop), options)
+        width = model.ends.spec.hidden_size
+        _run(span, pages, 0, torch.randn(max(context, 1), width))
+        decode.append(_best(lambda span=span, width=width: _run(span, pages, context, torch.randn(1, width))))
+        pieces = torch.split(torch.randn(tokens, width), -(-tokens // chunks))
+        prefill.append(_best(lambda span=span, pieces=pieces: _whole(span, pages, pieces), 2))
+    ids = torch.tensor(prompt(model, 1))
+    ends = _best(lambda: model.ends.logits(model.ends.embed(ids, torch.tensor([context]))).argmax())
+    return Compute(tuple(decode), tuple(prefill), ends, chunks)
+
+
+def _whole(span: Span, pages: int, pieces: tuple[torch.Tensor, ...]) -> None:
+    position = 0
+    for piece in pieces:
+        _run(span, pages, position, piece)
+        position += len(piece)
+
+
+def _run(span: Span, pages: int, position: int, hidden: torch.Tensor) -> None:
+    span.forward(hidden, [Row(tuple(range(pages)), position, len(hidden))])
+
+
+def _best(work: Callable[[], object], repeats: int = 4 * REPEATS) -> float:
+    """Median seconds, after a first time that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return median(times[1:])

@@ -1,0 +1,202 @@
+"""Decode, prefill and recovery over emulated wide area networks, against what legs and compute must take."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from _report import print_table, write_json
+from _swarm import Shape, median, run, tell
+from _wan_ideal import ideal_decode, ideal_prefill, legs_of, measure_compute, unpipelined_prefill
+from _wan_recovery import HANG_GOAL_S, recovery
+from _wan_swarm import NEAR, SETTINGS, decode_s, prefill_s, stage
+from netlab.measure import round_trips
+from netlab.namespace import why_not
+from shoal.blocks.formats import FORMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from _wan_swarm import Setting, Stage
+
+PARTS = ("decode", "prefill", "recovery")
+SHAPES = {
+    "200m": Shape(blocks=16, hidden=1024, intermediate=2816, heads=16),
+    "tiny": Shape(blocks=3, hidden=64, intermediate=128, heads=4),
+}
+RECOVERED = ("1gbit_5ms", "100mbit_100ms")
+CONTEXT = 64
+
+
+async def measure_model(name: str, model: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Decode and prefill of one model in every setting; all in one swarm, whose lines change."""
+    figures: dict[str, float] = {}
+    async with stage(model) as made:
+        tokens = min(arguments.prompt, made.model.ends.spec.max_position - 48)
+        tell(f"{name}: compute without a network")
+        _, chunks = await prefill_s(made, tokens, arguments.codec)
+        compute = measure_compute(made.model, CONTEXT, tokens, chunks)
+        figures[f"{name}_compute_ms"] = 1e3 * (sum(compute.decode) + compute.ends)
+        figures[f"{name}_decode_ms_near"] = 1e3 * await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
+        for setting in arguments.settings:
+            setting.apply(made.lab)
+            times = round_trips(made.lab, "me", "p1", 30)
+            legs = legs_of(setting, median(times), arguments.codec, made.model.ends.spec.hidden_size)
+            figures[f"{name}_rtt_ms_{setting.name}"] = 1e3 * median(times)
+            if "decode" in arguments.only:
+                tell(f"{name}: decode, {setting.name}")
+                seconds = await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
+                figures |= compared(f"{name}_decode", setting, seconds, ideal_decode(compute, legs))
+            if "prefill" in arguments.only:
+                whole = unpipelined_prefill(compute, legs, tokens)
+                figures |= await prefill(name, made, setting, tokens, arguments)
+                figures |= compared(
+                    f"{name}_prefill", setting, figures[f"{name}_prefill_ms_{setting.name}"] / 1e3,
+                    ideal_prefill(compute, legs, tokens),
+                )  # fmt: skip
+                figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
+        NEAR.apply(made.lab)
+    return figures
+
+
+async def prefill(
+    name: str, made: Stage, setting: Setting, tokens: int, arguments: argparse.Namespace
+) -> dict[str, float]:
+    """The prompt's pass, pipelined as sessions do it and whole; the first on this network, and the median of all."""
+    tell(f"{name}: prefill of {tokens} tokens, {setting.name}")
+    times = [(await prefill_s(made, tokens, arguments.codec))[0] for _ in range(arguments.repeats)]
+    whole = [(await prefill_s(made, tokens, arguments.codec, tokens))[0] for _ in range(arguments.repeats)]
+    return {
+        f"{name}_prefill_first_ms_{setting.name}": 1e3 * times[0],
+        f"{name}_prefill_ms_{setting.name}": 1e3 * median(times),
+        f"{name}_prefill_whole_ms_{setting.name}": 1e3 * median(whole),
+        f"{name}_prefill_over_whole_{setting.name}": median(times) / median(whole),
+    }
+
+
+def compared(name: str, setting: Setting, seconds: float, ideal: float) -> dict[str, float]:
+    """A figure, its ideal and their ratio."""
+    return {
+        f"{name}_ms_{setting.name}": 1e3 * seconds,
+        f"{name}_ideal_ms_{setting.name}": 1e3 * ideal,
+        f"{name}_over_ideal_{setting.name}": seconds / ideal,
+    }
+
+
+async def measure_recovery(name: str, model: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Stalls of a killed and of a hanging hop."""
+    figures = {}
+    for setting in arguments.settings:
+        if setting.name not in RECOVERED:
+            continue
+        tell(f"{name}: recovery")
+        found = await recovery(model, setting, arguments.codec)
+        parts = {
+            "stall_kill": found.killed, "connect": found.connect, "replay": found.replay,
+            "two_round_trips": found.two_round_trips, "bound": found.bound, "stall_hang": found.hung,
+        }  # fmt: skip
+        figures |= {f"{part}_s_{setting.name}": seconds for part, seconds in parts.items()}
+        figures[f"stall_kill_over_bound_{setting.name}"] = found.killed / found.bound
+    return figures
+
+
+def worst(figures: dict[str, float]) -> dict[str, float]:
+    """The goals' figures: of all models the worst."""
+    found: dict[str, float] = {}
+    for key, value in figures.items():
+        name = key.partition("_")[2]
+        if "_over_ideal_" in key:
+            found[name] = max(value, found.get(name, 0.0))
+    return found
+
+
+@contextmanager
+def models(names: list[str]) -> Iterator[dict[str, str]]:
+    """Where each model is; random ones are made now."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield {name: "demo" if name == "demo" else str(SHAPES[name].save(Path(folder) / name)) for name in names}
+
+
+def show(figures: dict[str, float], arguments: argparse.Namespace) -> None:
+    """One line a model and setting, then recovery."""
+    for part, goal in (("decode", 1.10), ("prefill", 1.25)):
+        columns = ["", "ideal_"] if part == "decode" else ["", "ideal_", "first_", "whole_", "unpipelined_ideal_"]
+        rows = [
+            [f"{model} {setting.name}", *(f"{figures[f'{model}_{part}_{c}ms_{setting.name}']:.1f}" for c in columns),
+             f"{figures[f'{model}_{part}_over_ideal_{setting.name}']:.2f}"]
+            for model in arguments.models for setting in arguments.settings if part in arguments.only
+        ]  # fmt: skip
+        if rows:
+            heads = ["ms" if not column else f"{column.replace('_', ' ')}ms" for column in columns]
+            print_table([f"{part} (goal {goal:.2f})", *heads, "over ideal"], rows)
+            print()
+    if "recovery" in arguments.only:
+        parts = ("stall_kill", "bound", "connect", "replay", "two_round_trips", "stall_hang")
+        shown = [setting.name for setting in arguments.settings if f"bound_s_{setting.name}" in figures]
+        rows = [[name, *(f"{figures[f'{part}_s_{name}']:.2f}" for part in parts)] for name in shown]
+        print_table(["recovery (s)", *(part.replace("_", " ") for part in parts)], rows)
+        print(f"bound = connect + replay + two round trips; a hang may take {HANG_GOAL_S:g} s.\n")
+    print("3 peers and a client, fp32, one thread a process, all on this machine's cores, each on an emulated host.")
+    print("ideal decode: 4 measured one-way legs + compute in one process without a network.")
+    print("ideal prefill: the slowest stage, leg or all cores busy throughout, and one chunk through the rest.")
+    print("whole: the prompt in one piece; first: the first prompt after the network changed.")
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts/bench wan", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--only", default=",".join(PARTS), help="of decode,prefill,recovery")
+    parser.add_argument("--models", default="demo,200m", help="of demo,200m,tiny (default demo,200m)")
+    parser.add_argument("--settings", default=",".join(s.name for s in SETTINGS), help="of the three (default: all)")
+    parser.add_argument("--steps", type=int, default=60, help="decode steps (default 60)")
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prompt (default 2048)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each prefill (default 3)")
+    parser.add_argument(
+        "--codec", choices=FORMS, default=None, help="of hidden states on the wire (default: as they are)"
+    )
+    parser.add_argument("--tiny", action="store_true", help="everything, small, to see that it runs")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.models, arguments.settings = "tiny", SETTINGS[0].name
+        arguments.steps, arguments.prompt, arguments.repeats = 8, 300, 1
+    arguments.only, arguments.models = arguments.only.split(","), arguments.models.split(",")
+    named = arguments.settings.split(",")
+    arguments.settings = [setting for setting in SETTINGS if setting.name in named]
+    unknown = [*(set(arguments.only) - set(PARTS)), *(set(arguments.models) - {"demo", *SHAPES})]
+    unknown += set(named) - {setting.name for setting in SETTINGS}
+    if unknown:
+        parser.error(f"there is no {', '.join(unknown)}")
+    return arguments
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = read_arguments()
+    if reason := why_not():
+        sys.exit(f"scripts/bench wan: {reason}")
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+
+    async def go() -> None:
+        with models(arguments.models) as places:
+            for name, model in places.items():
+                if {"decode", "prefill"} & set(arguments.only):
+                    figures.update(await measure_model(name, model, arguments))
+            if "recovery" in arguments.only:
+                name = arguments.models[0]
+                figures.update(await measure_recovery(name, places[name], arguments))
+
+    run(go())
+    figures |= worst(figures)
+    show(figures, arguments)
+    write_json(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
