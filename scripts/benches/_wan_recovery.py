@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from _swarm import median, tell
-from _wan_swarm import Stage, bounds, prompt, stage, timed_step
+from _wan_swarm import Stage, bounds, prompt, timed_step
 from shoal.client.swarm import SessionOptions
 from shoal.dht.host import HostConfig, open_host
 from shoal.peer.link import Link, LinkState
@@ -40,18 +40,17 @@ class Recovery:
         return self.connect + self.replay + self.two_round_trips
 
 
-async def recovery(model: str, setting: Setting, codec: str | None) -> Recovery:
-    """Kill the middle hop, then stop the first one, each with a spare online."""
-    async with stage(model, spares=(0, 1)) as made:
-        setting.apply(made.lab)
-        tell(f"  {setting.name}: kill -9 of the middle hop")
-        killed, spare = await _stall(made, 1, signal.SIGKILL, codec)
-        connect, replay = await _connect_s(made, spare), await _replay_s(made, codec)
-        tell(f"  {setting.name}: the first hop hangs")
-        hung, _ = await _stall(made, 0, signal.SIGSTOP, codec)
-        for child in made.peers.values():
-            with suppress(ProcessLookupError):  # the one that was killed
-                child.signal(signal.SIGCONT)
+async def recovery(made: Stage, setting: Setting, codec: str | None) -> Recovery:
+    """Kill the middle hop, then stop the first one; both need a spare online."""
+    setting.apply(made.lab)
+    tell(f"{setting.name}: kill -9 of the middle hop")
+    killed, spare = await _stall(made, 1, signal.SIGKILL, codec)
+    connect, replay = await _connect_s(made, spare), await _replay_s(made, codec)
+    tell(f"{setting.name}: the first hop hangs")
+    hung, _ = await _stall(made, 0, signal.SIGSTOP, codec)
+    for child in made.peers.values():
+        with suppress(ProcessLookupError):  # the one that was killed
+            child.signal(signal.SIGCONT)
     return Recovery(killed, connect, replay, 2 * setting.rtt_s, hung)
 
 

@@ -13,7 +13,7 @@ import torch
 from _report import print_table, write_json
 from _swarm import Shape, median, run, tell
 from _wan_ideal import ideal_decode, ideal_prefill, legs_of, measure_compute, unpipelined_prefill
-from _wan_recovery import HANG_GOAL_S, recovery
+from _wan_recovery import HANG_GOAL_S, Recovery, recovery
 from _wan_swarm import NEAR, SETTINGS, decode_s, prefill_s, stage
 from netlab.measure import round_trips
 from netlab.namespace import why_not
@@ -29,38 +29,57 @@ SHAPES = {
     "200m": Shape(blocks=16, hidden=1024, intermediate=2816, heads=16),
     "tiny": Shape(blocks=3, hidden=64, intermediate=128, heads=4),
 }
+SPARED = (0, 1)  # the spans with a second holder, one for each fault
 RECOVERED = ("1gbit_5ms", "100mbit_100ms")
 CONTEXT = 64
 
 
-async def measure_model(name: str, model: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Decode and prefill of one model in every setting; all in one swarm, whose lines change."""
+async def measure_all(places: dict[str, str], arguments: argparse.Namespace) -> dict[str, float]:
+    """Every model in every setting, each model in one swarm whose lines change; recovery with the first model."""
     figures: dict[str, float] = {}
-    async with stage(model) as made:
-        tokens = min(arguments.prompt, made.model.ends.spec.max_position - 48)
-        tell(f"{name}: compute without a network")
-        _, chunks = await prefill_s(made, tokens, arguments.codec)
-        compute = measure_compute(made.model, CONTEXT, tokens, chunks)
-        figures[f"{name}_compute_ms"] = 1e3 * (sum(compute.decode) + compute.ends)
-        figures[f"{name}_decode_ms_near"] = 1e3 * await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
-        for setting in arguments.settings:
-            setting.apply(made.lab)
-            times = round_trips(made.lab, "me", "p1", 30)
-            legs = legs_of(setting, median(times), arguments.codec, made.model.ends.spec.hidden_size)
-            figures[f"{name}_rtt_ms_{setting.name}"] = 1e3 * median(times)
-            if "decode" in arguments.only:
-                tell(f"{name}: decode, {setting.name}")
-                seconds = await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
-                figures |= compared(f"{name}_decode", setting, seconds, ideal_decode(compute, legs))
-            if "prefill" in arguments.only:
-                whole = unpipelined_prefill(compute, legs, tokens)
-                figures |= await prefill(name, made, setting, tokens, arguments)
-                figures |= compared(
-                    f"{name}_prefill", setting, figures[f"{name}_prefill_ms_{setting.name}"] / 1e3,
-                    ideal_prefill(compute, legs, tokens),
-                )  # fmt: skip
-                figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
-        NEAR.apply(made.lab)
+    faults = [setting for setting in arguments.settings if setting.name in RECOVERED]
+    for name, model in places.items():
+        if "recovery" not in arguments.only:
+            faults.clear()
+        async with stage(model, SPARED if faults else ()) as made:
+            if arguments.only != ["recovery"]:
+                figures |= await measure_model(name, made, arguments)
+            if faults:
+                figures |= stalls(faults[0], await recovery(made, faults[0], arguments.codec))
+        for setting in faults[1:]:
+            async with stage(model, SPARED) as made:
+                figures |= stalls(setting, await recovery(made, setting, arguments.codec))
+        faults.clear()
+        if arguments.only == ["recovery"]:
+            break
+    return figures
+
+
+async def measure_model(name: str, made: Stage, arguments: argparse.Namespace) -> dict[str, float]:
+    """Decode and prefill of one model in every setting."""
+    figures: dict[str, float] = {}
+    tokens = min(arguments.prompt, made.model.ends.spec.max_position - 48)
+    tell(f"{name}: compute without a network")
+    _, chunks = await prefill_s(made, tokens, arguments.codec)
+    compute = measure_compute(made.model, CONTEXT, tokens, chunks)
+    figures[f"{name}_compute_ms"] = 1e3 * (sum(compute.decode) + compute.ends)
+    figures[f"{name}_decode_ms_near"] = 1e3 * await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
+    for setting in arguments.settings:
+        setting.apply(made.lab)
+        round_trip = median(round_trips(made.lab, "me", "p1", 30))
+        legs = legs_of(setting, round_trip, arguments.codec, made.model.ends.spec.hidden_size)
+        figures[f"{name}_rtt_ms_{setting.name}"] = 1e3 * round_trip
+        if "decode" in arguments.only:
+            tell(f"{name}: decode, {setting.name}")
+            seconds = await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
+            figures |= compared(f"{name}_decode", setting, seconds, ideal_decode(compute, legs))
+        if "prefill" in arguments.only:
+            found = await prefill(name, made, setting, tokens, arguments)
+            seconds = found[f"{name}_prefill_ms_{setting.name}"] / 1e3
+            figures |= found | compared(f"{name}_prefill", setting, seconds, ideal_prefill(compute, legs, tokens))
+            whole = unpipelined_prefill(compute, legs, tokens)
+            figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
+    NEAR.apply(made.lab)
     return figures
 
 
@@ -88,21 +107,14 @@ def compared(name: str, setting: Setting, seconds: float, ideal: float) -> dict[
     }
 
 
-async def measure_recovery(name: str, model: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Stalls of a killed and of a hanging hop."""
-    figures = {}
-    for setting in arguments.settings:
-        if setting.name not in RECOVERED:
-            continue
-        tell(f"{name}: recovery")
-        found = await recovery(model, setting, arguments.codec)
-        parts = {
-            "stall_kill": found.killed, "connect": found.connect, "replay": found.replay,
-            "two_round_trips": found.two_round_trips, "bound": found.bound, "stall_hang": found.hung,
-        }  # fmt: skip
-        figures |= {f"{part}_s_{setting.name}": seconds for part, seconds in parts.items()}
-        figures[f"stall_kill_over_bound_{setting.name}"] = found.killed / found.bound
-    return figures
+def stalls(setting: Setting, found: Recovery) -> dict[str, float]:
+    """A recovery's figures."""
+    parts = {
+        "stall_kill": found.killed, "connect": found.connect, "replay": found.replay,
+        "two_round_trips": found.two_round_trips, "bound": found.bound, "stall_hang": found.hung,
+    }  # fmt: skip
+    figures = {f"{part}_s_{setting.name}": seconds for part, seconds in parts.items()}
+    return figures | {f"stall_kill_over_bound_{setting.name}": found.killed / found.bound}
 
 
 def worst(figures: dict[str, float]) -> dict[str, float]:
@@ -185,12 +197,7 @@ def main() -> None:
 
     async def go() -> None:
         with models(arguments.models) as places:
-            for name, model in places.items():
-                if {"decode", "prefill"} & set(arguments.only):
-                    figures.update(await measure_model(name, model, arguments))
-            if "recovery" in arguments.only:
-                name = arguments.models[0]
-                figures.update(await measure_recovery(name, places[name], arguments))
+            figures.update(await measure_all(places, arguments))
 
     run(go())
     figures |= worst(figures)

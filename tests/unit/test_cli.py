@@ -243,7 +243,7 @@ def announcement(start: int, stop: int, name: str = "", revision: str = "r1") ->
     return Announcement(
         peer_id=Identity.generate().peer_id, sequence=1, expiry=100.0, start=start, stop=stop, state="online",
         quantization="nf4", dtype="bfloat16", decode_s=0.002, prefill_s=0.0001, queue=3, free_tokens=4096,
-        max_chunk=512, addrs=(), rtts=(), version="0.1.0", name=name, revision=revision,
+        max_chunk=512, addrs=(), rtts=(), version="0.1.0", name=name, revision=revision, reach="relayed",
     )  # fmt: skip
 
 
@@ -261,7 +261,8 @@ def test_status_shows_holders_speeds_and_gaps(capsys: pytest.CaptureFixture[str]
     text = shown(fold(View(20), [low, high], 60.0), capsys)
     assert "\x1b" not in text
     row = next(line for line in text.splitlines() if low.peer_id[-6:] in line)
-    assert row.split()[1:] == ["[red]:fish:", "online", "0:4", "nf4", "8.0", "2500", "3", "4096", "40", "s"]
+    expected = "[red]:fish: online relayed 0:4 nf4 8.0 2500 3 4096 40 s"
+    assert row.split()[1:] == expected.split()
     lines = text.splitlines()
     counts = [line.split()[1:] for line in lines if line.startswith("holders")]
     assert counts == [["1", "1", "2", "2", "1", "1", *["0"] * 10], ["0"] * 4]
