@@ -55,8 +55,8 @@ def place_span(
         raise ValueError("a peer must have room for at least one block")
     length = min(capacity_blocks, view.n_blocks)
     columns, knowledge = view.columns, knowledge or Knowledge()
-    rows = np.flatnonzero((columns.online | columns.joining) & (columns.expiry > now))
-    before = _throughput(columns, knowledge, rows, view.n_blocks)
+    rows = _counted(columns, now)
+    before = throughput(columns, knowledge, now, view.n_blocks)
     after = _with_me(before, me, length)
     starts, saved = _best_for_throughput(before, after), ""
     if after[starts[0]].min() > 0.0:
@@ -71,8 +71,17 @@ def _with_me(before: NDArray[np.float64], me: Speed, length: int) -> NDArray[np.
     """[start, block]: tokens/s with this peer at every possible start."""
     after = np.tile(before, (before.size - length + 1, 1))
     for start in range(after.shape[0]):
-        after[start, start : start + length] += 1.0 / (BLOCK_S.clamp(me.decode_s) * length)
+        after[start, start : start + length] += tokens_per_s(me, length)
     return after
+
+
+def tokens_per_s(speed: Speed, length: int) -> float:
+    """Return the tokens/s of a peer that serves `length` blocks, one token at a time."""
+    return 1.0 / (BLOCK_S.clamp(speed.decode_s) * length)
+
+
+def _counted(columns: Columns, now: float) -> NDArray[np.int64]:
+    return np.flatnonzero((columns.online | columns.joining) & (columns.expiry > now))
 
 
 def _quickest(pace: Pace, me: Speed, starts: list[int], length: int, rng: Random) -> tuple[list[int], str]:
@@ -87,9 +96,11 @@ def _quickest(pace: Pace, me: Speed, starts: list[int], length: int, rng: Random
     return [start for start in tried if token_s[start] <= least_s * (1.0 + ALIKE)], saved
 
 
-def _throughput(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64], n_blocks: int) -> NDArray[np.float64]:
-    """Tokens/s that the holders of each block can serve together, each shared evenly over its own span."""
-    decode_s, _ = speeds(columns, knowledge)
+def throughput(columns: Columns, knowledge: Knowledge | None, now: float, n_blocks: int) -> NDArray[np.float64]:
+    """Return the tokens/s that the holders of each block can serve together, each shared evenly over its own span;
+    peers that are joining count."""
+    rows = _counted(columns, now)
+    decode_s, _ = speeds(columns, knowledge or Knowledge())
     start, stop = columns.start[rows], columns.stop[rows]
     change = np.zeros(n_blocks + 1)
     rate = 1.0 / (decode_s[rows] * (stop - start))
