@@ -13,7 +13,7 @@ from shoal.blocks.batch import Row, make_batch
 from shoal.blocks.fused_cuda import FusedSpan
 from shoal.blocks.graphs import USES_BEFORE_CAPTURE, Graphs, inputs_of
 from shoal.blocks.kv import PAGE_TOKENS
-from shoal.blocks.sizes import ROWS, Layout, PageArrays, exact_size, size_of, split
+from shoal.blocks.sizes import CHUNKS, PAGES, ROWS, Layout, PageArrays, exact_size, size_of, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from shoal.blocks.kv import KVPool
     from shoal.blocks.parts import Parts
     from shoal.blocks.sizes import Step
+
+WARM_SIZES = 3  # of contexts: longer ones need no other kernels
 
 
 class Steps:
@@ -47,7 +49,7 @@ class Steps:
         return self._span.forward(hidden, run, self._inputs(step, run, turns))
 
     def warm_up(self, run: range, most_rows: int, tokens: int) -> None:
-        """Compile, measure and capture what decode steps of up to `most_rows` rows and contexts of `tokens` need.
+        """Compile and measure what steps need; capture decode steps of up to `most_rows` rows, contexts of `tokens`.
 
         Runs on whatever pages 0 onwards hold: call it before anybody's tokens are there.
         """
@@ -57,6 +59,15 @@ class Steps:
         for count in (count for count in ROWS if count <= most_rows):
             for _ in range(USES_BEFORE_CAPTURE + 1):
                 self.forward(hidden[:count], (row,) * count, run)
+        self._warm_up_chunks(run)
+
+    def _warm_up_chunks(self, run: range) -> None:
+        """A chunk of each size, after little and after much: compiling a kernel takes a second, which nobody who is
+        served beside it should wait for."""
+        hidden = torch.zeros((CHUNKS[-1], self._width), device=self._kv.device, dtype=self._kv.dtype)
+        for held in (pages for pages in PAGES[:WARM_SIZES] if pages <= self._kv.n_pages):
+            for count in CHUNKS:
+                self.forward(hidden[:count], (Row(tuple(range(held)), held * PAGE_TOKENS - count, count),), run)
 
     def _turns(self, rows: tuple[Row, ...]) -> Turns:
         """Rotations that depend on the rows' lengths; all others are worked out on the device from positions."""

@@ -90,6 +90,8 @@ def load(config: PeerConfig, model: Model, blocks: range, room: Fit) -> Span:
         dtype=_dtype(config, model.spec), kv_dtype=config.kv_dtype, host_blocks=room.streamed,
     )  # fmt: skip
     span = load_span(checkpoint, blocks, options)
+    if options.device.startswith("cuda"):
+        logger.info("making its kernels ready (some 20 s the first time on a GPU, a second later on)")
     span.warm_up(min(WARM_ROWS, config.max_batch or WARM_ROWS), WARM_TOKENS)
     return span
 

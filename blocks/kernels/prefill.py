@@ -250,9 +250,11 @@ def prefill_attention(
 
 
 def _splits(tiles: PrefillTiles, kv_heads: int, window: int | None, device: torch.device) -> int:
-    """Programs that share a tile's keys: more than one where a short chunk's tiles leave multiprocessors idle."""
+    """Programs that share a tile's keys: more than one where a short chunk's tiles leave multiprocessors idle. A power
+    of two, as each number is a kernel of its own to compile."""
     programs = tiles.count * kv_heads
     if programs > COUNTERS:
         return 1
     keys = tiles.longest if window is None else min(tiles.longest, window + tiles.tokens)
-    return max(min(multiprocessors(device) // programs, keys // _SHARE, _MOST_SPLITS), 1)
+    wanted = max(min(multiprocessors(device) // programs, keys // _SHARE, _MOST_SPLITS), 1)
+    return 1 << (wanted.bit_length() - 1)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Ints = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 FIELDS = 4
-_ROWS = 128  # queries stacked in one tile
+_ROWS, _FEW_ROWS = 128, 64  # queries stacked in one tile: else, and where there are no more
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def prefill_tiles(rows: Sequence[Row], group: int, device: torch.device) -> Pref
 def tile_tokens(group: int, tokens: int) -> int:
     """Query tokens of a full tile, in a batch of `tokens`: few tokens do not fill a large tile, whose programs would
     then pass on and add up mostly padding."""
-    stacked = min(1 << (tokens * group - 1).bit_length(), _ROWS)
-    return max(stacked // group, 1)
+    return max((_ROWS if tokens * group > _FEW_ROWS else _FEW_ROWS) // group, 1)
 
 
 def most_tiles(tokens: int, rows: int, each: int) -> int:
