@@ -32,7 +32,8 @@ class SessionTerms:
     """What a session asks of every hop; hidden states travel in the form `dtype` (`blocks.formats`).
 
     `prove(peer_id)` makes the proof of a private swarm's secret; `addrs(peer_id)` knows where a peer can be reached.
-    `priority`: 1 waits behind 0. `prefix`: the prompt that the session will begin with, if it is known."""
+    `apart(a, b)`: whether peer a is known not to reach b. `priority`: 1 waits behind 0.
+    `prefix`: the prompt that the session will begin with, if it is known."""
 
     session: bytes
     namespace: bytes
@@ -48,6 +49,7 @@ class SessionTerms:
     step_timeout_s: float = 120.0
     priority: int = 0
     prefix: Prefix | None = None
+    apart: Callable[[str, str], bool] = lambda _source, _target: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +106,34 @@ class Blame:
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """A hop cannot reach the one behind it; the client carries what goes between them."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """The session cannot be mended; it is closed."""
 
     reason: str
 
 
-Action: TypeAlias = Send | Plan | Deliver | Blame | GiveUp
+Action: TypeAlias = Send | Plan | Deliver | Blame | Apart | GiveUp
 
 
 @dataclass(slots=True)
 class SessionStats:
-    """What a session went through; `hops` by peer id. `repairs` after losses, `moves` away from hops that still served.
+    """What a session went through; `hops` by peer id. `repairs` after losses, `moves` away from hops that still served,
+    `bridges` over boundaries where a hop was found not to reach the next one.
     `cached_tokens`: tokens of the prompt that every hop held from before, so that they were not run. `news`: of `hops`,
     what nobody has learned from yet."""
 
     steps: int = 0
     repairs: int = 0
     moves: int = 0
+    bridges: int = 0
     cached_tokens: int = 0
     hops: dict[str, HopTimes] = field(default_factory=dict)
     news: dict[str, HopTimes] = field(default_factory=dict)

@@ -31,6 +31,10 @@ class Backend(Protocol):
         """Remember a failure."""
         ...
 
+    def apart(self, source: str, target: str) -> None:
+        """Remember that one peer does not reach another."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:

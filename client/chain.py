@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shoal.client.tempo import Pace
@@ -54,10 +55,15 @@ class Chain:
         self.terms = terms
         self.links: list[Link] = []
         self.epoch = 0
+        self._apart: set[tuple[str, str]] = set()  # pairs whose boundary the client carries
 
     def index_of(self, peer_id: str) -> int | None:
         """Where a peer stands, or None."""
         return next((i for i, link in enumerate(self.links) if link.peer_id == peer_id), None)
+
+    def is_last(self, index: int) -> bool:
+        """Whether the route ends there."""
+        return index == len(self.links) - 1
 
     def hops(self) -> tuple[Hop, ...]:
         """The route."""
@@ -88,7 +94,40 @@ class Chain:
         for link in (*before, *after):
             link.fresh = link.ready = False
         self.links = [*before, *map(Link, hops), *after]
+        self._apart = self._pairs_apart()
         return bool(before or after)
+
+    def late(self, first: int) -> Link:
+        """Who is waited for: a hop that was asked and has not confirmed the epoch, or else the first that has not run
+        step `first`, the oldest in flight. The last hop, if all say that they did: its answer is missing."""
+        waiting = [link for link in self.links if link.fresh and not link.ready]
+        waiting += [link for link in self.links if not link.ready]
+        silent = (link for link in self.links if link.seen < first)
+        return waiting[0] if waiting else next(silent, self.links[-1])
+
+    def carried(self, index: int) -> str | None:
+        """The peer to which the client must pass on what hop `index` sends; None where they talk to one another."""
+        pair = tuple(link.peer_id for link in self.links[index : index + 2])
+        return pair[1] if pair in self._apart else None
+
+    def direct(self, index: int) -> bool:
+        """Whether hop `index` sends to a next one by itself."""
+        return not self.is_last(index) and self.carried(index) is None
+
+    def bridge(self, index: int) -> list[Hop]:
+        """From the next epoch on carry what goes from hop `index` to the next one.
+
+        Returns the hops to open anew, since what was to fill them may be lost; they are taken out.
+        """
+        self._apart.add((self.links[index].peer_id, self.links[index + 1].peer_id))
+        self.epoch += 1
+        at = self.links[index + 1].hop.start
+        empty = [link.hop for link in self.links if link.seen < 0]
+        start = self.refillable(min(hop.start for hop in empty)) if empty else at
+        stop = max((hop.stop for hop in empty), default=at)
+        hops = [hop for hop in self.hops() if start <= hop.start < stop]
+        self.remove(start, stop)
+        return hops
 
     def expect(self, route: Route) -> None:
         """Note what a route promised of its hops, which are fresh now."""
@@ -103,6 +142,8 @@ class Chain:
         before = [link for link in self.links if link.hop.stop <= start]
         after = [link for link in self.links if link.hop.start >= stop]
         new.links, new.epoch = [*before, *map(Link, hops), *after], epoch
+        new._apart = set(self._apart)
+        new._apart = new._pairs_apart()
         return new
 
     def remove(self, start: int, stop: int) -> list[str]:
@@ -146,7 +187,11 @@ class Chain:
             length=step.length, payload=step.payload,
         )  # fmt: skip
 
+    def _pairs_apart(self) -> set[tuple[str, str]]:
+        pairs = pairwise(link.peer_id for link in self.links)
+        return {pair for pair in pairs if pair in self._apart or self.terms.apart(*pair)}
+
     def _neighbours(self, index: int) -> tuple[str, str, tuple[str, ...]]:
-        prev = self.links[index - 1].peer_id if index else ""
-        after = self.links[index + 1].peer_id if index + 1 < len(self.links) else ""
+        prev = self.links[index - 1].peer_id if index and self.direct(index - 1) else ""
+        after = self.links[index + 1].peer_id if self.direct(index) else ""
         return prev, after, self.terms.addrs(after)[:8] if after else ()

@@ -87,6 +87,14 @@ class Handover:
             return HopRefused(peer_id, Reason.BAD_OUTPUT, f"{peer_id} says that it holds what it was not asked about")
         return None
 
+    def cut_off(self, peer_id: str, error: HopError) -> str | None:
+        """The hop that a new one says it cannot reach, if that is what is wrong."""
+        index = self.chain.index_of(peer_id) if self.chain is not None else None
+        if self.chain is None or index is None or self.chain.is_last(index):
+            return None
+        lost = isinstance(error, HopRefused) and error.reason is Reason.NEXT_HOP_LOST
+        return self.chain.links[index + 1].peer_id if lost else None
+
     def holds(self, peer_id: str) -> bool:
         """Whether a peer is one of the new hops."""
         return self._fresh(peer_id) is not None

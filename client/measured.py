@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+from shoal.client.apart import Apart
 from shoal.client.explain import explain
-from shoal.peer.errors import HopRefused, Reason
+from shoal.peer.errors import HopClosed, HopRefused, Reason
 from shoal.routing.cost import HOP_OVERHEAD_S
 from shoal.routing.health import Health
 from shoal.routing.knowledge import DEFAULT_LEG_S, Knowledge, Speed
@@ -78,7 +79,7 @@ class Measured:
     """Folds sessions' times and failures into the `Knowledge` that planning takes."""
 
     def __init__(self) -> None:
-        self.health = Health()
+        self.health, self.apart = Health(), Apart()
         self._peers: dict[str, _Peer] = {}
         self._rtts: dict[str, tuple[float, float]] = {}  # the last one of each peer, and when
 
@@ -100,6 +101,8 @@ class Measured:
         """A hop failed. One that is merely full, leaving or restarted did nothing wrong."""
         if not isinstance(error, HopRefused) or error.reason not in _BLAMELESS:
             self.health.failure(error.peer_id, now)
+        if isinstance(error, HopClosed):
+            self.apart.forget(error.peer_id)  # nobody reached it
 
     def knowledge(self, columns: Columns, rtts_s: Mapping[str, float], now: float) -> Knowledge:
         """Everything measured lately, of peers of the view `columns`. `rtts_s`: to the peers that the client is
@@ -112,7 +115,7 @@ class Measured:
         known = {peer_id: peer for peer_id, peer in self._peers.items() if now - peer.at < MEMORY_S}
         base = Knowledge(
             rtts_s=distances, penalties=self.health.penalties(now), banned=self.health.banned(now),
-            default_leg_s=_middle_leg_s(distances),
+            default_leg_s=_middle_leg_s(distances), via_client=self.apart.pairs(now),
         )  # fmt: skip
         found = explain(columns, base, {peer_id: _figures(peer.beyond_s) for peer_id, peer in known.items()})
         hidden_s = found.hidden_s

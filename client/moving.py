@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.client.actions import Blame, Send, State
+from shoal.client.actions import Apart, Blame, Send, State
 from shoal.client.handover import RETRY_S, Handover
 from shoal.client.session import Session
 from shoal.client.tempo import Tempo
@@ -113,6 +113,8 @@ class MovingSession(Session):
 
     def _on_new_hop(self, peer_id: str, message: Message, now: float) -> list[Action]:
         error = self._handover.on_message(peer_id, message)
+        if error is not None and (target := self._handover.cut_off(peer_id, error)) is not None:
+            return [Apart(peer_id, target), *self._stay(now)]  # the next attempt knows
         if error is not None:
             self.avoided.failed(peer_id)
             return [Blame(error), *self._stay(now)]
@@ -140,6 +142,11 @@ class MovingSession(Session):
     def _lose(self, lost: Link, error: HopError) -> list[Action]:
         actions = super()._lose(lost, error)
         return [action for action in actions if not (lost.leaving and isinstance(action, Blame))]
+
+    def _bridge(self, index: int, now: float) -> list[Action]:
+        self._chain.epoch = max(self._told, self._chain.epoch)
+        self._tempo.forget()
+        return [*self._handover.drop(), *super()._bridge(index, now)]
 
     def _replan(self, start: int, stop: int, dead: str = "") -> list[Action]:
         self._chain.epoch = max(self._told, self._chain.epoch)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.formats import row_bytes
-from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, State, Work
+from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, State, Work
 from shoal.client.moving import MovingSession
 from shoal.peer.errors import NoRouteError, SessionClosed
 from shoal.peer.wire import Want
@@ -157,6 +157,8 @@ class RemoteSession:
                 self._plan(action)
             elif isinstance(action, Blame):
                 self._backend.blame(action.error)
+            elif isinstance(action, Apart):
+                self._backend.apart(action.source, action.target)
             elif isinstance(action, GiveUp):
                 self._end(SessionClosed(action.reason))
         if self._core.state is State.STREAMING:

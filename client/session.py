@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.client.actions import Action, Blame, Deliver, GiveUp, Plan, Send, SessionStats, SessionTerms, State
+from shoal.client.actions import Action, Apart, Blame, Deliver, GiveUp, Plan, Send, SessionStats, SessionTerms, State
 from shoal.client.avoided import Avoided
 from shoal.client.chain import Chain, Link
 from shoal.client.steps import Steps
@@ -28,7 +28,7 @@ from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
 from shoal.peer.wire import Hidden, Opened, Receipt, Refused, Want
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shoal.peer.errors import HopError
     from shoal.peer.wire import Buffer, Message
@@ -108,12 +108,16 @@ class Session:
         """Hops for the lost span were found: open them."""
         if self.state is not State.PLANNING:
             return []
-        survivors = self._chain.insert(route.hops, *self._lost)
+        return self._open(route.hops, now)
+
+    def _open(self, hops: Sequence[Hop], now: float) -> list[Action]:
+        """Put hops in the place of the lost ones and ask them for leases; if there are none, tell the survivors."""
+        survivors = self._chain.insert(hops, *self._lost)
         self.state = State.REPAIRING if survivors else State.OPENING
         self._deadline = now + self.terms.open_timeout_s
         offer, first = not self._begun and not survivors, self._steps.first()
         fresh = [index for index, link in enumerate(self._chain.links) if link.fresh]
-        return [self._send(index, self._chain.open(index, first, offer=offer)) for index in fresh]
+        return [self._send(i, self._chain.open(i, first, offer=offer)) for i in fresh] or self._reroute()
 
     def on_message(self, peer_id: str, message: Message, now: float) -> list[Action]:
         """A hop spoke."""
@@ -123,7 +127,7 @@ class Session:
         if isinstance(message, Opened):
             return self._on_opened(index, message, now)
         if isinstance(message, Refused):
-            return self._on_refused(index, message)
+            return self._on_refused(index, message, now)
         if isinstance(message, Hidden):
             return self._on_hidden(index, message, now)
         if isinstance(message, Receipt):
@@ -143,16 +147,8 @@ class Session:
         """Hops that were silent past the deadline are lost."""
         if self._deadline is None or now < self._deadline or self.state in (State.CLOSED, State.PLANNING):
             return []
-        late = self._late()
+        late = self._chain.late(self._steps.first())
         return self._lose(late, HopTimedOut(late.peer_id, f"{late.peer_id} did not answer in time"))
-
-    def _late(self) -> Link:
-        """Who is waited for: a hop that was asked and has not confirmed the epoch, or else the first that has not run
-        the oldest step in flight. The last hop, if all say that they did: its answer is missing."""
-        links = self._chain.links
-        waiting = [link for link in links if link.fresh and not link.ready] or [k for k in links if not k.ready]
-        silent = (link for link in links if link.seen < self._steps.first())
-        return waiting[0] if waiting else next(silent, links[-1])
 
     # -- opening and repair ---------------------------------------------------------------------------------------
 
@@ -165,12 +161,14 @@ class Session:
             return self._lose(link, HopRefused(link.peer_id, Reason.BAD_OUTPUT, text))
         if any(link.fresh and not link.ready for link in links):
             return []
-        waiting = [i for i, link in enumerate(links) if not link.ready]
-        if not waiting:
+        if all(link.ready for link in links):
             return self._stream(now)
-        if link.fresh:  # the last new hop is ready: now the survivors may be told
-            return [self._send(i, self._chain.reroute(i, self._steps.replay_to())) for i in waiting]
-        return []
+        return self._reroute() if link.fresh else []  # the last new hop is ready: now the survivors may be told
+
+    def _reroute(self) -> list[Action]:
+        """Tell the survivors their new neighbours."""
+        waiting, to = [i for i, link in enumerate(self._chain.links) if not link.ready], self._steps.replay_to()
+        return [self._send(i, self._chain.reroute(i, to)) for i in waiting]
 
     def _stream(self, now: float) -> list[Action]:
         """Every hop is ready: refill a new first hop from the client's inputs, then send what is in flight again."""
@@ -238,23 +236,32 @@ class Session:
             return [*self.close(), GiveUp(f"{MAX_STARTS_OVER} new beginnings in a row brought no answer")]
         return self._replan(self.terms.start, self.terms.stop)
 
-    def _on_refused(self, index: int, message: Refused) -> list[Action]:
-        links, link = self._chain.links, self._chain.links[index]
-        if message.reason is Reason.NEXT_HOP_LOST and index + 1 < len(links):
-            link = links[index + 1]  # the messenger is well; the hop behind it is not
+    def _on_refused(self, index: int, message: Refused, now: float) -> list[Action]:
+        link = self._chain.links[index]
+        if message.reason is Reason.NEXT_HOP_LOST and self.state is not State.PLANNING and self._chain.direct(index):
+            return self._bridge(index, now)
         if message.reason in _START_OVER:
             return self.start_over()
         return self._lose(link, HopRefused(link.peer_id, message.reason, f"{link.peer_id} refused: {message.text}"))
 
-    # -- steps ----------------------------------------------------------------------------------------------------
+    def _bridge(self, index: int, now: float) -> list[Action]:
+        """A hop does not reach the next one, but we may: carry what goes between them. If that one is dead, our own
+        link to it says so."""
+        source, target = (link.peer_id for link in self._chain.links[index : index + 2])
+        hops = self._chain.bridge(index)
+        self._lost = (hops[0].start, hops[-1].stop) if hops else (self._chain.links[index].hop.stop,) * 2
+        self.stats.bridges += 1
+        return [Apart(source, target), *self._open(hops, now)]
 
     def _on_hidden(self, index: int, message: Hidden, now: float) -> list[Action]:
+        if (target := self._chain.carried(index)) is not None:
+            relays = message.replay or self.state is State.STREAMING  # else it comes again
+            return [Send(target, message)] if relays else []
         # While a repair is under way answers wait: new hops were told the first open step, and it comes again anyway.
         step = self._steps.get(message.step)
-        if not self._is_last(index) or step is None or self.state is not State.STREAMING:
+        if not self._chain.is_last(index) or step is None or self.state is not State.STREAMING:
             return []
-        rows = {Want.NONE: 0, Want.LAST: 1, Want.ALL: step.count}[step.want]
-        if (message.rows, message.width, message.dtype) == (rows, self.terms.width, self.terms.dtype):
+        if (message.rows, message.width, message.dtype) == (step.rows, self.terms.width, self.terms.dtype):
             return self._answered(message.step, message.rows, message.payload, now)
         link = self._chain.links[index]
         text = f"{link.peer_id} answered in another shape than it was asked for"
@@ -271,12 +278,9 @@ class Session:
         if self._deadline is not None:
             self._deadline = now + self.terms.step_timeout_s
         step = self._steps.get(message.step)
-        if self._is_last(index) and step is not None and step.want is Want.NONE:
+        if self._chain.is_last(index) and step is not None and step.want is Want.NONE:
             return self._answered(message.step, 0, b"", now)
         return []
-
-    def _is_last(self, index: int) -> bool:
-        return index == len(self._chain.links) - 1
 
     def _answered(self, number: int, rows: int, payload: Buffer, now: float) -> list[Action]:
         if not self._steps.answered(number):

@@ -28,6 +28,11 @@ class Step:
     payload: Buffer
     length: int = 0
 
+    @property
+    def rows(self) -> int:
+        """Rows of its answer."""
+        return {Want.NONE: 0, Want.LAST: 1, Want.ALL: self.count}[self.want]
+
 
 class Steps:
     """`position`: tokens that are in every hop's KV once all that is in flight was run. `next`: the next number."""

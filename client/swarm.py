@@ -210,6 +210,10 @@ class Swarm:
         """Remember a failure."""
         self._measured.failed(error, self._place.wall())
 
+    def apart(self, source: str, target: str) -> None:
+        """Remember that one peer does not reach another."""
+        self._measured.apart.note(source, target, self._place.wall())
+
     # -- keeping up -----------------------------------------------------------------------------------------------
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
@@ -221,6 +225,7 @@ class Swarm:
             stop=self.model.n_blocks if options.stop is None else options.stop, max_tokens=options.max_tokens,
             width=self.model.width, dtype=codec, addrs=self.addrs,
             prove=partial(_prove, invite, me, session), priority=options.priority,
+            apart=lambda source, target: (source, target) in self._measured.apart.pairs(self._place.wall()),
             prefix=None if prompt is None else Prefix(prompt, self._secret, form, self._precision),
         )  # fmt: skip
 

@@ -135,6 +135,8 @@ class Node:
             channel.send(lease)
         else:
             channel.send(Opened(session=request.session, epoch=request.epoch, cached=lease.position))
+            if request.next:
+                self._pool.connect(request.next, request.next_addrs)  # the first states shall not wait for it
 
     def _on_close(self, channel: Channel, message: Close) -> None:
         lease = self.book.find(message.session, channel.remote)

@@ -67,14 +67,19 @@ class ChannelPool:
 
     def send(self, peer_id: str, addrs: Sequence[str], message: Message) -> None:
         """Queue a message to a peer, connecting first if need be; a failure shows in `on_lost`."""
-        entry = self._entries.get(peer_id)
-        if entry is None:
-            entry = self._entries[peer_id] = _Entry()
-            entry.task = self._tasks.create_task(self._run(peer_id, tuple(addrs), entry))
+        entry = self.connect(peer_id, addrs)
         if entry.channel is None:
             entry.waiting.append(message)
         elif not entry.channel.closed:
             entry.channel.send(message)
+
+    def connect(self, peer_id: str, addrs: Sequence[str]) -> _Entry:
+        """Open a channel if there is none yet, before there is anything to send."""
+        entry = self._entries.get(peer_id)
+        if entry is None:
+            entry = self._entries[peer_id] = _Entry()
+            entry.task = self._tasks.create_task(self._run(peer_id, tuple(addrs), entry))
+        return entry
 
     def rtts(self) -> dict[str, float]:
         """Measured round trips in seconds, by peer."""

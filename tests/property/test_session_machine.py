@@ -11,11 +11,12 @@ import struct
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import permutations
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from shoal.client.actions import Blame, Deliver, GiveUp, Plan, Send, SessionTerms
+from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, SessionTerms
 from shoal.client.prefix import Prefix, Prompt
 from shoal.client.session import Session, State
 from shoal.peer.errors import Reason
@@ -34,7 +35,8 @@ CLIENT = "client"
 SPANS = {"a": (0, 2), "b": (0, 1), "c": (1, 2), "d": (2, 4), "e": (2, 3), "f": (3, 4), "g": (1, 3), "h": (0, 4)}
 WORD = struct.Struct("<f")  # whole numbers below PRIME, which float32 holds exactly
 MAX_TROUBLES = 10  # fewer than the repairs after which a session gives up
-Deeds = (Send, Plan, Deliver, Blame, GiveUp)
+Deeds = (Send, Plan, Deliver, Blame, Apart, GiveUp)
+PAIRS = sorted(permutations(SPANS, 2))
 
 
 def pack(numbers) -> bytes:
@@ -86,8 +88,10 @@ class World(RuleBasedStateMachine):
     @initialize(
         held=st.lists(st.sampled_from([1, 2, 1, 2, 1, 2, 0]), min_size=len(SPANS), max_size=len(SPANS)),
         begin=st.sampled_from(["waits", "waits", "waits", "named", "unnamed"]), salt=st.integers(0, 5),
+        apart=st.sets(st.sampled_from(PAIRS), max_size=25), known=st.integers(0, 2),
     )  # fmt: skip
-    def begin(self, held, begin, salt):
+    def begin(self, held, begin, salt, apart, known):
+        self.apart = apart  # pairs of peers of which one cannot reach the other
         self.groups = dict(zip(SPANS, held, strict=True))  # of the prompt, in each peer's cache
         self.inputs: list[int] = []
         self.reference = defaultdict(list)
@@ -103,7 +107,7 @@ class World(RuleBasedStateMachine):
         terms = SessionTerms(
             session=S, namespace=b"n" * 32, revision="r", start=0, stop=N_BLOCKS, max_tokens=MAX_TOKENS, width=1,
             dtype="float32", prove=lambda peer_id: b"", addrs=lambda peer_id: (f"/{peer_id}",),
-            prefix=None if begin == "unnamed" else PREFIX,
+            prefix=None if begin == "unnamed" else PREFIX, apart=lambda a, b: known > 1 and (a, b) in apart,
         )  # fmt: skip
         self.session = Session(terms, lambda a, b: pack(self.inputs[a:b]))
         self.act(self.session.begin())
@@ -134,6 +138,8 @@ class World(RuleBasedStateMachine):
                 assert action.step not in self.delivered
                 assert bytes(action.payload) == self.expected[action.step]
                 self.delivered[action.step] = bytes(action.payload)
+            elif isinstance(action, Apart):
+                assert {action.source, action.target} <= in_route
             elif isinstance(action, GiveUp):
                 self.gave_up = True
 
@@ -141,7 +147,7 @@ class World(RuleBasedStateMachine):
         """A message enters a link; the sender learns later that nobody is there."""
         if source == CLIENT and (target in self.cut or target in self.dead):
             self.cut_off(target)
-        elif target not in self.dead:
+        elif target not in self.dead and (source, target) not in self.apart:
             self.links[source, target].append(message)
         elif source in self.held:
             refusal = self.held[source].lease.refuse(Reason.NEXT_HOP_LOST, f"{target} is gone")

@@ -125,6 +125,7 @@ class SimNetwork:
         self.hung: dict[str, list[tuple[SimStream, bytes | None]]] = {}
         self.cut: dict[Way, list[tuple[SimStream, bytes | None]]] = {}
         self._streams: dict[str, dict[SimStream, None]] = defaultdict(dict)  # by their local end
+        self.apart: set[Way] = set()  # who cannot open a stream to whom
         self.trace: list[tuple[float, str, str, int]] = []
         self.on_frames: Callable[[str, str, bytes], None] | None = None
         self.legs = 0  # frames that carried hidden states
@@ -226,7 +227,7 @@ class SimTransport:
         while net.holding(me, peer_id) is not None or net.holding(peer_id, me) is not None:
             await net.changed.wait()  # for ever, if nothing changes: whoever calls knows how long to wait
         serve = net.servers.get(peer_id)
-        if serve is None or net.dead & {peer_id, me} or net.offline & {peer_id, me}:
+        if serve is None or net.dead & {peer_id, me} or net.offline & {peer_id, me} or (me, peer_id) in net.apart:
             raise HopClosed(peer_id, f"{peer_id} cannot be reached")
         ours, theirs = SimStream(net, me, peer_id), SimStream(net, peer_id, me)
         ours.other, theirs.other = theirs, ours

@@ -30,7 +30,9 @@ MAY_IMPORT = {
     ),
 }
 CORES = (
+    "blocks/formats.py",
     "client/actions.py",
+    "client/apart.py",
     "client/backend.py",
     "client/chain.py",
     "client/explain.py",

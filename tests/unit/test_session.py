@@ -245,14 +245,6 @@ def test_where_history_is_missing_the_whole_route_is_opened_anew(reason):
     assert not any(isinstance(action, Blame) for action in actions)
 
 
-def test_the_messenger_of_a_lost_next_hop_stays():
-    session = streaming()
-    actions = refused(session, "a", Reason.NEXT_HOP_LOST)
-    assert only(actions, Blame).error.peer_id == "b"
-    assert [peer_id for peer_id, _ in sent(actions, Close)] == ["b"]  # the client may reach it, and its lease must end
-    assert session.route() == (HOPS[0], HOPS[2])
-
-
 @pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.NO_REPLAY, Reason.GAP, Reason.NEXT_HOP_LOST}))
 def test_a_hop_that_refuses_is_closed_and_replaced(reason):
     session = streaming()

@@ -1,0 +1,72 @@
+"""Peers that cannot reach one another, in virtual time: the client carries what goes between them, exactly."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim import toy
+from tests.sim.clock import run
+from tests.sim.swarm import generate, world
+
+PROMPT = list(range(3, 40))
+COUNT = 16
+EXPECTED = toy.generate(PROMPT, 6, COUNT)
+THREE = [(0, 2), (2, 4), (4, 6)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("apart", [{("p0", "p1")}, {("p1", "p2")}, {("p0", "p1"), ("p1", "p2")}])
+def test_the_tokens_are_exact_and_a_second_session_knows_the_way(seed, apart):
+    async def main():
+        async with world(seed, THREE) as it, it.client() as swarm:
+            it.net.apart |= apart
+            stats = []
+
+            async def each(number, session):
+                stats.append((session.stats.bridges, session.stats.repairs, it.net.legs))
+
+            assert await generate(swarm, PROMPT, COUNT, each=each) == EXPECTED
+            assert stats[-1][:2] == (len(apart), 0)
+            legs = stats[-1][2] - stats[-5][2]
+            assert legs == 4 * (4 + len(apart))  # each boundary through the client is one more leg a token
+            assert await generate(swarm, PROMPT, COUNT, each=each) == EXPECTED
+            assert stats[-1][:2] == (0, 0)
+            assert not swarm._measured.health.banned(it.wall())
+
+    run(main())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("victim", ["p0", "p1", "p2"])
+def test_a_hop_dies_next_to_such_a_boundary(seed, victim):
+    async def main():
+        async with world(seed, [*THREE, *THREE]) as it, it.client() as swarm:
+            it.net.apart |= {("p0", "p1"), ("p3", "p1"), ("p0", "p4"), ("p3", "p4")}
+            route = []
+
+            async def each(number, session):
+                if number == COUNT // 2:
+                    route.extend(hop.peer_id for hop in session.route)
+                    await it.kill(route[int(victim[1])])
+                if number == COUNT:
+                    assert session.stats.repairs
+
+            assert await generate(swarm, PROMPT, COUNT, each=each) == EXPECTED
+
+    run(main())
+
+
+def test_a_pair_that_loses_touch_in_mid_generation_goes_on():
+    async def main():
+        async with world(7, THREE) as it, it.client() as swarm:
+
+            async def each(number, session):
+                if number == 5:
+                    it.net.apart.add(("p0", "p1"))
+                    it.net.reset("p0", "p1")
+                if number == COUNT:
+                    assert (session.stats.bridges, session.stats.repairs) == (1, 0)
+
+            assert await generate(swarm, PROMPT, COUNT, each=each) == EXPECTED
+
+    run(main())
