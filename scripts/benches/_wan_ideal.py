@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from shoal.blocks.span import Span
     from shoal.client.cli.completion import ClientModel
 
-REPEATS = 5
+STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,40 @@ def unpipelined_prefill(compute: Compute, legs: Legs, tokens: int) -> float:
     return sum(compute.prefill) + PEERS * legs.busy(tokens) + (PEERS + 1) * legs.latency
 
 
-def measure_compute(model: ClientModel, context: int, tokens: int, chunks: int) -> Compute:
-    """Run each peer's span here, alone: a prompt in `chunks` pieces, and single tokens behind `context`."""
-    decode, prefill = [], []
-    pages = tokens // PAGE_TOKENS + context // PAGE_TOKENS + 8
-    for start, stop in bounds(model.ends.spec.n_blocks):
-        options = SpanOptions(kv_pages=pages, dtype=torch.float32)
-        span = load_span(model.checkpoint, range(start, stop), options)
-        width = model.ends.spec.hidden_size
-        _run(span, pages, 0, torch.randn(max(context, 1), width))
-        decode.append(_best(lambda span=span, width=width: _run(span, pages, context, torch.randn(1, width))))
-        pieces = torch.split(torch.randn(tokens, width), -(-tokens // chunks))
-        prefill.append(_best(lambda span=span, pieces=pieces: _whole(span, pages, pieces), 2))
-    ids = torch.tensor(prompt(model, 1))
-    ends = _best(lambda: model.ends.logits(model.ends.embed(ids, torch.tensor([context]))).argmax())
-    return Compute(tuple(decode), tuple(prefill), ends, chunks)
+class Alone:
+    """Each peer's span in this process, to be measured in turns with the swarm: the machine's moods then hit both."""
+
+    def __init__(self, model: ClientModel, tokens: int) -> None:
+        self._model = model
+        self._pages = tokens // PAGE_TOKENS + 16
+        options = SpanOptions(kv_pages=self._pages, dtype=torch.float32)
+        spans = bounds(model.ends.spec.n_blocks)
+        self._spans = [load_span(model.checkpoint, range(start, stop), options) for start, stop in spans]
+        self._prompt = torch.randn(tokens, model.ends.spec.hidden_size)
+
+    def measure(self, context: int, chunks: int) -> Compute:
+        """A single token behind `context`, and the prompt in `chunks` pieces, through each span; the client's ends."""
+        pieces = torch.split(self._prompt, -(-len(self._prompt) // chunks))
+        prefill = tuple(_median(partial(_whole, span, self._pages, pieces), 1) for span in self._spans)
+        decode = tuple(
+            _median(partial(_run, span, self._pages, context, self._prompt[:1]), STEPS) for span in self._spans
+        )
+        return Compute(decode, prefill, _median(partial(self._ends, context), STEPS), chunks)
+
+    def _ends(self, context: int) -> None:
+        ids = torch.tensor(prompt(self._model, 1))
+        ends = self._model.ends
+        ends.logits(ends.embed(ids, torch.tensor([context]))).argmax()
+
+
+def mean(one: Compute, other: Compute) -> Compute:
+    """Between a measurement before and one after."""
+
+    def between(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple((x + y) / 2 for x, y in zip(a, b, strict=True))
+
+    ends = (one.ends + other.ends) / 2
+    return Compute(between(one.decode, other.decode), between(one.prefill, other.prefill), ends, one.chunks)
 
 
 def _whole(span: Span, pages: int, pieces: tuple[torch.Tensor, ...]) -> None:
@@ -102,7 +122,7 @@ def _run(span: Span, pages: int, position: int, hidden: torch.Tensor) -> None:
     span.forward(hidden, [Row(tuple(range(pages)), position, len(hidden))])
 
 
-def _best(work: Callable[[], object], repeats: int = 4 * REPEATS) -> float:
+def _median(work: Callable[[], object], repeats: int) -> float:
     """Median seconds, after a first time that is not counted."""
     times = []
     for _ in range(repeats + 1):

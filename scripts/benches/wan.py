@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from _report import print_table, write_json
 from _swarm import Shape, median, run, tell
-from _wan_ideal import ideal_decode, ideal_prefill, legs_of, measure_compute, unpipelined_prefill
+from _wan_ideal import Alone, ideal_decode, ideal_prefill, legs_of, mean, unpipelined_prefill
 from _wan_recovery import HANG_GOAL_S, Recovery, recovery
 from _wan_swarm import NEAR, SETTINGS, decode_s, prefill_s, stage
 from netlab.measure import round_trips
@@ -60,51 +60,58 @@ async def measure_model(name: str, made: Stage, arguments: argparse.Namespace) -
     figures: dict[str, float] = {}
     tokens = min(arguments.prompt, made.model.ends.spec.max_position - 48)
     tell(f"{name}: compute without a network")
+    alone = Alone(made.model, tokens)
     _, chunks = await prefill_s(made, tokens, arguments.codec)
-    compute = measure_compute(made.model, CONTEXT, tokens, chunks)
-    figures[f"{name}_compute_ms"] = 1e3 * (sum(compute.decode) + compute.ends)
     figures[f"{name}_decode_ms_near"] = 1e3 * await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
+    before = alone.measure(CONTEXT, chunks)
     for setting in arguments.settings:
         setting.apply(made.lab)
         round_trip = median(round_trips(made.lab, "me", "p1", 30))
+        found = await measure_setting(name, made, setting, tokens, arguments)
+        after = alone.measure(CONTEXT, chunks)
+        compute = mean(before, after)
+        before = after
         legs = legs_of(setting, round_trip, arguments.codec, made.model.ends.spec.hidden_size)
-        figures[f"{name}_rtt_ms_{setting.name}"] = 1e3 * round_trip
+        figures |= found | {
+            f"{name}_rtt_ms_{setting.name}": 1e3 * round_trip,
+            f"{name}_compute_ms_{setting.name}": 1e3 * (sum(compute.decode) + compute.ends),
+        }
         if "decode" in arguments.only:
-            tell(f"{name}: decode, {setting.name}")
-            seconds = await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
-            figures |= compared(f"{name}_decode", setting, seconds, ideal_decode(compute, legs))
+            figures |= compared(f"{name}_decode", setting, figures, ideal_decode(compute, legs))
         if "prefill" in arguments.only:
-            found = await prefill(name, made, setting, tokens, arguments)
-            seconds = found[f"{name}_prefill_ms_{setting.name}"] / 1e3
-            figures |= found | compared(f"{name}_prefill", setting, seconds, ideal_prefill(compute, legs, tokens))
+            figures |= compared(f"{name}_prefill", setting, figures, ideal_prefill(compute, legs, tokens))
             whole = unpipelined_prefill(compute, legs, tokens)
             figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
     NEAR.apply(made.lab)
     return figures
 
 
-async def prefill(
+async def measure_setting(
     name: str, made: Stage, setting: Setting, tokens: int, arguments: argparse.Namespace
 ) -> dict[str, float]:
-    """The prompt's pass, pipelined as sessions do it and whole; the first on this network, and the median of all."""
-    tell(f"{name}: prefill of {tokens} tokens, {setting.name}")
-    times = [(await prefill_s(made, tokens, arguments.codec))[0] for _ in range(arguments.repeats)]
-    whole = [(await prefill_s(made, tokens, arguments.codec, tokens))[0] for _ in range(arguments.repeats)]
-    return {
-        f"{name}_prefill_first_ms_{setting.name}": 1e3 * times[0],
-        f"{name}_prefill_ms_{setting.name}": 1e3 * median(times),
-        f"{name}_prefill_whole_ms_{setting.name}": 1e3 * median(whole),
-        f"{name}_prefill_over_whole_{setting.name}": median(times) / median(whole),
-    }
+    """A decode step; the prompt's pass, pipelined as sessions do it and whole, the first one and the median of all."""
+    figures = {}
+    if "decode" in arguments.only:
+        tell(f"{name}: decode, {setting.name}")
+        seconds = await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
+        figures[f"{name}_decode_ms_{setting.name}"] = 1e3 * seconds
+    if "prefill" in arguments.only:
+        tell(f"{name}: prefill of {tokens} tokens, {setting.name}")
+        times = [(await prefill_s(made, tokens, arguments.codec))[0] for _ in range(arguments.repeats)]
+        whole = [(await prefill_s(made, tokens, arguments.codec, tokens))[0] for _ in range(arguments.repeats)]
+        figures |= {
+            f"{name}_prefill_first_ms_{setting.name}": 1e3 * times[0],
+            f"{name}_prefill_ms_{setting.name}": 1e3 * median(times),
+            f"{name}_prefill_whole_ms_{setting.name}": 1e3 * median(whole),
+            f"{name}_prefill_over_whole_{setting.name}": median(times) / median(whole),
+        }
+    return figures
 
 
-def compared(name: str, setting: Setting, seconds: float, ideal: float) -> dict[str, float]:
-    """A figure, its ideal and their ratio."""
-    return {
-        f"{name}_ms_{setting.name}": 1e3 * seconds,
-        f"{name}_ideal_ms_{setting.name}": 1e3 * ideal,
-        f"{name}_over_ideal_{setting.name}": seconds / ideal,
-    }
+def compared(name: str, setting: Setting, figures: dict[str, float], ideal: float) -> dict[str, float]:
+    """The ideal of a figure, and their ratio."""
+    measured = figures[f"{name}_ms_{setting.name}"]
+    return {f"{name}_ideal_ms_{setting.name}": 1e3 * ideal, f"{name}_over_ideal_{setting.name}": measured / 1e3 / ideal}
 
 
 def stalls(setting: Setting, found: Recovery) -> dict[str, float]:
@@ -154,7 +161,9 @@ def show(figures: dict[str, float], arguments: argparse.Namespace) -> None:
         print_table(["recovery (s)", *(part.replace("_", " ") for part in parts)], rows)
         print(f"bound = connect + replay + two round trips; a hang may take {HANG_GOAL_S:g} s.\n")
     print("3 peers and a client, fp32, one thread a process, all on this machine's cores, each on an emulated host.")
-    print("ideal decode: 4 measured one-way legs + compute in one process without a network.")
+    print(
+        "ideal decode: 4 measured one-way legs + compute in one process, measured before and after, without a network."
+    )
     print("ideal prefill: the slowest stage, leg or all cores busy throughout, and one chunk through the rest.")
     print("whole: the prompt in one piece; first: the first prompt after the network changed.")
 
