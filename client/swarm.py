@@ -20,6 +20,7 @@ from shoal.peer.errors import NoRouteError
 from shoal.peer.link import IMPATIENT
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.routing.announcement import AnnouncementError, decode
+from shoal.routing.health import Health
 from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
 from shoal.routing.view import View, fold
 
@@ -214,6 +215,10 @@ class Swarm:
         """Remember that one peer does not reach another."""
         self._measured.apart.note(source, target, self._place.wall())
 
+    def pardon(self) -> None:
+        """It was our own network that failed: nobody is to blame for it."""
+        self._measured.health = Health()
+
     # -- keeping up -----------------------------------------------------------------------------------------------
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
@@ -267,17 +272,16 @@ def _prove(invite: Invite, me: str, session: bytes, peer_id: str) -> bytes:
 @asynccontextmanager
 async def join_swarm(invite: Invite, model: Model, options: SwarmOptions = SwarmOptions()) -> AsyncIterator[Swarm]:
     """Join over libp2p. Errors: `HostError` (no daemon, port taken), `JoinError` (nobody of the invite answers)."""
-    from shoal.dht.directory import open_directory
-    from shoal.dht.host import HostConfig, listen_for, open_host
+    from shoal.client.network import open_network
+    from shoal.dht.host import HostConfig, listen_for
     from shoal.dht.identity import Identity
-    from shoal.peer.transport import P2PTransport
 
     identity = options.identity or Identity.generate()
     listen = options.listen or listen_for(invite.peers)
     config = HostConfig(identity=identity, listen=listen, port=options.port, bootstrap=invite.peers)
     async with (
-        open_host(config) as host,
-        open_directory(host, identity, invite, model.revision) as directory,
-        Swarm(Place(P2PTransport(host), directory, invite, options.refresh_s), model) as swarm,
+        open_network(config, invite, model.revision) as network,
+        Swarm(Place(network, network, invite, options.refresh_s), model) as swarm,
     ):
+        network.on_lost = swarm.pardon
         yield swarm

@@ -37,6 +37,8 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
         self._alive = False
         self.died.set()
         if self._client is not None:
+            if (writer := self._client.control._write_task) is not None:
+                writer.add_done_callback(_seen)
             for call in self._client.control._pending_calls.values():
                 if not call.done():
                     call.set_exception(P2PDaemonError(DEATH_NOTE))
@@ -45,6 +47,12 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
         if self.died.is_set():
             raise P2PDaemonError(DEATH_NOTE)
         return await super()._call_unary_protobuf_handler(*args, **kwargs)
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Take notice of how a task ended: hivemind's writer fails with its daemon, and nobody asks it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def daemon_in(folder: Path) -> type[Daemon]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shoal.dht.host import Host
     from shoal.dht.identity import Identity
     from shoal.dht.invite import Invite
+    from shoal.dht.remembered import Remembered
 
 logger = logging.getLogger(__name__)
 
@@ -157,12 +158,15 @@ class DHTDirectory:
 
 
 @asynccontextmanager
-async def open_directory(host: Host, identity: Identity, invite: Invite, revision: str) -> AsyncIterator[DHTDirectory]:
+async def open_directory(
+    host: Host, identity: Identity, invite: Invite, revision: str, remembered: Remembered | None = None
+) -> AsyncIterator[DHTDirectory]:
     """Join a swarm's directory. JoinError if no bootstrap node answers or another live peer uses our identity.
 
-    revision: of the checkpoint that this peer serves, at most 64 bytes; "" for a client.
+    revision: of the checkpoint that this peer serves, at most 64 bytes; "" for a client. remembered: nodes to join
+    through when no bootstrap node answers; it learns new ones.
     """
-    async with open_node(host, invite.peers) as node:
+    async with open_node(host, invite.peers, remembered) as node:
         directory = DHTDirectory(node, identity, invite, revision)
         await directory.refuse_twin()
         yield directory

@@ -23,6 +23,7 @@ from shoal.dht.keys import KEY_BYTES
 from shoal.dht.protocol import BUCKET_SIZE, REPLICAS, Found, ShoalDHT
 from shoal.dht.reach import serve_reach
 from shoal.dht.record import parse
+from shoal.dht.remembered import Remembered
 from shoal.dht.search import Search
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 UPKEEP_PERIOD_S = 5.0
 REFRESH_EVERY = 12  # periods: once a minute
-MAX_REMEMBERED = 64
 STOP_TIMEOUT_S = 2.0
 
 
@@ -48,11 +48,11 @@ class Sighting(NamedTuple):
 class Node:
     """A member of the directory. Made by `open_node`."""
 
-    def __init__(self, host: Host, protocol: ShoalDHT, bootstrap: Sequence[str]) -> None:
+    def __init__(self, host: Host, protocol: ShoalDHT, bootstrap: Sequence[str], remembered: Remembered) -> None:
         self.host = host
         self.protocol = protocol
         self._bootstrap = tuple(bootstrap)
-        self._remembered: dict[str, str] = {}  # peer id -> one full multiaddr
+        self._remembered = remembered
 
     def now(self) -> float:
         """Swarm time, unix seconds."""
@@ -65,27 +65,35 @@ class Node:
         return offset if abs(offset) > 1.0 else 0.0
 
     async def join(self) -> None:
-        """Meet the bootstrap nodes and our own neighbours; JoinError if there are bootstrap nodes and none answers."""
+        """Meet the bootstrap nodes and our own neighbours. JoinError if there are bootstrap nodes, and neither one of
+        them answers nor anybody met before."""
         others = [maddr for maddr in self._bootstrap if not maddr.endswith(f"/p2p/{self.host.peer_id}")]
-        if others and not await self._meet(others):
+        if others and not await self._meet(others) and not await self._meet(self._remembered.maddrs()):
             where = ", ".join(others[:3])
             raise JoinError(f"No bootstrap node answers at {where}; check that one runs and can be reached.")
         await self.look(self.protocol.node_id.to_bytes())
 
     async def look(self, *keys: bytes) -> list[Sighting]:
         """Search for keys, all at once, asking each node met for all of them in one call."""
-        async with asyncio.TaskGroup() as tasks:
-            asked: dict[PeerID, asyncio.Task[list[Found] | None]] = {}
+        # Calls are no part of the searches' group: one that is being cancelled takes no more tasks, and a search that
+        # asks at that moment would make an error of it.
+        asked: dict[PeerID, asyncio.Task[list[Found] | None]] = {}
 
-            async def ask(peer: PeerID, key: bytes) -> Found | None:
-                if peer not in asked:
-                    asked[peer] = tasks.create_task(self.protocol.call_find(peer, keys))
-                found = await asked[peer]
-                return found[keys.index(key)] if found is not None else None
+        async def ask(peer: PeerID, key: bytes) -> Found | None:
+            if peer not in asked:
+                asked[peer] = asyncio.create_task(self.protocol.call_find(peer, keys))
+            found = await asked[peer]
+            return found[keys.index(key)] if found is not None else None
 
-            searches = [Search(key, ask) for key in keys]
-            for search in searches:
-                tasks.create_task(search.run(self._seeds(search.key), self.host.p2p.peer_id))
+        searches = [Search(key, ask) for key in keys]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for search in searches:
+                    tasks.create_task(search.run(self._seeds(search.key), self.host.p2p.peer_id))
+        finally:
+            for call in asked.values():
+                call.cancel()
+            await asyncio.gather(*asked.values(), return_exceptions=True)
         for search in searches:
             search.records.update(self.protocol.store.get(search.key, self.now()))
         return [Sighting(search.records, search.nearest(REPLICAS)) for search in searches]
@@ -105,9 +113,9 @@ class Node:
             if self.host.died.is_set():
                 return
             if not self.protocol.routing_table.peers():
-                await self._meet([*self._bootstrap, *self._remembered.values()])
+                await self._meet([*self._bootstrap, *self._remembered.maddrs()])
+            await self._remember()
             if turn % REFRESH_EVERY == 1:
-                await self._remember()
                 await self._ping(self.protocol.routing_table.least_recent())
                 await self.look(self.protocol.node_id.to_bytes(), os.urandom(KEY_BYTES))
 
@@ -122,9 +130,9 @@ class Node:
         """Keep addresses of living nodes, to rejoin through them when the bootstrap nodes are gone."""
         nodes = {str(peer) for peer in self.protocol.routing_table.peers()}
         connected = await self.protocol.addresses()
-        known = {peer_id: f"{maddr}/p2p/{peer_id}" for peer_id, maddr in connected.items() if peer_id in nodes}
-        kept = (self._remembered | known).items()
-        self._remembered = dict(list(kept)[-MAX_REMEMBERED:])
+        self._remembered.add(
+            {peer_id: f"{maddr}/p2p/{peer_id}" for peer_id, maddr in connected.items() if peer_id in nodes}
+        )
 
     def _seeds(self, key: bytes) -> list[PeerID]:
         near = self.protocol.routing_table.get_nearest_neighbors(DHTID.from_bytes(key), BUCKET_SIZE)
@@ -132,14 +140,17 @@ class Node:
 
 
 @asynccontextmanager
-async def open_node(host: Host, bootstrap: Sequence[str] = ()) -> AsyncIterator[Node]:
-    """Join the directory through the bootstrap multiaddrs, or start one if there are none. JoinError, HostError."""
+async def open_node(
+    host: Host, bootstrap: Sequence[str] = (), remembered: Remembered | None = None
+) -> AsyncIterator[Node]:
+    """Join the directory through the bootstrap multiaddrs or, where they are silent, nodes that were `remembered`;
+    start one if there are no bootstrap nodes. JoinError, HostError."""
     clock = SwarmClock(time.time(), time.monotonic())
     try:
         protocol = await ShoalDHT.open(host, clock)
     except (P2PDaemonError, OSError) as error:
         raise HostError("The libp2p daemon takes no directory: it has died, or already serves one.") from error
-    node = Node(host, protocol, bootstrap)
+    node = Node(host, protocol, bootstrap, remembered or Remembered())
     try:
         if not host.relayed:
             await serve_reach(host)

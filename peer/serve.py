@@ -8,12 +8,13 @@ import logging
 import platform
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shoal.dht.errors import HostError
+from shoal.dht.errors import HostError, JoinError
 from shoal.dht.identity import Identity
+from shoal.dht.remembered import Remembered
 from shoal.dht.version import shoal_version
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.book import Limits, Offer
@@ -67,23 +68,39 @@ class _Life:
         self.config, self.identity, self.model, self.room, self.leave = config, identity, model, room, leave
         self.engine: DeviceEngine | None = None
         self.throughput: Throughput | None = None
+        self.remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
         self.dtype = config.dtype or str(model.spec.dtype).removeprefix("torch.")
 
     async def run(self) -> int:
         """Serve, and join again under the same identity if the network daemon dies."""
-        while not self.leave.is_set():
-            async with _join(self.config, self.identity, self.model) as (host, directory):
-                engine = await self._engine(host, directory)
-                if self.leave.is_set():
-                    break
-                broken = await self._serve(host, directory, engine)
-            if broken:
-                raise PeerError(_broken(self.config.device))
-            if not self.leave.is_set():
-                logger.warning("the network daemon died; joining again")
-                await asyncio.sleep(REJOIN_S)
+        broken = False
+        while not self.leave.is_set() and not broken:
+            try:
+                broken = await self._run_once()
+            except (HostError, JoinError) as error:
+                if self.engine is None:
+                    raise
+                logger.warning("cannot join again yet: %s", error)
+            if not self.leave.is_set() and not broken:
+                await self._wait_to_rejoin()
+        if broken:
+            raise PeerError(_broken(self.config.device))
         logger.info("left the swarm")
         return 0
+
+    async def _run_once(self) -> bool:
+        """From joining until we leave, the daemon dies or the device is lost; True for the last."""
+        async with _join(self.config, self.identity, self.model, self.remembered) as (host, directory):
+            engine = await self._engine(host, directory)
+            return not self.leave.is_set() and await self._serve(host, directory, engine)
+
+    async def _wait_to_rejoin(self) -> None:
+        logger.warning("unhealthy: the network daemon died; joining again as %s", self.identity.peer_id)
+        if self.config.json:
+            _print({"event": "unhealthy", "peer": self.identity.peer_id})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REJOIN_S):
+                await self.leave.wait()
 
     def close(self) -> None:
         """End the device thread."""
@@ -182,11 +199,15 @@ class _Life:
 
     def _say_online(self, host: Host, engine: DeviceEngine) -> None:
         if self.config.json:
-            event = {"event": "online", "peer": host.peer_id, "blocks": [engine.start, engine.stop]}
-            sys.stdout.write(json.dumps(event) + "\n")
+            _print({"event": "online", "peer": host.peer_id, "blocks": [engine.start, engine.stop]})
         else:
             sys.stdout.write(f"online as {host.peer_id}, serving blocks {engine.start}:{engine.stop}\n")
-        sys.stdout.flush()
+            sys.stdout.flush()
+
+
+def _print(event: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 _CALMER = "take fewer blocks (--num-blocks), less KV (--kv-tokens) or less of the device (--vram)"
@@ -215,7 +236,9 @@ def _leave_on_signals() -> asyncio.Event:
 
 
 @asynccontextmanager
-async def _join(config: PeerConfig, identity: Identity, model: Model) -> AsyncIterator[tuple[Host, Directory]]:
+async def _join(
+    config: PeerConfig, identity: Identity, model: Model, remembered: Remembered
+) -> AsyncIterator[tuple[Host, Directory]]:
     from shoal.dht.directory import open_directory
     from shoal.dht.host import HostConfig, listen_for
     from shoal.dht.reach import open_reachable
@@ -227,7 +250,7 @@ async def _join(config: PeerConfig, identity: Identity, model: Model) -> AsyncIt
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_reachable(host_config))
         directory = await stack.enter_async_context(
-            open_directory(host, identity, config.invite, model.checkpoint.revision)
+            open_directory(host, identity, config.invite, model.checkpoint.revision, remembered)
         )
         yield host, directory
 

@@ -51,7 +51,7 @@ def expected(folder):
 
 @asynccontextmanager
 async def swarm(folder, spans, private=False):
-    """A bootstrap node and peers, and this process as a client; yields (client swarm, model, peers by peer id)."""
+    """A bootstrap node and peers, and this process as a client; yields (client swarm, model, peers by id, node)."""
     async with Children({"OMP_NUM_THREADS": "1"}) as children:
         flags = ["--private"] if private else []
         node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "tiny", *flags])
@@ -70,7 +70,7 @@ async def swarm(folder, spans, private=False):
         info = Model(BLOCKS, 64, model.checkpoint.revision)
         async with join_swarm(Invite.parse(invite), info) as joined:
             await joined.wait_covered(30)
-            yield joined, model, peers
+            yield joined, model, peers, node
 
 
 async def generate(joined, model, disturb):
@@ -95,7 +95,7 @@ async def until_withdrawn(joined):
 
 
 async def test_killed_stopped_and_terminated_peers_change_no_token(folder, expected):
-    async with swarm(folder, ["0:6", "0:3", "3:6", "2:6"]) as (joined, model, peers):
+    async with swarm(folder, ["0:6", "0:3", "3:6", "2:6"]) as (joined, model, peers, _node):
         killed = []
 
         async def disturb(number, session):
@@ -115,7 +115,7 @@ async def test_killed_stopped_and_terminated_peers_change_no_token(folder, expec
 
 
 async def test_sigterm_finishes_running_sessions_and_leaves(folder, expected):
-    async with swarm(folder, ["0:6"]) as (joined, model, peers):
+    async with swarm(folder, ["0:6"]) as (joined, model, peers, _node):
         (child,) = peers.values()
 
         async def disturb(number, session):
@@ -134,7 +134,7 @@ async def test_sigterm_finishes_running_sessions_and_leaves(folder, expected):
 
 
 async def test_a_private_swarm_is_invisible_and_closed_without_its_secret(folder, expected):
-    async with swarm(folder, ["0:6"], private=True) as (joined, model, _peers):
+    async with swarm(folder, ["0:6"], private=True) as (joined, model, _peers, _node):
         assert len(joined.view.peers) == 1
         invite = joined._place.invite
         assert invite.secret
@@ -162,7 +162,7 @@ async def test_a_prompt_that_comes_again_is_run_from_its_last_group(folder):
     whole = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     out = whole.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
     results = []
-    async with swarm(folder, ["0:3", "3:6"]) as (joined, model, _peers):
+    async with swarm(folder, ["0:3", "3:6"]) as (joined, model, _peers, _node):
         options = SessionOptions(max_tokens=160, prompt=prompt_of(model.ends.spec, prompt), wait_s=30)
         for _ in range(2):
             async with joined.session(options) as session:
