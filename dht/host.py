@@ -171,7 +171,7 @@ async def _with_relays(host: Host) -> Host:
                 if any(map(is_relayed, maddrs := await host.current_maddrs())):
                     return replace(host, maddrs=maddrs, reach="relayed")
                 await asyncio.sleep(RELAY_POLL_S)
-    logger.warning("no bootstrap node relays for us: others cannot reach this peer until one does")
+    logger.warning("no bootstrap node relays for us: those outside of our network cannot reach this peer")
     return host
 
 

@@ -44,7 +44,7 @@ class DialBack(NamedTuple):
 @asynccontextmanager
 async def open_reachable(config: HostConfig) -> AsyncIterator[Host]:
     """A host that others can reach: as `config` says if a bootstrap node can dial it, or none tells; through the
-    bootstrap nodes' relays if those that tell cannot. Whoever names addresses to `announce` knows better.
+    bootstrap nodes' relays if those that tell cannot and one relays. Whoever names addresses to `announce` knows.
 
     Errors: those of `open_host`.
     """
@@ -55,9 +55,11 @@ async def open_reachable(config: HostConfig) -> AsyncIterator[Host]:
         if reach_of(answers) == "closed" and not config.announce:
             logger.info("nothing from outside gets through to port %d; joining through relays", port_of(host))
             await stack.aclose()
-            yield await stack.enter_async_context(open_host(replace(config, relayed=True)))
-        else:
-            yield _with_answers(host, answers, config)
+            host = await stack.enter_async_context(open_host(replace(config, relayed=True)))
+            if host.reach != "relayed":  # some may still get here directly, from the same local network say
+                await stack.aclose()
+                host = await stack.enter_async_context(open_host(config))
+        yield _with_answers(host, answers, config)
 
 
 class DialBackService:

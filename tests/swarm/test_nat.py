@@ -13,6 +13,7 @@ from lab_swarm import client, generate, greedy, needs_network, processes, save_m
 from netlab.lab import Lab
 from shoal.dht.host import HostConfig, open_host
 from shoal.dht.maddr import endpoint, is_relayed
+from shoal.dht.reach import DialBack, open_reachable
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180), needs_network]
 
@@ -51,6 +52,19 @@ async def test_a_peer_that_accepts_nothing_from_outside_serves(tmp_path):
         assert tokens == greedy(folder, STEPS)
         assert stats.repairs == 0
         assert lab.stats()["blocked"] > 0
+
+
+async def test_without_a_relay_a_closed_host_listens_as_before(monkeypatch):
+    async def closed(_host, _nodes):
+        return [DialBack(False, "11.0.2.1")]
+
+    monkeypatch.setattr("shoal.dht.reach.ask_reach", closed)
+    monkeypatch.setattr("shoal.dht.host.RELAY_TIMEOUT_S", 1.0)
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(open_host(HostConfig(reachability="private")))  # relays for nobody
+        host = await stack.enter_async_context(open_reachable(HostConfig(bootstrap=node.maddrs)))
+        assert (host.relayed, host.reach) == (False, "unknown")
+        await node.connect(host.peer_id, host.maddrs)
 
 
 async def test_two_closed_hosts_get_a_direct_connection():

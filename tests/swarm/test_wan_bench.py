@@ -33,6 +33,7 @@ def test_an_ideal_prompt_keeps_the_slowest_part_busy(monkeypatch):
     assert ideal_prefill(COMPUTE, by_compute, 1000) == pytest.approx(0.6 + 0.3 / 10 + 0.2)
 
 
+@pytest.mark.swarm
 @pytest.mark.timeout(160)
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_every_part_runs_small(tmp_path):
