@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from shoal.client.acquaintance import Acquaintance
 from shoal.client.actions import SessionTerms
 from shoal.client.backend import Shape
 from shoal.client.measured import Measured
@@ -105,7 +106,8 @@ class Swarm:
         self._secret = place.random_bytes(SECRET_BYTES)  # of the names that prompts get
         self._sessions: dict[bytes, RemoteSession] = {}
         config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock)
-        self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost)
+        self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost, self._on_open)
+        self._met = Acquaintance(self._pool, place.clock, place.rng)
         self._tasks = asyncio.TaskGroup()
         self._watching: asyncio.Task[None] | None = None
 
@@ -148,6 +150,7 @@ class Swarm:
         withdrawn = {peer.peer_id for peer in self._view.peers} - {peer.peer_id for peer in fresh}
         old = replace(self._view, peers=tuple(p for p in self._view.peers if p.peer_id not in withdrawn))
         self._view = fold(old, fresh, now)
+        self._met.greet(self._view)
         return self._view
 
     async def wait_covered(self, timeout_s: float, on_view: Callable[[View], None] | None = None) -> View:
@@ -167,6 +170,7 @@ class Swarm:
     async def session(self, options: SessionOptions) -> AsyncIterator[RemoteSession]:
         """A generation over a route of its own. Errors show in its first `step`."""
         terms = self._terms(options)
+        await self._met.settle(self._view, terms.start, terms.stop)
         remote = RemoteSession(terms, Shape(options.chunk_tokens, options.wait_s, options.dtype), self)
         self._sessions[terms.session] = remote
         try:
@@ -199,10 +203,12 @@ class Swarm:
             kv_tokens=work.max_tokens, avoid=plan.avoid, knowledge=knowledge, upstream=plan.upstream,
             downstream=plan.downstream, chunk_tokens=work.chunk_tokens, token_bytes=work.token_bytes,
         )  # fmt: skip
-        found = plan_route(self._view, request, now, self._place.rng)
-        if isinstance(found, NoRoute) and request.knowledge.banned:  # a doubtful peer is better than none
-            trusting = replace(request.knowledge, banned=frozenset())
-            found = plan_route(self._view, replace(request, knowledge=trusting), now, self._place.rng)
+        # Peers that have let us in come first; a doubtful one is better than none, too.
+        trusting = replace(request, knowledge=replace(knowledge, banned=frozenset()))
+        found: Route | NoRoute = NoRoute((), "")
+        for ask in (replace(request, avoid=plan.avoid | self._met.strangers(self._view)), request, trusting):
+            if isinstance(found, NoRoute):
+                found = plan_route(self._view, ask, now, self._place.rng)
         if isinstance(found, NoRoute) and self._other_revisions:
             return replace(found, reason=f"{found.reason} {self._revision_hint()}")
         return found
@@ -242,13 +248,18 @@ class Swarm:
         while True:
             await asyncio.sleep(self._place.refresh_s)
             await self.refresh()
+            self._met.tidy({hop.peer_id for session in self._sessions.values() for hop in session.route})
 
     def _on_message(self, channel: Channel, message: Message) -> None:
         session = self._sessions.get(getattr(message, "session", b""))
         if session is not None:
             session.on_message(channel.remote, message)
 
+    def _on_open(self, peer_id: str) -> None:
+        self._met.opened(peer_id)
+
     def _on_lost(self, peer_id: str, why: str) -> None:
+        self._met.lost(peer_id)
         for session in list(self._sessions.values()):
             session.on_lost(peer_id, f"{peer_id} {why}")
 

@@ -38,8 +38,9 @@ class _Entry:
 
 
 class ChannelPool:
-    """Sends to peers by id. `on_message(channel, message)` gets what they answer; `on_lost(peer_id, why)` is called
-    once when a channel ends or cannot be opened. Use as `async with`: leaving closes every channel."""
+    """Sends to peers by id. `on_message(channel, message)` gets what they answer; `on_open(peer_id)` is called when a
+    channel stands, `on_lost(peer_id, why)` once when it ends or cannot be opened. Use as `async with`: leaving closes
+    every channel."""
 
     def __init__(
         self,
@@ -47,11 +48,12 @@ class ChannelPool:
         config: PoolConfig,
         on_message: Callable[[Channel, Message], None],
         on_lost: Callable[[str, str], None],
+        on_open: Callable[[str], None] | None = None,
     ) -> None:
         self._transport = transport
         self._config = config
         self._on_message = on_message
-        self._on_lost = on_lost
+        self._on_lost, self._on_open = on_lost, on_open
         self._entries: dict[str, _Entry] = {}
         self._tasks = asyncio.TaskGroup()
 
@@ -114,6 +116,8 @@ class ChannelPool:
             stream = await self._transport.connect(peer_id, addrs)
         entry.channel = Channel(stream, self._config.agent, self._config.patience, self._config.clock)
         entry.channel.ping()
+        if self._on_open is not None:
+            self._on_open(peer_id)
         for message in entry.waiting:
             entry.channel.send(message)
         entry.waiting.clear()

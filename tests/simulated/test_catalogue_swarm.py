@@ -17,6 +17,7 @@ from shoal.routing.view import View
 from tests.sim import toy
 from tests.sim.clock import run
 from tests.sim.swarm import N_BLOCKS, generate, world
+from tests.sim.trouble import haunt
 
 PROMPT = [5, 17, 42, 99, 7, 3, 250, 1, 2, 90, 33]
 EXPECTED = toy.generate(PROMPT, N_BLOCKS, 40)
@@ -328,3 +329,30 @@ def test_a_clients_clock_that_is_off_by_ten_minutes_refuses_no_peer(off_s):
             return await generate(swarm, PROMPT, 8)
 
     assert run(main()) == EXPECTED[:8]
+
+
+# -- ghosts ------------------------------------------------------------------------------------------------------------
+
+
+def ttft_s(seed: int, ghosts: int, *, silent: bool) -> float:
+    """From joining to the first token. Ghosts cannot be reached; or, if `silent`, nothing answers at their address."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with world(seed, DOUBLE) as it:
+            haunt(it, ghosts)
+            if silent:
+                it.net.part([("client", f"ghost{number}") for number in range(ghosts)])
+            begin = loop.time()
+            async with it.client() as swarm:
+                assert await generate(swarm, PROMPT, 1, wait_s=60.0) == EXPECTED[:1]
+                return loop.time() - begin
+
+    return run(main())
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_500_ghosts_cost_at_most_a_fifth_more_time_to_the_first_token(silent):
+    seeds = range(3)
+    without = sum(ttft_s(seed, 0, silent=False) for seed in seeds)
+    assert sum(ttft_s(seed, 500, silent=silent) for seed in seeds) <= 1.2 * without
