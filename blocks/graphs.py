@@ -7,6 +7,7 @@ padded with rows that see nothing and with tokens that are written to the scratc
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ class _Graph:
         self._pinned = [torch.zeros_like(self._ints, device="cpu").pin_memory() for _ in range(_RING)]
         self._sent = [torch.cuda.Event() for _ in range(_RING)]  # type: ignore[no-untyped-call]
         self._next, self._uses = 0, 0
+        self._eager_in: int | None = None  # the thread that last ran it without a graph
         self._hidden = torch.zeros((size.tokens, width), device=kv.device, dtype=kv.dtype)
         self._turns: Turns = {}
         self._inputs = inputs_of(self._layout, self._ints, span, self._turns)
@@ -101,8 +103,11 @@ class _Graph:
         """The step's output `[tokens, H]`, overwritten by the next step of this size."""
         self._uses += 1
         if self._graph is None and self._uses > USES_BEFORE_CAPTURE:
+            if self._eager_in != threading.get_ident():
+                self._forward()  # what a thread makes when it first computes, as cuBLAS's handle, cannot be captured
             self._capture(pool)
         if self._graph is None or self._out is None:
+            self._eager_in = threading.get_ident()
             return self._forward()
         self._graph.replay()
         return self._out
