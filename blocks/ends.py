@@ -40,10 +40,11 @@ class HasPath(Protocol):
 
 @dataclass(frozen=True)
 class _Weights:
-    """The ends' parts; None where the family has no such part. `head` is `[..., width]` to `[..., vocab_size]`."""
+    """The ends' parts; None where the family has no such part. `head` is `[..., width]` to `[..., vocab_size]`, None
+    where it was not asked for."""
 
     embedding: torch.Tensor
-    head: nn.Module
+    head: nn.Module | None
     positions: torch.Tensor | None
     project_in: torch.Tensor | None
     project_out: torch.Tensor | None
@@ -59,6 +60,11 @@ class Ends:
         self._scale = _embed_scale(spec)
         self._divisor = _entry(spec, spec.family.logits_divisor)
         self._softcap = _entry(spec, spec.family.logits_softcap)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ends compute."""
+        return self._weights.embedding.device
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -77,15 +83,25 @@ class Ends:
         return hidden if self._first_norm is None else self._norm(self._first_norm, hidden)
 
     @torch.inference_mode()
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits `[T, vocab_size]` in float32 of the last block's hidden states `[T, hidden_size]`."""
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head sees, `[T, width]`: the last block's hidden states `[T, hidden_size]` behind the final norm."""
         weights = self._weights
         hidden = hidden.to(weights.embedding.device, weights.embedding.dtype)
         if self._final_norm is not None:
             hidden = self._norm(self._final_norm, hidden)
-        if weights.project_out is not None:
-            hidden = project(hidden, weights.project_out)
-        logits: torch.Tensor = weights.head(hidden)
+        return hidden if weights.project_out is None else project(hidden, weights.project_out)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[T, vocab_size]` in float32 of the last block's hidden states `[T, hidden_size]`."""
+        return self.head(self.normed(hidden))
+
+    @torch.inference_mode()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[T, vocab_size]` in float32 of what `normed` gives."""
+        if self._weights.head is None:
+            raise ValueError("these ends were loaded without their head")
+        logits: torch.Tensor = self._weights.head(hidden)
         if self._divisor is not None:
             logits = logits / self._divisor
         if self._softcap is not None:
@@ -109,8 +125,10 @@ class Ends:
         return out
 
 
-def load_ends(checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype | None = None) -> Ends:
-    """Read a checkpoint's embedding, norms and head, and no block; `dtype` None is the checkpoint's own.
+def load_ends(
+    checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype | None = None, *, head: bool = True
+) -> Ends:
+    """Read a checkpoint's embedding, norms and, if asked for, head, and no block; `dtype` None is the checkpoint's own.
 
     Raises UnsupportedFamily or CheckpointError.
     """
@@ -120,10 +138,10 @@ def load_ends(checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype | 
     kind = dtype or spec.dtype
     stored = checkpoint.read(family.end_tensors(names))
     tensors = {name.removeprefix(prefix): held.to(device, kind) for name, held in stored.items()}
-    table, head = _table_and_head(spec, tensors)
+    table, matrix = _table_and_head(spec, tensors) if head else (_need(tensors, f"{family.embedding}.weight"), None)
     weights = _Weights(
         embedding=table,
-        head=_linear(head, tied=head is table),
+        head=None if matrix is None else _linear(matrix, tied=matrix is table),
         positions=_need(tensors, f"{family.positions}.weight") if family.positions else None,
         project_in=tensors.get(f"{family.project_in}.weight"),
         project_out=tensors.get(f"{family.project_out}.weight"),
