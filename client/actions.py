@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, TypeAlias
 
+from shoal.blocks.formats import row_bytes
 from shoal.client.times import HopTimes
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class SessionTerms:
     priority: int = 0
     prefix: Prefix | None = None
     apart: Callable[[str, str], bool] = lambda _source, _target: False
+
+    @property
+    def token_bytes(self) -> int:
+        """What a token's hidden states take on the wire."""
+        return row_bytes(self.dtype, self.width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shoal.client.actions import Plan, Work
     from shoal.peer.errors import HopError
     from shoal.peer.wire import Message
-    from shoal.routing.planner import NoRoute, Route
+    from shoal.routing.planner import Hop, NoRoute, Route
 
 
 class Backend(Protocol):
@@ -27,6 +29,10 @@ class Backend(Protocol):
         """Look the swarm up again."""
         ...
 
+    def chunk_tokens(self, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:
+        """In which pieces a prompt passes a route soonest."""
+        ...
+
     def blame(self, error: HopError) -> None:
         """Remember a failure."""
         ...
@@ -38,9 +44,9 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a session is used: `chunk_tokens` of a prompt a step, how long to wait for a route, and the `dtype` of the
-    tensors that go in and come out (they travel in the form that its terms say)."""
+    """How a session is used: `chunk_tokens` of a prompt a step (None: as suits the route), how long to wait for a
+    route, and the `dtype` of the tensors that go in and come out (they travel in the form that its terms say)."""
 
-    chunk_tokens: int
+    chunk_tokens: int | None
     wait_s: float
     dtype: str

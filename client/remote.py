@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
-from shoal.blocks.formats import row_bytes
 from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, State, Work
 from shoal.client.moving import MovingSession
 from shoal.peer.errors import NoRouteError, SessionClosed
 from shoal.peer.wire import Want
 from shoal.routing.planner import NoRoute
+from shoal.routing.route import CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -223,10 +223,9 @@ class RemoteSession:
     def _work(self) -> Work:
         """A prompt that is known counts before it is given; new tokens as many as were agreed on."""
         terms, prefix = self._terms, self._terms.prefix
-        known = len(prefix.prompt.token_ids) if prefix is not None else 0
-        prompt = min(max(known, self._core.position), terms.max_tokens)
-        token_bytes = row_bytes(terms.dtype, terms.width)
-        return Work(prompt, terms.max_tokens - prompt, terms.max_tokens, self._shape.chunk_tokens, token_bytes)
+        known, most = len(prefix.prompt.token_ids) if prefix is not None else 0, terms.max_tokens
+        prompt = min(max(known, self._core.position), most)
+        return Work(prompt, most - prompt, most, self._shape.chunk_tokens or CHUNK_TOKENS, terms.token_bytes)
 
     def _why(self, found: NoRoute) -> str:
         last = self._core.last_error
@@ -260,7 +259,11 @@ class RemoteSession:
 
     def _chunks(self, hidden: torch.Tensor, want: Want) -> list[tuple[torch.Tensor, Want]]:
         """Cut a prompt into steps; of a prompt whose last state alone is wanted, only the last chunk is answered."""
-        pieces = torch.split(hidden, self._shape.chunk_tokens)
+        if len(hidden) == 1:
+            return [(hidden, want)]
+        size = self._shape.chunk_tokens
+        size = size or self._backend.chunk_tokens(self.route, len(hidden), self._terms.token_bytes)
+        pieces = torch.split(hidden, size)
         inner = Want.ALL if want is Want.ALL else Want.NONE
         return [(piece, want if piece is pieces[-1] else inner) for piece in pieces]
 

@@ -15,18 +15,20 @@ from shoal.client.acquaintance import Acquaintance
 from shoal.client.actions import SessionTerms
 from shoal.client.backend import Shape
 from shoal.client.measured import Measured
-from shoal.client.prefix import Prefix, Prompt
+from shoal.client.options import Model, SessionOptions
+from shoal.client.prefix import Prefix
 from shoal.client.remote import RemoteSession
 from shoal.peer.errors import NoRouteError
 from shoal.peer.link import IMPATIENT
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.routing.announcement import AnnouncementError, decode
+from shoal.routing.chunks import chunk_of
 from shoal.routing.health import Health
 from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
 from shoal.routing.view import View, fold
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from shoal.client.actions import Plan, Work
     from shoal.dht.directory import Directory
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
     from shoal.peer.errors import HopError
     from shoal.peer.transport import Transport
     from shoal.peer.wire import Message
+    from shoal.routing.knowledge import Knowledge
+    from shoal.routing.route import Hop
+
+__all__ = ["Model", "Place", "SessionOptions", "Swarm", "SwarmOptions", "join_swarm"]
 
 SECRET_BYTES = 32
 
@@ -49,35 +55,6 @@ class SwarmOptions:
     listen: str = ""
     port: int = 0
     refresh_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What a client must know of the model to route through it."""
-
-    n_blocks: int
-    width: int
-    revision: str
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """`max_tokens` positions through blocks `[start, stop)` (None: all); hidden states are of `dtype` and travel in the
-    form `codec` (one of `blocks.formats.FORMS`; None: as they are).
-
-    `priority` 1: behind all that others wait for. `prompt`: the tokens that it will begin with, if they are known;
-    peers may hold their KV from an earlier session of this swarm object.
-    """
-
-    max_tokens: int
-    start: int = 0
-    stop: int | None = None
-    dtype: str = "float32"
-    codec: str | None = None
-    chunk_tokens: int = 256
-    wait_s: float = 0.0
-    priority: int = 0
-    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -194,10 +171,7 @@ class Swarm:
 
     def plan(self, plan: Plan, work: Work) -> Route | NoRoute:
         """Hops for a lost span, from the latest view and what was measured."""
-        now = self._place.wall()
-        for session in self._sessions.values():
-            self._measured.learn(session.stats.take_news(), now)
-        knowledge = self._measured.knowledge(self._view.columns, self._pool.rtts(), now)
+        now, knowledge = self._place.wall(), self._knowledge()
         request = RouteRequest(
             plan.start, plan.stop, prompt_tokens=work.prompt_tokens, new_tokens=work.new_tokens,
             kv_tokens=work.max_tokens, avoid=plan.avoid, knowledge=knowledge, upstream=plan.upstream,
@@ -213,6 +187,10 @@ class Swarm:
             return replace(found, reason=f"{found.reason} {self._revision_hint()}")
         return found
 
+    def chunk_tokens(self, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:
+        """In which pieces a prompt passes a route soonest."""
+        return chunk_of(self._view.columns, self._knowledge(), hops, tokens, token_bytes)
+
     def blame(self, error: HopError) -> None:
         """Remember a failure."""
         self._measured.failed(error, self._place.wall())
@@ -226,6 +204,13 @@ class Swarm:
         self._measured.health = Health()
 
     # -- keeping up -----------------------------------------------------------------------------------------------
+
+    def _knowledge(self) -> Knowledge:
+        """All that was measured so far, by sessions that still run too."""
+        now = self._place.wall()
+        for session in self._sessions.values():
+            self._measured.learn(session.stats.take_news(), now)
+        return self._measured.knowledge(self._view.columns, self._pool.rtts(), now)
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id

@@ -12,7 +12,8 @@ from shoal.blocks.ends import load_ends, load_tokenizer
 from shoal.blocks.errors import CheckpointError
 from shoal.blocks.spec import spec_of
 from shoal.client.generation import Completion, eos_token_ids, generate, prompt_of, room
-from shoal.client.swarm import Model, SessionOptions, join_swarm
+from shoal.client.options import Model, SessionOptions
+from shoal.client.swarm import join_swarm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

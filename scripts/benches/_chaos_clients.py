@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from shoal.client.generation import GenerationOptions, generate, prompt_of
-from shoal.client.swarm import SessionOptions
+from shoal.client.options import SessionOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

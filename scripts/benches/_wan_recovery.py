@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from _swarm import median, tell
 from _wan_swarm import Stage, bounds, prompt, timed_step
-from shoal.client.swarm import SessionOptions
+from shoal.client.options import SessionOptions
 from shoal.dht.host import HostConfig, open_host
 from shoal.peer.link import Link, LinkState
 from shoal.peer.transport import P2PTransport

@@ -14,7 +14,8 @@ import torch
 from _swarm import median
 from shoal.client.cli.children import Child, Children
 from shoal.client.cli.completion import ClientModel, load_model
-from shoal.client.swarm import Model, SessionOptions, Swarm, SwarmOptions, join_swarm
+from shoal.client.options import Model, SessionOptions
+from shoal.client.swarm import Swarm, SwarmOptions, join_swarm
 from shoal.dht.invite import Invite
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -22,7 +22,8 @@ from shoal.client.cli.children import Children
 from shoal.client.cli.complaint import CommandError
 from shoal.client.cli.completion import ClientModel, load_model
 from shoal.client.cli.terminal import quiet_libraries
-from shoal.client.swarm import Model, join_swarm
+from shoal.client.options import Model
+from shoal.client.swarm import join_swarm
 from shoal.dht.invite import Invite
 
 if TYPE_CHECKING:

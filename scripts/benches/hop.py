@@ -11,7 +11,8 @@ import torch
 from _report import print_table, write_json
 from _swarm import LocalModel, Shape, decode, median, run, spans, swarm_of, tell
 from shoal.client.cli.completion import ClientModel, load_model
-from shoal.client.swarm import Model, SessionOptions, Swarm, join_swarm
+from shoal.client.options import Model, SessionOptions
+from shoal.client.swarm import Swarm, join_swarm
 
 SMALL = Shape(blocks=8, hidden=512, intermediate=2048, heads=8)
 LARGE = Shape(blocks=16, hidden=1024, intermediate=2816, heads=16)  # 205M parameters in its blocks

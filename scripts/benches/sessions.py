@@ -12,7 +12,8 @@ import torch
 from _report import print_table, write_json
 from _swarm import Shape, decode, run, swarm_of, tell
 from shoal.client.cli.completion import ClientModel, load_model
-from shoal.client.swarm import Model, SessionOptions, Swarm, join_swarm
+from shoal.client.options import Model, SessionOptions
+from shoal.client.swarm import Swarm, join_swarm
 
 SHAPE = Shape(blocks=8, hidden=512, intermediate=2048, heads=8)
 COUNTS = (1, 2, 4, 8, 16)

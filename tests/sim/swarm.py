@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from shoal.client.options import Model, SessionOptions
 from shoal.client.prefix import Prompt
-from shoal.client.swarm import Model, Place, SessionOptions, Swarm
+from shoal.client.swarm import Place, Swarm
 from shoal.dht.invite import Invite
 from shoal.dht.record import Record
 from shoal.peer.announcer import Announcer, Facts
@@ -173,7 +174,13 @@ async def world(seed: int, spans: Sequence[tuple[int, int]]) -> AsyncIterator[Wo
 
 
 async def generate(
-    swarm: Swarm, prompt: Sequence[int], count: int, chunk_tokens: int = 8, wait_s: float = 0.0, each=None, named=False
+    swarm: Swarm,
+    prompt: Sequence[int],
+    count: int,
+    chunk_tokens: int | None = 8,
+    wait_s: float = 0.0,
+    each=None,
+    named=False,
 ) -> list[int]:
     """Greedy tokens through the simulated swarm; `each(number, session)` is awaited after every token. `named`: tell
     the session its prompt, so that peers may hold its beginning from before."""

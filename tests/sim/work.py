@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from shoal.client.options import SessionOptions
 from shoal.client.prefix import Prompt
-from shoal.client.swarm import SessionOptions
 from shoal.peer.wire import Want
 
 from tests.sim import toy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.sim import toy
@@ -70,3 +72,24 @@ def test_a_pair_that_loses_touch_in_mid_generation_goes_on():
             assert await generate(swarm, PROMPT, COUNT, each=each) == EXPECTED
 
     run(main())
+
+
+def test_a_long_prompt_is_cut_for_its_route():
+    """Three hops: it passes in several pieces, and sooner than in one."""
+
+    async def main(chunk_tokens):
+        async with world(3, THREE) as it, it.client() as swarm:
+            steps, at = [], []
+
+            async def each(number, session):
+                steps.append(session.stats.steps)
+                at.append(asyncio.get_running_loop().time())
+
+            prompt = [i % 250 for i in range(300)]
+            started = asyncio.get_running_loop().time()
+            assert await generate(swarm, prompt, 1, chunk_tokens, each=each) == toy.generate(prompt, 6, 1)
+            return steps[0], at[0] - started
+
+    steps, seconds = run(main(None))
+    assert 1 < steps <= 32
+    assert seconds < run(main(300))[1]

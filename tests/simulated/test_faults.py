@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from shoal.client.swarm import SessionOptions
+from shoal.client.options import SessionOptions
 from shoal.peer.book import Limits
 from shoal.peer.errors import HopClosed, NoRouteError, Reason
 from shoal.peer.lease import Lease

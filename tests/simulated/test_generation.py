@@ -7,7 +7,7 @@ import contextlib
 import itertools
 
 import pytest
-from shoal.client.swarm import SessionOptions
+from shoal.client.options import SessionOptions
 from shoal.peer.errors import NoRouteError
 
 from tests.sim import toy

@@ -7,8 +7,8 @@ import itertools
 import random
 
 import pytest
+from shoal.client.options import SessionOptions
 from shoal.client.prefix import Prompt
-from shoal.client.swarm import SessionOptions
 from shoal.peer.errors import NoRouteError
 from shoal.peer.wire import Want
 

@@ -10,7 +10,7 @@ import statistics
 from contextlib import AsyncExitStack
 
 import pytest
-from shoal.client.swarm import SessionOptions
+from shoal.client.options import SessionOptions
 from shoal.peer.book import Limits
 from shoal.peer.errors import NoRouteError
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from shoal.client.cli.children import Children
 from shoal.client.cli.completion import load_model
-from shoal.client.swarm import Model, SessionOptions, SwarmOptions, join_swarm
+from shoal.client.options import Model, SessionOptions
+from shoal.client.swarm import SwarmOptions, join_swarm
 from shoal.dht.invite import Invite
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))

@@ -14,7 +14,8 @@ from shoal.blocks.checkpoint import DEMO_PATH, resolve
 from shoal.blocks.ends import load_ends
 from shoal.blocks.spec import spec_of
 from shoal.client.cli.main import main
-from shoal.client.swarm import Model, SessionOptions, join_swarm
+from shoal.client.options import Model, SessionOptions
+from shoal.client.swarm import join_swarm
 from shoal.dht.invite import Invite
 from shoal.peer.wire import Want
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -37,6 +37,7 @@ CORES = (
     "client/chain.py",
     "client/explain.py",
     "client/measured.py",
+    "client/options.py",
     "client/prefix.py",
     "client/handover.py",
     "client/moving.py",

@@ -1,0 +1,87 @@
+"""Owns into how many chunks a prompt is cut: so many that its hops and lines work side by side, so few that what every
+chunk costs once does not outweigh that. Pure; knows no session, no clock.
+
+A route is a pipeline of stages, each a hop that computes or a line that carries. A chunk of k tokens keeps stage s for
+t_s(k) = step_s + token_s * k seconds. c equal chunks of n tokens then take fill + (c - 1) more turns of the slowest:
+
+    T(c) = sum_s t_s(n / c) + (c - 1) * max_s t_s(n / c)
+
+With stage m the slowest, A = sum of step_s and B = sum of token_s that is A - a_m + b_m n + c a_m + (B - b_m) n / c: it
+falls until c = sqrt((B - b_m) n / a_m), where what filling the other stages still saves is what one more turn costs.
+The maximum over m of such curves is convex in c, so the search may stop where T begins to rise. The time that a line
+takes whatever is sent only shifts T and plays no part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+from shoal.routing.columns import byte_s
+from shoal.routing.cost import HOP_OVERHEAD_S, speeds
+from shoal.routing.legs import believed_byte_s
+from shoal.routing.route import CHUNK_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.routing.columns import Columns
+    from shoal.routing.knowledge import Knowledge
+    from shoal.routing.route import Hop
+
+MOST_CHUNKS: Final = 32  # as many as a session has in flight
+MOST_BYTES: Final = 8 * 1024 * 1024  # of one chunk: nobody else's token shall wait for more on a line
+LEAST_TOKENS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Seconds that a stage needs for a chunk: `step_s` for any, `token_s` for each of its tokens."""
+
+    step_s: float
+    token_s: float
+
+    def takes(self, tokens: float) -> float:
+        """Return the seconds for a chunk of so many tokens."""
+        return self.step_s + self.token_s * tokens
+
+
+def pipeline_s(stages: Sequence[Stage], tokens: int, chunks: int) -> float:
+    """Return the seconds that a prompt takes in so many equal chunks, without what lines take for nothing."""
+    times = [stage.takes(tokens / chunks) for stage in stages]
+    return sum(times) + (chunks - 1) * max(times)
+
+
+def choose_chunk(tokens: int, stages: Sequence[Stage], most_tokens: int) -> int:
+    """Return the tokens of a chunk (at most `most_tokens`) that bring a prompt of `tokens` through `stages` soonest."""
+    fewest = math.ceil(tokens / max(most_tokens, 1))
+    most = max(fewest, min(MOST_CHUNKS, tokens // LEAST_TOKENS))
+    chunks = fewest
+    while chunks < most and pipeline_s(stages, tokens, chunks + 1) < pipeline_s(stages, tokens, chunks):
+        chunks += 1
+    return math.ceil(tokens / chunks)
+
+
+def stages_of(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], token_bytes: int) -> list[Stage]:
+    """Return the stages of a route from the client: line, hop, line, hop and so on. What comes back is one token."""
+    decode_s, prefill_s = speeds(columns, knowledge)
+    line_s, own_s = believed_byte_s(columns), byte_s(knowledge.upload_bps)
+    stages = [Stage(0.0, token_bytes * own_s)]
+    for hop in hops:
+        row, blocks = columns.index[hop.peer_id], hop.stop - hop.start
+        stages.append(Stage(HOP_OVERHEAD_S + blocks * float(decode_s[row]), blocks * float(prefill_s[row])))
+    for hop, after in pairwise(hops):
+        sent_s = float(line_s[columns.index[hop.peer_id]])
+        through = (hop.peer_id, after.peer_id) in knowledge.via_client
+        stages.append(Stage(0.0, token_bytes * (sent_s + (own_s if through else 0.0))))
+    return stages
+
+
+def chunk_of(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:
+    """Return the tokens of a chunk for a prompt of `tokens` over `hops`; a default where one of them is unknown."""
+    most = max(1, MOST_BYTES // max(token_bytes, 1))
+    if not hops or any(hop.peer_id not in columns.index for hop in hops):
+        return min(CHUNK_TOKENS, most)
+    return choose_chunk(tokens, stages_of(columns, knowledge, hops, token_bytes), most)

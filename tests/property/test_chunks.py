@@ -1,0 +1,60 @@
+"""The chosen chunk against a pipeline that is played through chunk by chunk, and against every other chunk."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shoal.routing.chunks import LEAST_TOKENS, MOST_CHUNKS, Stage, choose_chunk, pipeline_s
+
+FEW = settings(max_examples=200, deadline=None)
+seconds = st.floats(0.0, 0.05)
+stages = st.lists(st.builds(Stage, step_s=seconds, token_s=st.floats(0.0, 0.002)), min_size=1, max_size=7)
+
+
+def played(stages, tokens: int, chunk: int) -> float:
+    """When the last chunk leaves the last stage, if each stage takes one chunk at a time, in order."""
+    sizes = [min(chunk, tokens - at) for at in range(0, tokens, chunk)]
+    free = [0.0] * len(stages)
+    for size in sizes:
+        at = 0.0
+        for i, stage in enumerate(stages):
+            at = free[i] = max(at, free[i]) + stage.takes(size)
+    return free[-1]
+
+
+@FEW
+@given(stages, st.integers(1, 64), st.integers(1, 40))
+def test_the_formula_is_the_pipeline_played_through(stages, chunk, chunks):
+    assert math.isclose(pipeline_s(stages, chunk * chunks, chunks), played(stages, chunk * chunks, chunk), abs_tol=1e-9)
+
+
+@FEW
+@given(stages, st.integers(1, 4000), st.integers(1, 2000))
+def test_no_other_number_of_chunks_is_sooner(stages, tokens, most_tokens):
+    chunk = choose_chunk(tokens, stages, most_tokens)
+    assert 1 <= chunk <= most_tokens
+    fewest = math.ceil(tokens / most_tokens)
+    allowed = range(fewest, max(fewest, min(MOST_CHUNKS, tokens // LEAST_TOKENS)) + 1)
+    best = min(pipeline_s(stages, tokens, chunks) for chunks in allowed)
+    # A last chunk that is not full brings the prompt through sooner than equal ones of the same size, never later.
+    assert (
+        played(stages, tokens, chunk)
+        <= pipeline_s(stages, chunk * math.ceil(tokens / chunk), math.ceil(tokens / chunk)) + 1e-9
+    )
+    rounding = max(stage.token_s for stage in stages) * math.ceil(tokens / chunk) + sum(s.token_s for s in stages)
+    assert played(stages, tokens, chunk) <= best + rounding + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("stages", "chunks"),
+    [
+        ([Stage(0.01, 0.001)], 1),  # one stage alone gains nothing from being fed in pieces
+        ([Stage(0.0, 0.001)] * 4, MOST_CHUNKS),  # pieces that cost nothing
+        ([Stage(0.0625, 0.001)] * 4, 7),  # sqrt((4 - 1) * 0.001 * 1024 / 0.0625) = 7.01
+    ],
+)
+def test_cases_that_can_be_worked_out_by_hand(stages, chunks):
+    assert choose_chunk(1024, stages, 1 << 20) == math.ceil(1024 / chunks)
