@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shoal.peer.choose import LOADING_S
 from shoal.routing.announcement import Announcement, State, encode
+from shoal.routing.rebalance import moved
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,6 +47,7 @@ class Announcer:
         self._directory = directory
         self._node = node
         self.facts = facts
+        self.moving: range | None = None  # the blocks that this peer is about to serve instead
         self._announced: tuple[int, int] | None = None  # leases and free tokens
 
     async def run(self) -> None:
@@ -70,7 +73,10 @@ class Announcer:
     async def announce(self) -> None:
         """Announce once, with the figures of this moment."""
         self._announced = self._room()
-        await self._directory.announce(encode(self.announcement()), TTL_S)
+        announcement, ttl_s = self.announcement(), TTL_S
+        if self.moving is not None:
+            announcement, ttl_s = moved(announcement, self.moving.start, self.moving.stop), LOADING_S
+        await self._directory.announce(encode(announcement), ttl_s)
 
     async def withdraw(self) -> None:
         """Tell the swarm that this peer is gone."""

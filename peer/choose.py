@@ -71,15 +71,19 @@ def _comes_before(peer: Announcement, seat: Seat, span: range) -> bool:
 
 
 async def _look(directory: Directory, seat: Seat) -> View:
-    """The others of our revision."""
+    return await look_up(directory, seat.peer_id, seat.revision, seat.n_blocks, time.time())
+
+
+async def look_up(directory: Directory, me: str, revision: str, n_blocks: int, now: float) -> View:
+    """The peers of `revision` but `me`, as known at `now`."""
     announcements = []
     for record in await directory.lookup():
-        if record.revision == seat.revision and record.peer_id != seat.peer_id:
+        if record.revision == revision and record.peer_id != me:
             try:
-                announcements.append(decode(record, seat.n_blocks))
+                announcements.append(decode(record, n_blocks))
             except AnnouncementError:
                 continue  # one bad record hides no other
-    return fold(View(seat.n_blocks), announcements, time.time())
+    return fold(View(n_blocks), announcements, now)
 
 
 def _joining(seat: Seat, start: int, stop: int) -> Announcement:

@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time for running sessions at the end (default 30)",
     )
+    parser.add_argument(
+        "--rebalance-s",
+        type=seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="look about this often whether other blocks need this peer more, and move there (default 600; 0: never)",
+    )
     parser.add_argument("--quiet", action="store_true", help="log warnings only")
     parser.add_argument("--json", action="store_true", help="say that it is online as one JSON object")
     return parser
@@ -110,7 +117,7 @@ def _config(arguments: argparse.Namespace) -> PeerConfig:
         listen=arguments.host, port=arguments.port, announce=tuple(arguments.announce), identity=arguments.identity,
         revision=arguments.revision, kv_tokens=arguments.kv_tokens, kv_dtype=arguments.kv_dtype, vram=arguments.vram,
         host_memory=arguments.host_memory, offload=arguments.offload, max_batch=arguments.max_batch,
-        drain_s=arguments.drain, name=arguments.public_name, json=arguments.json,
+        drain_s=arguments.drain, rebalance_s=arguments.rebalance_s, name=arguments.public_name, json=arguments.json,
     )  # fmt: skip
 
 

@@ -43,5 +43,6 @@ class PeerConfig:
     offload: bool = False
     max_batch: int | None = None
     drain_s: float = 30.0
+    rebalance_s: float = 600.0
     name: str = ""
     json: bool = False

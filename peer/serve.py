@@ -8,7 +8,7 @@ import logging
 import platform
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,14 +21,16 @@ from shoal.peer.book import Limits, Offer
 from shoal.peer.choose import Seat, choose
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.engine import DeviceEngine, EngineFault
+from shoal.peer.join import join
 from shoal.peer.log import report
 from shoal.peer.measure import measured
+from shoal.peer.mover import Habit, Mover
 from shoal.peer.node import Node, NodeConfig
 from shoal.peer.scheduler import Budget
 from shoal.peer.settle import settle, trim
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Mapping
 
     from shoal.dht.directory import Directory
     from shoal.dht.host import Host
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from shoal.peer.fit import Fit
     from shoal.peer.loading import Model
     from shoal.peer.measure import Throughput
+    from shoal.peer.transport import P2PTransport
+    from shoal.routing.rebalance import Move
 
 logger = logging.getLogger("shoal.peer")
 
@@ -69,6 +73,7 @@ class _Life:
         self.engine: DeviceEngine | None = None
         self.throughput: Throughput | None = None
         self.remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
+        self.blocks, self.loading_s = config.blocks, 0.0
         self.dtype = config.dtype or str(model.spec.dtype).removeprefix("torch.")
 
     async def run(self) -> int:
@@ -78,7 +83,7 @@ class _Life:
             try:
                 broken = await self._run_once()
             except (HostError, JoinError) as error:
-                if self.engine is None:
+                if self.throughput is None:
                     raise
                 logger.warning("cannot join again yet: %s", error)
             if not self.leave.is_set() and not broken:
@@ -90,9 +95,8 @@ class _Life:
 
     async def _run_once(self) -> bool:
         """From joining until we leave, the daemon dies or the device is lost; True for the last."""
-        async with _join(self.config, self.identity, self.model, self.remembered) as (host, directory):
-            engine = await self._engine(host, directory)
-            return not self.leave.is_set() and await self._serve(host, directory, engine)
+        async with join(self.config, self.identity, self.model, self.remembered) as (host, directory):
+            return await self._serve_spans(host, directory)
 
     async def _wait_to_rejoin(self) -> None:
         logger.warning("unhealthy: the network daemon died; joining again as %s", self.identity.peer_id)
@@ -102,6 +106,20 @@ class _Life:
             async with asyncio.timeout(REJOIN_S):
                 await self.leave.wait()
 
+    async def _serve_spans(self, host: Host, directory: Directory) -> bool:
+        """Serve, here and then where the swarm needs this peer more; True if the device is lost."""
+        from shoal.peer.transport import P2PTransport
+
+        transport = P2PTransport(host)
+        while True:
+            engine = await self._engine(host, directory)
+            if self.leave.is_set():
+                return False
+            if (move := await self._serve(host, directory, engine, transport)) is None:
+                return engine.broken
+            self.close()
+            self.engine, self.blocks = None, range(move.start, move.stop)
+
     def close(self) -> None:
         """End the device thread."""
         if self.engine is not None:
@@ -110,13 +128,15 @@ class _Life:
     async def _engine(self, host: Host, directory: Directory) -> DeviceEngine:
         """The loaded span, measured; made at the first join, since the swarm decides which blocks it holds."""
         if self.engine is None:
-            blocks = self.config.blocks or await choose(directory, self._seat(host))
+            self.blocks = blocks = self.blocks or await choose(directory, self._seat(host))
+            began = asyncio.get_running_loop().time()
             from shoal.blocks.kv import PAGE_TOKENS
             from shoal.peer.loading import load
 
             span = await asyncio.to_thread(load, self.config, self.model, blocks, self.room)
             self.engine = DeviceEngine(span, PAGE_TOKENS)
             self.throughput = await self._measure(self.engine)
+            self.loading_s = asyncio.get_running_loop().time() - began
             settle()
         return self.engine
 
@@ -153,19 +173,23 @@ class _Life:
         )  # fmt: skip
         return throughput
 
-    async def _serve(self, host: Host, directory: Directory, engine: DeviceEngine) -> bool:
-        """Until we leave, the network daemon dies or the device is lost; True for the last."""
-        from shoal.peer.transport import P2PTransport
-
-        async with Node(self._node_config(host, engine), engine, P2PTransport(host)) as node:
+    async def _serve(
+        self, host: Host, directory: Directory, engine: DeviceEngine, transport: P2PTransport
+    ) -> Move | None:
+        """Until we leave, the network daemon dies, the device is lost or other blocks need this peer: then those."""
+        async with Node(self._node_config(host, engine), engine, transport) as node:
             announcer = Announcer(directory, node, self._facts(host))
             await announcer.announce()
             self._say_online(host, engine)
-            await self._until_leaving(host, node, announcer)
-            if not host.died.is_set():
+            move = await self._until_leaving(host, directory, node, announcer)
+            if move is not None and not self.leave.is_set():
+                if self.config.json:
+                    _print({"event": "moving", "blocks": [move.start, move.stop], "why": move.reason})
+                await _hand_over(node, self.config.drain_s)
+            elif not host.died.is_set():
                 drain_s = 0.0 if node.broken.is_set() else self.config.drain_s
                 await _say_goodbye(announcer, node, drain_s, self.leave)
-            return node.broken.is_set()
+            return move
 
     def _node_config(self, host: Host, engine: DeviceEngine) -> NodeConfig:
         limits = Limits(kept_bytes=self.room.kept_bytes, swap_pages=self.room.swap_pages)
@@ -173,7 +197,8 @@ class _Life:
         budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch)
         return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget, at_rest=trim)
 
-    async def _until_leaving(self, host: Host, node: Node, announcer: Announcer) -> None:
+    async def _until_leaving(self, host: Host, directory: Directory, node: Node, announcer: Announcer) -> Move | None:
+        """Until something ends this peer's serving; where it goes, if it is needed more elsewhere."""
         from shoal.dht.reach import find_reach, ids_of
 
         async with asyncio.TaskGroup() as tasks:
@@ -182,9 +207,18 @@ class _Life:
                 tasks.create_task(work) for work in (announcer.run(), announcer.follow(look), report(node, logger))
             ]
             ends = [tasks.create_task(event.wait()) for event in (self.leave, host.died, node.broken)]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for task in (*chores, *ends):
+            moving = tasks.create_task(self._move(directory, announcer))
+            await asyncio.wait([*ends, moving], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*chores, *ends, moving):
                 task.cancel()
+        return moving.result() if not moving.cancelled() else None
+
+    async def _move(self, directory: Directory, announcer: Announcer) -> Move:
+        """Wait until this peer should serve other blocks: for ever, if it was told which to serve."""
+        if self.config.blocks is not None or not self.config.rebalance_s:
+            await asyncio.Event().wait()
+        habit = Habit(self.config.rebalance_s, self.loading_s)
+        return await Mover(directory, announcer, self.model.spec.n_blocks, habit).run()
 
     def _facts(self, host: Host) -> Facts:
         from shoal.dht.reach import shareable
@@ -205,7 +239,7 @@ class _Life:
             sys.stdout.flush()
 
 
-def _print(event: dict[str, object]) -> None:
+def _print(event: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
 
@@ -235,26 +269,6 @@ def _leave_on_signals() -> asyncio.Event:
     return leave
 
 
-@asynccontextmanager
-async def _join(
-    config: PeerConfig, identity: Identity, model: Model, remembered: Remembered
-) -> AsyncIterator[tuple[Host, Directory]]:
-    from shoal.dht.directory import open_directory
-    from shoal.dht.host import HostConfig, listen_for
-    from shoal.dht.reach import open_reachable
-
-    host_config = HostConfig(
-        identity=identity, listen=config.listen or listen_for(config.invite.peers), port=config.port,
-        bootstrap=config.invite.peers, announce=config.announce,
-    )  # fmt: skip
-    async with AsyncExitStack() as stack:
-        host = await stack.enter_async_context(open_reachable(host_config))
-        directory = await stack.enter_async_context(
-            open_directory(host, identity, config.invite, model.checkpoint.revision, remembered)
-        )
-        yield host, directory
-
-
 def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str) -> Offer:
     invite = config.invite
     return Offer(
@@ -262,6 +276,13 @@ def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str)
         width=engine.width, n_pages=engine.n_pages, page_tokens=engine.page_tokens,
         check_proof=lambda proof, client, session: invite.check(proof, client, peer_id, session),
     )  # fmt: skip
+
+
+async def _hand_over(node: Node, drain_s: float) -> None:
+    """Ask running sessions to move, and serve until they have gone. What is announced is where this peer goes."""
+    node.leave()
+    if not await node.drain(drain_s):
+        logger.warning("%d sessions did not finish within %g s", len(node.book.leases), drain_s)
 
 
 async def _say_goodbye(announcer: Announcer, node: Node, drain_s: float, leave: asyncio.Event) -> None:

@@ -206,6 +206,8 @@ class P2PTransport:
         self.peer_id = host.peer_id
         self.serving = asyncio.Event()
         self._host = host
+        self._known = False  # to the daemon, as one that takes streams
+        self._accepted: asyncio.Queue[SocketStream] = asyncio.Queue()
 
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> SocketStream:
         """See `Transport`. At most 16 addresses are tried; none are needed while a connection stands."""
@@ -218,14 +220,12 @@ class P2PTransport:
                 return await self._open(peer_id)
 
     async def serve(self, on_stream: Callable[[Stream], Awaitable[None]]) -> None:
-        """See `Transport`."""
-        accepted: asyncio.Queue[SocketStream] = asyncio.Queue()
-
-        async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            accepted.put_nowait(_take_over(info.peer_id.to_base58(), reader, writer))
-
-        with _closed_if_fails(self.peer_id):
-            await self._host.p2p.add_binary_stream_handler(LINK_PROTOCOL, accept)
+        """See `Transport`. One at a time, but again after another has ended: the daemon is told once."""
+        accepted = self._accepted
+        if not self._known:
+            with _closed_if_fails(self.peer_id):
+                await self._host.p2p.add_binary_stream_handler(LINK_PROTOCOL, self._accept)
+            self._known = True
         self.serving.set()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -235,6 +235,13 @@ class P2PTransport:
             self.serving.clear()
             while not accepted.empty():
                 accepted.get_nowait().close()
+
+    async def _accept(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = _take_over(info.peer_id.to_base58(), reader, writer)
+        if self.serving.is_set() or not self._known:
+            self._accepted.put_nowait(stream)
+        else:
+            stream.close()
 
     async def _open(self, peer_id: str) -> SocketStream:
         from shoal.dht.foreign import PeerID, p2pd_pb2, raise_if_failed, read_pbmsg_safe, write_pbmsg

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from shoal.routing.placement import ALIKE, place_span, throughput, tokens_per_s
+from shoal.routing.view import View
 from shoal.routing.words import name_blocks
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from shoal.routing.announcement import Announcement
     from shoal.routing.knowledge import Knowledge, Speed
     from shoal.routing.placement import Placement
-    from shoal.routing.view import View
 
 HORIZON_S: Final = 1800.0  # how long a move must pay off in
 MIN_GAIN: Final = 0.03  # less is not worth anybody's trouble
@@ -81,15 +81,18 @@ def uncovered(others: View, me: Announcement) -> list[int]:
 
 def yields_to(before: View, now: View, me: Announcement) -> bool:
     """Return whether `me`, which has just said that it moves, must take that back: another peer that held some of the
-    same blocks moves too and has the right of way, or they would be left without an online holder."""
+    same blocks moves too and comes before it, or a block would be left without an online holder. Those that come after
+    it count as staying, since they see the same."""
     old = next((peer for peer in before.peers if peer.peer_id == me.peer_id), me)
-    if uncovered(now.without(me.peer_id), old):
-        return True
     joining = {peer.peer_id for peer in now.peers if peer.state == "joining"}
     rivals = [
         peer for peer in before.peers if peer.peer_id in joining and peer.state == "online" and _overlap(peer, old)
     ]
-    return any(peer.peer_id < me.peer_id for peer in rivals)
+    if any(peer.peer_id < me.peer_id for peer in rivals):
+        return True
+    back = {peer.peer_id: peer for peer in rivals}
+    others = (back.get(peer.peer_id, peer) for peer in now.peers if peer.peer_id != me.peer_id)
+    return bool(uncovered(View(now.n_blocks, tuple(others), now.at), old))
 
 
 def moved(me: Announcement, start: int, stop: int) -> Announcement:

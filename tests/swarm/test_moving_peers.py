@@ -1,0 +1,93 @@
+"""A peer moves to blocks that lose their holders, with real processes: the running generation goes on, exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+import torch
+from shoal.client.cli.children import Children
+from shoal.client.cli.completion import load_model
+from shoal.client.swarm import Model, SessionOptions, join_swarm
+from shoal.dht.invite import Invite
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
+
+BLOCKS = 6
+PROMPT = [5, 17, 42, 99, 7, 3, 250, 1]
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random Llama of six blocks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=BLOCKS, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=256, max_position_embeddings=512,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def expected(folder) -> list[int]:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    out = model.generate(
+        torch.tensor([PROMPT]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return out[0, len(PROMPT) :].tolist()
+
+
+async def generate(joined, model, disturb):
+    tokens, new = list(PROMPT), list(PROMPT)
+    async with joined.session(SessionOptions(max_tokens=len(PROMPT) + STEPS, wait_s=30)) as session:
+        while len(tokens) < len(PROMPT) + STEPS:
+            positions = torch.arange(session.position, session.position + len(new))
+            hidden = await session.step(model.ends.embed(torch.tensor(new), positions))
+            new = [int(model.ends.logits(hidden)[-1].argmax())]
+            tokens += new
+            await disturb(len(tokens) - len(PROMPT))
+    return tokens[len(PROMPT) :]
+
+
+async def test_a_peer_takes_the_place_of_the_last_holders(folder):
+    """Two peers on each half; those on the second leave, both, in the middle of a generation. One of the others sees
+    it, hands its sessions to its neighbour and takes over, while those that leave still serve."""
+    async with Children({"OMP_NUM_THREADS": "1"}) as children:
+        node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "tiny"])
+        invite = (await node.event("invite"))["invite"]
+        argv = ["peer", "--model", str(folder), "--join", invite, "--json", "--kv-tokens", "256", "--drain", "60"]
+        fixed = [await children.start(f"fixed {n}", [*argv, "--blocks", "3:6"]) for n in range(2)]
+        for child in fixed:
+            await child.event("event", "online")
+        argv += ["--num-blocks", "3", "--rebalance-s", "2"]
+        free = [await children.start(f"free {n}", argv) for n in range(2)]
+        assert [(await child.event("event", "online"))["blocks"] for child in free] == [[0, 3], [0, 3]]
+        model = load_model(str(folder), "float32")
+        info = Model(BLOCKS, 64, model.checkpoint.revision)
+        async with join_swarm(Invite.parse(invite), info) as joined:
+            await joined.wait_covered(30)
+
+            async def disturb(number):
+                if number == 8:
+                    for child in fixed:
+                        child.signal(signal.SIGTERM)
+                    assert await first_to_move(free) == [3, 6]
+
+            assert await generate(joined, model, disturb) == expected(folder)
+            assert [await child.status() for child in fixed] == [0, 0]
+
+
+async def first_to_move(free):
+    """The blocks that the first of these peers serves anew."""
+    again = [asyncio.create_task(child.event("event", "online")) for child in free]
+    done, waiting = await asyncio.wait(again, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    return done.pop().result()["blocks"]
