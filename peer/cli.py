@@ -29,6 +29,10 @@ def peer(argv: list[str]) -> int:
     logging.getLogger("shoal").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     config = _config(arguments)
     _check_device(config)
+    if arguments.dry_run:
+        from shoal.peer.preview import preview
+
+        return asyncio.run(preview(config))
     from shoal.peer.serve import serve
 
     try:
@@ -70,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         default=600.0,
         metavar="SECONDS",
         help="look about this often whether other blocks need this peer more, and move there (default 600; 0: never)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what it would serve, why and what the swarm gains; load nothing"
     )
     parser.add_argument("--quiet", action="store_true", help="log warnings only")
     parser.add_argument("--json", action="store_true", help="say that it is online as one JSON object")

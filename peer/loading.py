@@ -76,6 +76,13 @@ def fit_model(config: PeerConfig, model: Model) -> Fit:
     return found
 
 
+def memory_of(config: PeerConfig, model: Model, room: Fit, blocks: range) -> tuple[int, int]:
+    """Bytes that these blocks take: (weights, KV for all the tokens that there is room for)."""
+    figures = _figures(config, model.spec)
+    weights = sum(figures.weights[blocks.start : blocks.stop])
+    return weights, room.kv_tokens * sum(figures.kv[blocks.start : blocks.stop])
+
+
 def load(config: PeerConfig, model: Model, blocks: range, room: Fit) -> Span:
     """Fetch the shards that hold these blocks if need be, and load them. Errors: `BlocksError`."""
     names = model.checkpoint.tensor_names()

@@ -67,6 +67,29 @@ def place_span(
     return Placement(start, start + length, reason, float(before.min()), float(after[start].min()))
 
 
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A swarm without and with one peer more: tokens/s at its slowest block, seconds a token takes (None: not
+    all blocks have a holder)."""
+
+    bottleneck_before: float
+    bottleneck_after: float
+    token_before_s: float | None
+    token_after_s: float | None
+
+
+def gain_of(view: View, start: int, stop: int, me: Speed, knowledge: Knowledge | None = None) -> Gain:
+    """Return what the swarm `view` gains by a peer that serves `start`..`stop` at the speed `me`."""
+    knowledge = knowledge or Knowledge()
+    before = throughput(view.columns, knowledge, view.at, view.n_blocks)
+    after = before.copy()
+    after[start:stop] += tokens_per_s(me, stop - start)
+    pace = Pace.of(view.columns, knowledge, _counted(view.columns, view.at), view.n_blocks)
+    token_s = pace.token_s() if before.min() > 0.0 else None
+    with_me = pace.token_s_with(me, start, stop) if after.min() > 0.0 else None
+    return Gain(float(before.min()), float(after.min()), token_s, with_me)
+
+
 def _with_me(before: NDArray[np.float64], me: Speed, length: int) -> NDArray[np.float64]:
     """[start, block]: tokens/s with this peer at every possible start."""
     after = np.tile(before, (before.size - length + 1, 1))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_swarms import ABSURD, NOW, peer, peer_ids, swarm, views
 from shoal.routing.knowledge import Knowledge, Speed
-from shoal.routing.placement import Placement, place_span
+from shoal.routing.placement import Placement, gain_of, place_span
 from shoal.routing.view import View
 
 ME = Speed(0.01, 0.001)
@@ -117,3 +117,16 @@ def test_a_small_peer_strengthens_the_slowest_blocks_of_a_big_swarm():
     """What it adds is under one percent of what is there, and still goes where it is short."""
     crowd = [peer(f"peer{i:03}", 0, 4) for i in range(300)] + [peer(f"peer{i}", 4, 8) for i in range(400, 690)]
     assert place(swarm(8, *crowd), 4).start == 4
+
+
+def test_what_a_swarm_gains_is_what_placement_says():
+    view = swarm(12, peer("a", 0, 6), peer("b", 6, 12), peer("c", 0, 6))
+    found = place(view, 6)
+    gain = gain_of(view, found.start, found.stop, ME)
+    assert (gain.bottleneck_before, gain.bottleneck_after) == (found.bottleneck_before, found.bottleneck_after)
+    assert gain.token_before_s == pytest.approx(3 * 0.025 + 2 * 0.0005 + 12 * 0.01)
+    assert gain.token_after_s == pytest.approx(gain.token_before_s)
+    alone = gain_of(swarm(12, peer("a", 0, 6)), 6, 12, ME)
+    assert alone.bottleneck_before == 0
+    assert alone.token_before_s is None
+    assert alone.token_after_s == pytest.approx(3 * 0.025 + 2 * 0.0005 + 12 * 0.01)

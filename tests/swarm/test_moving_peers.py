@@ -84,6 +84,33 @@ async def test_a_peer_takes_the_place_of_the_last_holders(folder):
             assert [await child.status() for child in fixed] == [0, 0]
 
 
+async def test_a_dry_run_says_what_would_be_served_and_loads_nothing(folder):
+    """Two peers serve the first half, one the second: there it would help, and the slowest blocks get twice as fast."""
+    async with Children({"OMP_NUM_THREADS": "1"}) as children:
+        node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "tiny"])
+        argv = ["peer", "--model", str(folder), "--join", (await node.event("invite"))["invite"], "--kv-tokens", "64"]
+        look = [*argv, "--num-blocks", "3", "--dry-run"]
+        empty = await children.start("empty", [*look, "--json"])
+        found = await empty.event("event", "preview")
+        assert found["bottleneck_before"] == 0
+        assert found["token_before_s"] is found["token_after_s"] is None
+        assert "have no holder" in found["why"]
+        assert await empty.status() == 0
+        spans = ["0:3", "0:3", "3:6"]
+        peers = [await children.start(f"peer {n}", [*argv, "--blocks", s, "--json"]) for n, s in enumerate(spans)]
+        for child in peers:
+            await child.event("event", "online")
+        child = await children.start("look", [*look, "--json"])
+        found = await child.event("event", "preview")
+        assert found["blocks"] == [3, 6]
+        assert found["bottleneck_after"] > 1.3 * found["bottleneck_before"] > 0
+        assert found["token_after_s"] <= found["token_before_s"]
+        assert found["weights_bytes"] > 0
+        assert found["kv_bytes"] > 0
+        assert "as with the other peers" in found["assumed"]
+        assert await child.status() == 0
+
+
 async def first_to_move(free):
     """The blocks that the first of these peers serves anew."""
     again = [asyncio.create_task(child.event("event", "online")) for child in free]

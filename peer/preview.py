@@ -1,0 +1,102 @@
+"""`shoal peer --dry-run`: what a peer would serve, why, what the swarm would gain; nothing is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from shoal.dht.identity import Identity
+from shoal.dht.remembered import Remembered
+from shoal.peer.choose import ASSUMED_BLOCK_S, look_up
+from shoal.peer.config import cache_folder
+from shoal.peer.join import join
+from shoal.routing.knowledge import Speed
+from shoal.routing.placement import Gain, gain_of, place_span
+
+if TYPE_CHECKING:
+    from shoal.peer.config import PeerConfig
+    from shoal.peer.fit import Fit
+    from shoal.peer.loading import Model
+    from shoal.routing.view import View
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Blocks `start`..`stop` and why; `assumed`: what the figures stand on; bytes of weights and KV."""
+
+    start: int
+    stop: int
+    why: str
+    assumed: str
+    fit: str
+    weights_bytes: int
+    kv_bytes: int
+    gain: Gain
+
+
+async def preview(config: PeerConfig) -> int:
+    """Look at this machine and at the swarm, and print what a peer would do. Errors: as `serve`."""
+    from shoal.peer.loading import fit_model, open_model
+
+    model = await asyncio.to_thread(open_model, config)
+    room = await asyncio.to_thread(fit_model, config, model)
+    identity = Identity.generate()  # nobody is to take this look for the peer itself
+    remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
+    async with join(config, identity, model, remembered) as (host, directory):
+        revision, n_blocks = model.checkpoint.revision, model.spec.n_blocks
+        view = await look_up(directory, host.peer_id, revision, n_blocks, time.time())
+    found = await asyncio.to_thread(_preview, config, model, room, view)
+    sys.stdout.write(json.dumps(_flat(found)) + "\n" if config.json else _words(found))
+    return 0
+
+
+def _preview(config: PeerConfig, model: Model, room: Fit, view: View) -> Preview:
+    from shoal.peer.loading import memory_of
+
+    speed, assumed = _speed(view)
+    blocks, why = config.blocks, "they were asked for"
+    if blocks is None:
+        placed = place_span(view, room.blocks, speed, view.at, random.Random())  # noqa: S311 - no secret
+        blocks, why = range(placed.start, placed.stop), placed.reason
+    weights, kv = memory_of(config, model, room, blocks)
+    gain = gain_of(view, blocks.start, blocks.stop, speed)
+    return Preview(blocks.start, blocks.stop, why, assumed, room.why, weights, kv, gain)
+
+
+def _speed(view: View) -> tuple[Speed, str]:
+    """Nothing is loaded, so nothing can be timed: this peer counts as one like the others, and it is said."""
+    claims = sorted((peer.decode_s, peer.prefill_s) for peer in view.peers if peer.state == "online")
+    legs = "ways to others that nobody has measured take 25 ms"
+    if not claims:
+        speed = Speed(ASSUMED_BLOCK_S, ASSUMED_BLOCK_S)
+        return speed, f"a block takes {1e3 * ASSUMED_BLOCK_S:g} ms a token here; {legs}"
+    speed = Speed(*claims[len(claims) // 2])
+    return speed, f"a block takes {1e3 * speed.decode_s:.3g} ms a token here, as with the other peers; {legs}"
+
+
+def _flat(found: Preview) -> dict[str, object]:
+    figures = asdict(found)
+    gain = figures.pop("gain")
+    return {"event": "preview", "blocks": [figures.pop("start"), figures.pop("stop")], **figures, **gain}
+
+
+def _words(found: Preview) -> str:
+    gain = found.gain
+    return (
+        f"would serve blocks {found.start}:{found.stop}: {found.why}\n"
+        f"memory: {found.weights_bytes / MIB:.1f} MiB of weights, {found.kv_bytes / MIB:.1f} MiB of KV ({found.fit})\n"
+        f"the slowest blocks: {gain.bottleneck_before:.3g} tokens/s now, {gain.bottleneck_after:.3g} with this peer\n"
+        f"a token through the swarm: {_ms(gain.token_before_s)} now, {_ms(gain.token_after_s)} with this peer\n"
+        f"assumed: {found.assumed}\n"
+    )
+
+
+def _ms(seconds: float | None) -> str:
+    return "impossible" if seconds is None else f"{1e3 * seconds:.3g} ms"
