@@ -35,6 +35,11 @@ class Pace:
             self.best_s = min(self.best_s, self.mean_s)
 
     @property
+    def usual_s(self) -> float:
+        """What it takes when all is well: as promised, or the best that was seen."""
+        return min(self.expected_s, self.best_s)
+
+    @property
     def mean_s(self) -> float:
         """Of the last steps but the longest, which proves nothing; 0 for fewer than half a window."""
         count = len(self._last)
@@ -70,10 +75,10 @@ class Tempo:
         self._wait = max(0, self._wait - 1)
         if self._wait or any(link.slow_s for link in links):
             return
-        found = max(links, key=lambda link: link.pace.mean_s)
-        others = [link.pace.mean_s / link.pace.expected_s for link in links if link is not found]
-        promised_s = found.pace.expected_s * max(1.0, sorted(others)[len(others) // 2] if others else 1.0)
-        usual_s = min(promised_s, found.pace.best_s)
+        found = max(links, key=lambda link: link.pace.mean_s - link.pace.usual_s)
+        # Where all are slower than usual, it is the client, or the machine that they share.
+        others = sorted(link.pace.mean_s / link.pace.usual_s for link in links if link is not found)
+        usual_s = found.pace.usual_s * max(1.0, others[len(others) // 2] if others else 1.0)
         if found.pace.mean_s > max(SLOW * usual_s, usual_s + SLOW_S):
             # Promises count the legs on both sides of a hop, of which the slow one's share may hold only one.
             found.slow_s = 2 * found.pace.expected_s + (found.pace.mean_s - usual_s) / 2

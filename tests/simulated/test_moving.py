@@ -239,3 +239,17 @@ def test_one_long_step_is_no_reason_to_move():
     tokens, counts, _ = moved(2, SPANS, disturb, count=60)
     assert tokens == expected(PROMPT, 60)
     assert counts == (0, 0)
+
+
+def test_where_all_hops_are_slower_at_once_nobody_is_left(blamed):
+    """Others are idle and as fast as ever, but it is this client's whole route that has become slow."""
+
+    def disturb(it, session, number, tasks):
+        if number == 20:
+            for hop in session.route:
+                it.peers[hop.peer_id].engine.step_s *= 10
+
+    tokens, counts, _ = moved(2, [(0, 3), (3, 6)] * 2, disturb, count=60)
+    assert tokens == expected(PROMPT, 60)
+    assert counts == (0, 0)
+    assert not blamed

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,6 +18,7 @@ from tests.swarm.test_peers import expected, folder, generate, swarm  # noqa: F4
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
+ROOT = Path(__file__).parents[2]
 REJOIN_S = 15.0
 
 
@@ -145,3 +149,16 @@ async def test_a_leaving_peer_hands_its_sessions_over_and_is_gone(folder, expect
             assert tokens == expected
             assert stats.repairs == 0
         assert sum(run.result()[1].moves for run in runs) >= 1
+
+
+def test_a_peer_gives_back_what_vanished_clients_held(tmp_path):
+    """Leases, descriptors and memory of a real peer, by the benchmark in a small form."""
+    found = tmp_path / "found.json"
+    command = [str(ROOT / "scripts" / "bench"), "memory", "--sessions", "150", "--json", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(found.read_text())
+    assert figures["freed_s"] <= 10.0
+    assert figures["freed_half_open_s"] <= 30.0
+    assert figures["descriptors_after"] <= figures["descriptors_before"] + 2
+    assert figures["rss_growth_percent"] < 5.0
