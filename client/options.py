@@ -21,7 +21,8 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """`max_tokens` positions through blocks `[start, stop)` (None: all); hidden states are of `dtype` and travel in the
-    form `codec` (one of `blocks.formats.FORMS`; None: as they are).
+    form `codec`: one of `blocks.formats.FORMS`, None for as they are, or "auto" for int8 where 16-bit ones would be
+    longer on the route's slowest line than in its slowest hop, else as they are.
 
     `priority` 1: behind all that others wait for. `prompt`: the tokens that it will begin with, if they are known;
     peers may hold their KV from an earlier session of this swarm object. `chunk_tokens` of a prompt are sent at a time

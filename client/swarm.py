@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from shoal.blocks.formats import row_bytes
 from shoal.client.acquaintance import Acquaintance
-from shoal.client.actions import SessionTerms
+from shoal.client.actions import Plan, SessionTerms, Work
 from shoal.client.backend import Shape
 from shoal.client.measured import Measured
 from shoal.client.options import Model, SessionOptions
@@ -22,15 +23,15 @@ from shoal.peer.errors import NoRouteError
 from shoal.peer.link import IMPATIENT
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.routing.announcement import AnnouncementError, decode
-from shoal.routing.chunks import chunk_of
+from shoal.routing.chunks import chunk_of, lines_hold_up
 from shoal.routing.health import Health
 from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
+from shoal.routing.route import CHUNK_TOKENS
 from shoal.routing.view import View, fold
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from shoal.client.actions import Plan, Work
     from shoal.dht.directory import Directory
     from shoal.dht.identity import Identity
     from shoal.dht.invite import Invite
@@ -214,7 +215,7 @@ class Swarm:
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id
-        session, codec = self._place.random_bytes(16), options.codec or options.dtype
+        session, codec = self._place.random_bytes(16), self._form(options)
         form, prompt = (codec, options.start), options.prompt
         return SessionTerms(
             session=session, namespace=invite.namespace, revision=self.model.revision, start=options.start,
@@ -224,6 +225,18 @@ class Swarm:
             apart=lambda source, target: (source, target) in self._measured.apart.pairs(self._place.wall()),
             prefix=None if prompt is None else Prefix(prompt, self._secret, form, self._precision),
         )  # fmt: skip
+
+    def _form(self, options: SessionOptions) -> str:
+        """In which form a session's hidden states travel. float32 is asked for by who wants exactness."""
+        if options.codec != "auto" or options.dtype == "float32":
+            return options.dtype if options.codec in (None, "auto") else str(options.codec)
+        stop, token_bytes = options.stop or self.model.n_blocks, row_bytes(options.dtype, self.model.width)
+        work = Work(0, 1, options.max_tokens, CHUNK_TOKENS, token_bytes)
+        found = self.plan(Plan(options.start, stop, frozenset(), None, None), work)
+        slow = isinstance(found, Route) and lines_hold_up(
+            self._view.columns, self._knowledge(), found.hops, token_bytes
+        )
+        return "int8" if slow else options.dtype
 
     def _precision(self, peer_id: str) -> str:
         """How a peer computes, as it announces: its outputs depend on it."""

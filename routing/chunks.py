@@ -65,7 +65,7 @@ def choose_chunk(tokens: int, stages: Sequence[Stage], most_tokens: int) -> int:
 
 
 def stages_of(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], token_bytes: int) -> list[Stage]:
-    """Return the stages of a route from the client: line, hop, line, hop and so on. What comes back is one token."""
+    """Return the stages of a route: the client's line, the hops, the lines between them. One token comes back."""
     decode_s, prefill_s = speeds(columns, knowledge)
     line_s, own_s = believed_byte_s(columns), byte_s(knowledge.upload_bps)
     stages = [Stage(0.0, token_bytes * own_s)]
@@ -77,6 +77,15 @@ def stages_of(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], token
         through = (hop.peer_id, after.peer_id) in knowledge.via_client
         stages.append(Stage(0.0, token_bytes * (sent_s + (own_s if through else 0.0))))
     return stages
+
+
+def lines_hold_up(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], token_bytes: int) -> bool:
+    """Return whether a chunk is longer on the slowest line of a route than in its slowest hop."""
+    if any(hop.peer_id not in columns.index for hop in hops):
+        return False
+    stages = stages_of(columns, knowledge, hops, token_bytes)
+    lines = [stage.token_s for stage in (stages[0], *stages[len(hops) + 1 :])]
+    return max(lines) > max(stage.token_s for stage in stages[1 : len(hops) + 1])
 
 
 def chunk_of(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:

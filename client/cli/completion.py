@@ -42,13 +42,15 @@ class ClientModel:
 @dataclass(frozen=True)
 class Request:
     """What to continue and how. Of `prompt` and `token_ids` one is given. `wait_s`: how long to wait for the swarm to
-    cover all blocks. `background`: let others go first."""
+    cover all blocks. `background`: let others go first. `activations`: how hidden states travel, as
+    `SessionOptions.codec`."""
 
     prompt: str | None
     token_ids: tuple[int, ...] | None
     options: GenerationOptions
     wait_s: float = 0.0
     background: bool = False
+    activations: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ async def _run(swarm: Swarm, model: ClientModel, ids: list[int], request: Reques
     tokens = len(ids) + room(model.ends.spec, ids, request.options.max_new_tokens)
     outcome = Outcome(ids, Completion(time.perf_counter()))
     terms = SessionOptions(
-        max_tokens=tokens, dtype=model.dtype, wait_s=request.wait_s, priority=int(request.background),
-        prompt=prompt_of(model.ends.spec, ids),
+        max_tokens=tokens, dtype=model.dtype, codec=request.activations, wait_s=request.wait_s,
+        priority=int(request.background), prompt=prompt_of(model.ends.spec, ids),
     )  # fmt: skip
     options = replace(request.options, eos_token_ids=model.eos)
     async with swarm.session(terms) as session:

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from shoal.blocks.choices import DTYPES
+from shoal.blocks.formats import FORMS
 from shoal.client.cli.arguments import add_sampling, token_ids
 from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
 from shoal.dht.arguments import Parser, seconds, whole
@@ -71,6 +72,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stop", action="append", default=[], metavar="STR", help="end before STR; may be repeated")
     parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for missing blocks")
     parser.add_argument("--dtype", choices=DTYPES, help="of the ends and on the wire (default: the model's own)")
+    parser.add_argument(
+        "--activations", choices=("auto", *FORMS), default="auto",
+        help="how hidden states travel (default auto: as they are, or 16-bit ones as int8 over slow lines)",
+    )  # fmt: skip
     parser.add_argument("--background", action="store_true", help="wait behind all that others ask of the peers")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, at the end")
     add_sampling(parser)
@@ -94,7 +99,7 @@ def _request(arguments: argparse.Namespace, prompt: str | None) -> Request:
         seed=arguments.seed,
     )
     options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(arguments.stop))
-    return Request(prompt, arguments.token_ids, options, arguments.wait, arguments.background)
+    return Request(prompt, arguments.token_ids, options, arguments.wait, arguments.background, arguments.activations)
 
 
 def _listener(*, quiet: bool) -> Listener:

@@ -7,7 +7,11 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.routing.chunks import LEAST_TOKENS, MOST_CHUNKS, Stage, choose_chunk, pipeline_s
+from routing_swarms import peer as announced
+from shoal.routing.chunks import LEAST_TOKENS, MOST_CHUNKS, Stage, choose_chunk, lines_hold_up, pipeline_s
+from shoal.routing.knowledge import Knowledge, Speed
+from shoal.routing.route import Hop
+from shoal.routing.view import View
 
 FEW = settings(max_examples=200, deadline=None)
 seconds = st.floats(0.0, 0.05)
@@ -58,3 +62,17 @@ def test_no_other_number_of_chunks_is_sooner(stages, tokens, most_tokens):
 )
 def test_cases_that_can_be_worked_out_by_hand(stages, chunks):
     assert choose_chunk(1024, stages, 1 << 20) == math.ceil(1024 / chunks)
+
+
+@pytest.mark.parametrize(("upload_bps", "slow"), [(1e9, False), (1e6, True)])
+def test_a_line_is_compared_with_the_slowest_hop(upload_bps, slow):
+    """A token of 8 KiB takes 8.2 ms at 1 MB/s; four blocks of 1 ms a token are sooner, of 10 ms they are not."""
+    hops = (Hop("a", 0, 4), Hop("b", 4, 8))
+
+    def found(prefill_s: float) -> bool:
+        peers = [announced(name, i, i + 4, upload_bps=upload_bps) for name, i in (("a", 0), ("b", 4))]
+        speeds = {name: Speed(0.01, prefill_s) for name in "ab"}
+        return lines_hold_up(View(8, tuple(peers)).columns, Knowledge(speeds=speeds, upload_bps=1e9), hops, 8192)
+
+    assert found(0.001) is slow
+    assert not found(0.01)

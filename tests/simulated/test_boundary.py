@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
+from shoal.client.options import SessionOptions
 
 from tests.sim import toy
 from tests.sim.clock import run
@@ -93,3 +95,23 @@ def test_a_long_prompt_is_cut_for_its_route():
     steps, seconds = run(main(None))
     assert 1 < steps <= 32
     assert seconds < run(main(300))[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "asked", "form"),
+    [
+        (toy.WIDTH, {"dtype": "bfloat16"}, "bfloat16"),
+        (toy.WIDTH, {"dtype": "bfloat16", "codec": "auto"}, "bfloat16"),
+        (1 << 16, {"dtype": "bfloat16", "codec": "auto"}, "int8"),  # 10 ms a token on a line of 100 Mbit/s
+        (1 << 16, {"dtype": "float32", "codec": "auto"}, "float32"),
+        (toy.WIDTH, {"dtype": "float32", "codec": "int8"}, "int8"),
+    ],
+)
+def test_slow_lines_carry_int8_unless_exactness_was_asked_for(width, asked, form):
+    async def main():
+        async with world(3, THREE) as it, it.client() as swarm:
+            swarm.model = replace(swarm.model, width=width)
+            async with swarm.session(SessionOptions(max_tokens=50, **asked)) as session:
+                return session._terms.dtype
+
+    assert run(main()) == form

@@ -128,3 +128,17 @@ def test_an_outlier_ruins_a_tensor_scale_and_not_a_row_scale():
         errors.append((found - exact)[torch.arange(64) != 3].norm().item())
     assert errors[0] > 10 * errors[1]
     assert errors[1] > errors[2]
+
+
+def test_what_hidden_states_lose_between_spans(tiny, tmp_path):
+    text, found = tmp_path / "held.txt", tmp_path / "found.json"
+    text.write_text(Path(__file__).read_text())
+    done = bench(
+        "activations", "--model", tiny, "--text", text, "--tokens", 512, "--context", 64, "--span", 1, "--json", found
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(found.read_text())
+    assert figures["boundaries"] == 3
+    assert figures["kl_float32"] == 0 < figures["kl_float16"] < figures["kl_bfloat16"] < figures["kl_int8"] < 0.1
+    assert [figures[f"bytes_per_token_{form}"] for form in ("float32", "bfloat16", "int8")] == [256, 128, 66]
+    assert "int8" in done.stdout
