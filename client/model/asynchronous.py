@@ -76,5 +76,5 @@ async def open_model(name: str | None = None, **given: Any) -> AsyncIterator[Asy
     spec = spec_of(checkpoint)
     ends = load_ends(checkpoint, str(options.device), options.kind(spec))
     model = Model(spec.n_blocks, spec.hidden_size, checkpoint.revision)
-    async with join_swarm(invite, model, SwarmOptions(listen=options.listen)) as swarm:
+    async with join_swarm(invite, model, SwarmOptions()) as swarm:
         yield AsyncModel(checkpoint, ends, swarm, options)

@@ -43,7 +43,7 @@ class AutoDistributedModel(_Auto):
         """Load `name` (a directory, a hub name or demo; default: the invite's model) and join its swarm.
 
         `options`: join=INVITE, or initial_peers=[...] with swarm=NAME; revision, dtype, device, codec, wait,
-        background, listen: see `loading.Options`. Errors: `BlocksError`, `DhtError` and their kin, each one sentence.
+        background: see `loading.Options`. Errors: `BlocksError`, `DhtError` and their kin, each one sentence.
         """
         model: DistributedModel = cls._load(name, options)
         return model

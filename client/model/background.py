@@ -35,8 +35,9 @@ class Held(Generic[T]):
     async def close(self) -> None:
         """Leave the context; errors on the way out are nobody's any more."""
         self._ending.set()
-        with contextlib.suppress(Exception):
-            await asyncio.shield(self._task)
+        await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.exception()  # taken note of
 
     async def _keep(self) -> None:
         try:

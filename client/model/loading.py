@@ -46,7 +46,7 @@ class Options:
     """Which swarm: `join`, an invite (or its text), or `initial_peers`, bootstrap addresses of the public swarm
     named `swarm`. `revision` of the model. `dtype` of the ends and of hidden states ("auto": the checkpoint's own), and
     `device` of the ends. `codec`: how hidden states travel (None: as they are). `wait`: seconds to wait for blocks that
-    nobody serves. `background`: let others go first. `listen`: the address to bind."""
+    nobody serves. `background`: let others go first."""
 
     join: Invite | str | None = None
     initial_peers: Sequence[str] | None = None
@@ -57,7 +57,6 @@ class Options:
     codec: str | None = None
     wait: float = 5.0
     background: bool = False
-    listen: str = "127.0.0.1"
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -163,9 +162,9 @@ def library_config(checkpoint: Checkpoint) -> Any:
 def _join(checkpoint: Checkpoint, invite: Invite, options: Options) -> tuple[RemoteBlocks, Connection]:
     spec = spec_of(checkpoint)
     model = Model(spec.n_blocks, spec.hidden_size, checkpoint.revision)
-    connection = connect(invite, model, SwarmOptions(listen=options.listen))
+    connection = connect(invite, model, SwarmOptions())
     blocks = RemoteBlocks(
-        connection.swarm, 0, spec.n_blocks, spec.hidden_size, options.kind(spec), spec.max_position,
+        connection, 0, spec.n_blocks, spec.hidden_size, options.kind(spec), spec.max_position,
         codec=options.codec, wait_s=options.wait, priority=int(options.background),
     )  # fmt: skip
     return blocks, connection

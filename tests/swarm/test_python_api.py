@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +29,7 @@ from shoal.client import (
 )
 from shoal.client.generation import GenerationOptions
 from shoal.client.model.background import background
+from shoal.peer.errors import SessionClosed
 from transformers import AutoTokenizer, StoppingCriteria, TextIteratorStreamer, set_seed
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 PROMPT = "class Point:\n    def __init__(self, x, y):\n"
 TEXTS = [PROMPT, "import", "def f(x):\n    return", "for i in range(10):\n    print(i)\n    if i", "x = 1\ny ="]
 
@@ -168,6 +172,25 @@ def test_without_a_head(invite, whole, prompt) -> None:
         assert (found - whole.model(prompt).last_hidden_state).abs().max() < 1e-3
 
 
+def test_closing_a_model_ends_what_goes_on_in_another_thread(invite, prompt) -> None:
+    model = AutoDistributedModelForCausalLM.from_pretrained("demo", join=invite, dtype="float32")
+    begun = threading.Event()
+
+    class Begun(StoppingCriteria):
+        def __call__(self, input_ids, scores, **_):
+            begun.set()
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(model.generate, prompt, max_new_tokens=1500, stopping_criteria=[Begun()], eos_token_id=None)
+        assert begun.wait(20)
+        model.close()
+        with pytest.raises(SessionClosed):
+            long.result(20)
+    with pytest.raises(SessionClosed, match="The model was closed"):
+        model(prompt)
+
+
 def test_many_sessions_in_threads(model, whole, tokenizer) -> None:
     prompts = [tokenizer(text, return_tensors="pt").input_ids for text in TEXTS]
     with ThreadPoolExecutor(5) as pool:
@@ -222,6 +245,18 @@ def test_wrong_arguments_are_one_clear_error(invite, kind, options, error, says)
         kind.from_pretrained("demo", **join, **options)
     assert "\n" not in str(caught.value)
     assert not isinstance(caught.value, BaseExceptionGroup)
+
+
+def test_every_block_of_the_guide_runs(invite, capsys) -> None:
+    space = {"INVITE": invite}
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 10
+    for block in blocks:
+        exec(compile(block, str(GUIDE), "exec"), space)
+    space["model"].close()
+    said = capsys.readouterr().out
+    assert "class Config(dict):" in said
+    assert "RemoteSequential(blocks=4:8) torch.Size([1, 5, 384])" in said
 
 
 SCRIPT = """
