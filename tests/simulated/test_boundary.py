@@ -115,3 +115,21 @@ def test_slow_lines_carry_int8_unless_exactness_was_asked_for(width, asked, form
                 return session._terms.dtype
 
     assert run(main()) == form
+
+
+def test_how_many_round_trips_the_first_token_takes():
+    """One to connect, one to open, and four legs: hops connect to one another while they are opened."""
+
+    async def main():
+        async with world(1, THREE) as it, it.client() as swarm:
+            it.net.delay_s, it.net.jitter_s = 0.05, 0.0
+            for peer in it.peers.values():
+                peer.engine.step_s = peer.engine.token_s = 0.0
+            trips = []
+            for _ in range(2):
+                started = asyncio.get_running_loop().time()
+                await generate(swarm, [1, 2, 3], 1)
+                trips.append((asyncio.get_running_loop().time() - started) / 0.1)
+            return trips
+
+    assert run(main()) == pytest.approx([4.0, 3.0], abs=0.05)
