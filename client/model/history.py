@@ -31,6 +31,11 @@ class History:
     def __add__(self, more: History) -> History:
         return History(np.concatenate([self.keys, more.keys]), np.concatenate([self.positions, more.positions]))
 
+    @property
+    def is_text(self) -> bool:
+        """Whether these are token ids that stand at 0, 1, 2, ..."""
+        return bool((self.keys >= 0).all() and (self.positions == np.arange(len(self))).all())
+
     def first(self, count: int) -> History:
         """The first `count` tokens."""
         return self if count >= len(self) else History(self.keys[:count], self.positions[:count])

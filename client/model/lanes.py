@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from shoal.client.model.background import hold
 from shoal.client.model.history import EMPTY, History, assign
+from shoal.client.prefix import Prompt
 from shoal.client.swarm import SessionOptions
 from shoal.peer.wire import Want
 
@@ -55,7 +56,9 @@ class SessionSource(Protocol):
 
 @dataclass(frozen=True)
 class RemoteBlocks:
-    """Blocks `[start, stop)` of a model in a swarm, and how sessions over them travel: see `SessionOptions`."""
+    """Blocks `[start, stop)` of a model in a swarm, and how sessions over them travel: see `SessionOptions`.
+
+    `length_kind(tokens)`: what a prompt's keys depend on besides its tokens (`ModelSpec.length_kind`)."""
 
     swarm: SessionSource
     start: int
@@ -63,15 +66,17 @@ class RemoteBlocks:
     width: int
     dtype: torch.dtype
     max_position: int
+    length_kind: Callable[[int], int]
     codec: str | None = None
     wait_s: float = 0.0
     priority: int = 0
 
-    def options(self, max_tokens: int) -> SessionOptions:
-        """Of one lane."""
+    def options(self, max_tokens: int, begins: History) -> SessionOptions:
+        """Of one lane; peers may hold what it `begins` with from before."""
+        prompt = Prompt(tuple(begins.keys.tolist()), self.length_kind(len(begins))) if begins.is_text else None
         return SessionOptions(
             max_tokens, self.start, self.stop, dtype=str(self.dtype).removeprefix("torch."), codec=self.codec,
-            wait_s=self.wait_s, priority=self.priority,
+            wait_s=self.wait_s, priority=self.priority, prompt=prompt,
         )  # fmt: skip
 
 
@@ -157,8 +162,8 @@ class Lanes:
         found = assign([before for before, _ in rows], [lane.content for lane in self.open])
         taken = list(self.open)
         used = []
-        for index, kept in found:
-            lane = await self._new(self._capacity(longest, room)) if index is None else taken[index]
+        for (before, new), (index, kept) in zip(rows, found, strict=True):
+            lane = await self._new(self._capacity(longest, room), before + new) if index is None else taken[index]
             if kept < len(lane.content):
                 lane.session.position, lane.content = kept, lane.content.first(kept)
             used.append((lane, kept))
@@ -167,8 +172,9 @@ class Lanes:
     def _capacity(self, tokens: int, room: int | None) -> int:
         return max(tokens, room or min(max(2 * tokens, LEAST_TOKENS), self.blocks.max_position))
 
-    async def _new(self, capacity: int) -> Lane:
-        lane = Lane(await hold(self.blocks.swarm.session(self.blocks.options(capacity))), capacity)
+    async def _new(self, capacity: int, begins: History) -> Lane:
+        options = self.blocks.options(capacity, begins)
+        lane = Lane(await hold(self.blocks.swarm.session(options)), capacity)
         inputs = self.inputs  # and not self: sessions outlive those who forget to close them
         lane.session.recall_with(lambda start, stop: inputs.of(lane.content, start, stop))
         self.open.append(lane)

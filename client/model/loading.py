@@ -165,6 +165,6 @@ def _join(checkpoint: Checkpoint, invite: Invite, options: Options) -> tuple[Rem
     connection = connect(invite, model, SwarmOptions())
     blocks = RemoteBlocks(
         connection, 0, spec.n_blocks, spec.hidden_size, options.kind(spec), spec.max_position,
-        codec=options.codec, wait_s=options.wait, priority=int(options.background),
+        spec.length_kind, codec=options.codec, wait_s=options.wait, priority=int(options.background),
     )  # fmt: skip
     return blocks, connection
