@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 
 LATE_S = 0.5
+# Round trips that differ much tell of a line on which a packet may be sent again several times, each time later: its
+# silences are longer. A line whose round trips are alike gets no more patience than it was given.
+USUAL_SPREAD_S = 0.03
+SILENCE_PER_SPREAD = 40.0
+SMOOTHING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Link:
         self._pinged: float | None = None
         self._nonce = 0
         self.rtt_s: float | None = None
+        self._usual_s = 0.0  # smoothed round trip and its mean deviation, as TCP keeps them (RFC 6298)
+        self._spread_s = 0.0
 
     def send(self, message: Message) -> tuple[Buffer, ...]:
         """Buffers of one message. Errors: `LocalProtocolError` on a closed link."""
@@ -80,9 +87,15 @@ class Link:
                 messages.append(passed)
         return messages
 
+    @property
+    def dead_after_s(self) -> float:
+        """Silence after which the other side counts as dead: up to twice the given patience on an unsteady line."""
+        more_s = SILENCE_PER_SPREAD * max(0.0, self._spread_s - USUAL_SPREAD_S)
+        return self.patience.dead_after_s + min(more_s, self.patience.dead_after_s)
+
     def deadline(self) -> float:
         """When `on_timer` wants to be called next, on the caller's clock."""
-        wait_s = self.patience.ping_after_s if self._pinged is None else self.patience.dead_after_s
+        wait_s = self.patience.ping_after_s if self._pinged is None else self.dead_after_s
         return self._heard + wait_s
 
     def on_timer(self, now: float, due: float | None = None) -> bool:
@@ -95,7 +108,7 @@ class Link:
             self._heard = now
             self.ping(now)
             return True
-        if now - self._heard >= self.patience.dead_after_s:
+        if now - self._heard >= self.dead_after_s:
             self.state = LinkState.CLOSED
             return False
         if self._pinged is None and now - self._heard >= self.patience.ping_after_s:
@@ -143,6 +156,13 @@ class Link:
         if pong.nonce == self._nonce and self._pinged is not None:
             self.rtt_s = now - self._pinged
             self._pinged = None
+            self._smooth(self.rtt_s)
+
+    def _smooth(self, rtt_s: float) -> None:
+        if not self._usual_s:
+            self._usual_s = rtt_s
+        self._spread_s += SMOOTHING * (abs(rtt_s - self._usual_s) - self._spread_s)
+        self._usual_s += SMOOTHING * (rtt_s - self._usual_s)
 
     def _greet(self, message: Message) -> None:
         if not isinstance(message, Hello):

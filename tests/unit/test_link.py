@@ -161,3 +161,20 @@ def test_a_program_that_was_busy_itself_takes_nobody_for_dead():
     assert link.on_timer(due + 100.0, due)
     assert link.outbox  # it asks again instead
     assert not link.on_timer(due + 200.0, due + 200.0)
+
+
+@pytest.mark.parametrize(
+    ("round_trips", "dead_after_s"), [([0.1] * 12, 2.5), ([0.1, 0.13] * 6, 2.5), ([0.1, 0.4] * 6, 5.0)]
+)
+def test_an_unsteady_line_gets_more_patience(round_trips, dead_after_s):
+    link, now = opened(Patience(ping_after_s=0.5, dead_after_s=2.5)), 0.0
+    for nonce, round_trip in enumerate(round_trips, start=1):
+        link.ping(now)
+        link.receive(raw(Pong(nonce=nonce)), now + round_trip)
+        now += 1.0
+    heard = now - 1.0 + round_trips[-1]
+    assert link.dead_after_s == pytest.approx(dead_after_s)
+    link.ping(heard)
+    assert link.deadline() == pytest.approx(heard + dead_after_s)
+    assert link.on_timer(heard + dead_after_s - 0.01)
+    assert not link.on_timer(heard + dead_after_s + 0.01)
