@@ -178,13 +178,13 @@ def _measured(lab: Lab) -> str:
 
 
 def _finish(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command to its end; an interrupt is the command's to hear."""
+    """Run a command to its end. An interrupt is the command's to hear, and a terminal tells it without our help."""
     try:
         process = subprocess.Popen(command, env=environment)
     except OSError as error:
         raise LabError(f"{command[0]}: {error.strerror}") from error
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda given, _frame: process.send_signal(given))
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
     return process.wait()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from lab_swarm import client, generate, greedy, needs_network, processes, save_model
 from netlab import measure
@@ -74,6 +75,23 @@ def test_nothing_is_left_however_it_ends(tmp_path):
         assert not inside({inode})
         with pytest.raises(LabError, match="no network named"):
             lab.heal()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_its_network(number, tmp_path):
+    """As from a terminal: the whole process group hears it."""
+    note, ready = tmp_path / "heard", tmp_path / "ready"
+    script = f"trap 'echo x >> {note}; exit 7' INT TERM; touch {ready}; while :; do sleep 0.05; done"
+    command = [WAN, "run", "a", "--on", "a", "--", "sh", "-c", script]
+    running = subprocess.Popen(command, start_new_session=True)
+    while not ready.exists():
+        time.sleep(0.01)
+    (shell,) = [child for child in psutil.Process(running.pid).children(recursive=True) if child.name() == "sh"]
+    inode = Path(f"/proc/{shell.pid}/ns/net").stat().st_ino
+    os.killpg(running.pid, number) if number == signal.SIGINT else os.kill(running.pid, number)
+    assert running.wait(15) == 7
+    assert note.read_text() == "x\n"
+    assert not inside({inode})
 
 
 def test_the_command_for_people(tmp_path):
