@@ -159,3 +159,13 @@ def test_the_command_line_answers_without_loading_anything_heavy(argument: str) 
     loaded = {name.partition(".")[0] for name in done.stderr.splitlines()}
     assert "importlib" in loaded
     assert not loaded & HEAVY
+
+
+def test_the_client_s_names_are_there_and_cost_nothing_before_they_are_used() -> None:
+    code = (
+        "import sys, shoal.client as client; sys.stderr.write('\\n'.join(sys.modules));"
+        "missing = [name for name in client.__all__ if not callable(getattr(client, name))]; print(missing)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert not {name.partition(".")[0] for name in done.stderr.splitlines()} & HEAVY
