@@ -26,6 +26,7 @@ class Channel:
         self._now = clock  # finer than the loop's own, which counts whole milliseconds under uvloop
         self.link = Link(agent, self._now(), patience)
         self.closed = False
+        self.why = "closed the connection"  # what ended it, for a sentence that begins with the other side's name
         self._loop = asyncio.get_running_loop()
         self._corked: list[Buffer] = []  # leaves in one write, and mostly in one packet, when this tick is over
         self._say_own()
@@ -62,7 +63,8 @@ class Channel:
         while not self.closed and (data := await self._stream.read()):
             try:
                 messages = self.link.receive(data, self._now())
-            except ProtocolError:
+            except ProtocolError as error:
+                self.why = f"was given up: {error}"
                 return
             self._say_own()
             for message in messages:
@@ -76,6 +78,7 @@ class Channel:
             due = max(due, self._now() + 0.01)
             await asyncio.sleep(due - self._now())
             if not self.link.on_timer(self._now(), due):
+                self.why = "fell silent"
                 self.close()
                 return
             self._say_own()
@@ -97,4 +100,5 @@ class Channel:
         if waiting and not self.closed:
             self._stream.write(*waiting)
             if self._stream.queued_bytes() > MAX_QUEUED_BYTES:
+                self.why = "does not take what it is sent"
                 self.close()

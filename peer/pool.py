@@ -40,7 +40,7 @@ class _Entry:
 class ChannelPool:
     """Sends to peers by id. `on_message(channel, message)` gets what they answer; `on_open(peer_id)` is called when a
     channel stands, `on_lost(peer_id, why)` once when it ends or cannot be opened. Use as `async with`: leaving closes
-    every channel."""
+    every channel, and what is sent after that goes nowhere."""
 
     def __init__(
         self,
@@ -56,12 +56,14 @@ class ChannelPool:
         self._on_lost, self._on_open = on_lost, on_open
         self._entries: dict[str, _Entry] = {}
         self._tasks = asyncio.TaskGroup()
+        self._left = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._left = True
         for entry in self._entries.values():
             if entry.task is not None:
                 entry.task.cancel()
@@ -78,6 +80,8 @@ class ChannelPool:
     def connect(self, peer_id: str, addrs: Sequence[str]) -> _Entry:
         """Open a channel if there is none yet, before there is anything to send."""
         entry = self._entries.get(peer_id)
+        if entry is None and self._left:
+            return _Entry()
         if entry is None:
             entry = self._entries[peer_id] = _Entry()
             entry.task = self._tasks.create_task(self._run(peer_id, tuple(addrs), entry))
@@ -99,7 +103,7 @@ class ChannelPool:
         return list(self._entries)
 
     async def _run(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
-        why = "closed the connection"
+        why = ""
         try:
             await self._pump(peer_id, addrs, entry)
         except HopClosed as error:
@@ -109,7 +113,7 @@ class ChannelPool:
         finally:
             if self._entries.get(peer_id) is entry:  # not one that was dropped on purpose
                 del self._entries[peer_id]
-                self._on_lost(peer_id, why)
+                self._on_lost(peer_id, why or (entry.channel.why if entry.channel is not None else "was not reached"))
 
     async def _pump(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
         async with asyncio.timeout(self._config.connect_timeout_s):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QUALITY: Final = 0.75
-CHECK_S: Final = 300.0  # between checks; theirs is 60 s, which moved no machine more here and takes five times as long
+CHECK_S: Final = 300.0  # between checks; theirs is 60 s, which takes five times as long to simulate
 OVERHEAD_S: Final = 0.018  # that its router adds to every leg, so as to like few hops
 EPSILON: Final = 1e-3
 ROUNDS: Final = 20  # of the imagined moves; they nearly always settle in three
