@@ -43,9 +43,9 @@ class Command:
 
 
 def find_commands() -> dict[str, Command]:
-    """The installed commands by name: every package may add some through the entry point group `shoal.commands`."""
+    """The installed commands in the order of their names: every package may add some to the group `shoal.commands`."""
     entries = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=GROUP)}
-    return {name: Command(name, target) for name, target in (entries or _declared()).items()}
+    return {name: Command(name, target) for name, target in sorted((entries or _declared()).items())}
 
 
 def _declared() -> Mapping[str, str]:
