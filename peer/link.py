@@ -6,10 +6,8 @@ says when it wants to be woken (`deadline`), so that a silent link is found dead
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shoal.peer.errors import LocalProtocolError, RemoteProtocolError
@@ -20,12 +18,11 @@ if TYPE_CHECKING:
 
 
 LATE_S = 0.5
-# Round trips that go up and down tell of a line on which a packet may be sent again several times, each time later: its
-# silences are longer. A line whose round trips are alike gets no more patience than it was given, and neither does one
-# with a single late answer, which a busy machine gives on the best of lines.
+# Round trips that differ much tell of a line on which a packet may be sent again several times, each time later: its
+# silences are longer. A line whose round trips are alike gets no more patience than it was given.
 USUAL_SPREAD_S = 0.03
 SILENCE_PER_SPREAD = 40.0
-ROUND_TRIPS = 9  # the latest ones are looked at; the median of what lies between neighbours counts
+SMOOTHING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class Link:
         self._pinged: float | None = None
         self._nonce = 0
         self.rtt_s: float | None = None
-        self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)
+        self._usual_s = 0.0  # smoothed round trip and its mean deviation, as TCP keeps them (RFC 6298)
         self._spread_s = 0.0
 
     def send(self, message: Message) -> tuple[Buffer, ...]:
@@ -159,9 +156,13 @@ class Link:
         if pong.nonce == self._nonce and self._pinged is not None:
             self.rtt_s = now - self._pinged
             self._pinged = None
-            self._round_trips.append(self.rtt_s)
-            steps_s = sorted(abs(b - a) for a, b in pairwise(self._round_trips))
-            self._spread_s = steps_s[(len(steps_s) - 1) // 2] if steps_s else 0.0
+            self._smooth(self.rtt_s)
+
+    def _smooth(self, rtt_s: float) -> None:
+        if not self._usual_s:
+            self._usual_s = rtt_s
+        self._spread_s += SMOOTHING * (abs(rtt_s - self._usual_s) - self._spread_s)
+        self._usual_s += SMOOTHING * (rtt_s - self._usual_s)
 
     def _greet(self, message: Message) -> None:
         if not isinstance(message, Hello):

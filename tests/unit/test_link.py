@@ -164,8 +164,7 @@ def test_a_program_that_was_busy_itself_takes_nobody_for_dead():
 
 
 @pytest.mark.parametrize(
-    ("round_trips", "dead_after_s"),
-    [([0.1] * 12, 2.5), ([0.1, 0.13] * 6, 2.5), ([0.1, 0.4] * 6, 5.0), ([0.1] * 6 + [0.9] + [0.1] * 3, 2.5)],
+    ("round_trips", "dead_after_s"), [([0.1] * 12, 2.5), ([0.1, 0.13] * 6, 2.5), ([0.1, 0.4] * 6, 5.0)]
 )
 def test_an_unsteady_line_gets_more_patience(round_trips, dead_after_s):
     link, now = opened(Patience(ping_after_s=0.5, dead_after_s=2.5)), 0.0
