@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 WINDOW = 8  # steps
 SLOW = 3.0  # times what is expected
 SLOW_S = 0.02  # and so much more than that: below, nobody notices
+LEAST_S = 0.001  # a hop's share of a step: below, what is read in one go decides
 PATIENCE = 64  # steps until a hop that was not left, or its successor, may be found slow again; doubles each time
 
 
@@ -30,14 +31,14 @@ class Pace:
 
     def add(self, took_s: float) -> None:
         """One more step."""
-        self._last.append(took_s)
+        self._last.append(max(took_s, LEAST_S))
         if len(self._last) == WINDOW:
             self.best_s = min(self.best_s, self.mean_s)
 
     @property
     def usual_s(self) -> float:
         """What it takes when all is well: as promised, or the best that was seen."""
-        return min(self.expected_s, self.best_s)
+        return max(LEAST_S, min(self.expected_s, self.best_s))
 
     @property
     def mean_s(self) -> float:

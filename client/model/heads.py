@@ -15,8 +15,6 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from shoal.client.model.loading import Loaded
     from shoal.client.model.remote_sequential import RemoteSequential
     from torch import nn
@@ -39,20 +37,6 @@ class WithHead(Distributed):
     def blocks(self) -> RemoteSequential:
         """The blocks in the swarm."""
         return self.model.h
-
-    @property
-    def active_session(self) -> InferenceSession | None:
-        """The session of the `with` around this call, in this thread or task."""
-        return self.blocks.active_session
-
-    def use_session(self, session: InferenceSession | None) -> AbstractContextManager[InferenceSession | None]:
-        """Let calls inside go on in `session`; None: in none."""
-        return self.blocks.use_session(session)
-
-    def inference_session(self, *, max_length: int | None = None) -> AbstractContextManager[InferenceSession]:
-        """A new session with room for `max_length` tokens of each sequence (None: it grows): calls inside, several of
-        `generate` too, go on where the last one ended."""
-        return self.blocks.inference_session(max_length=max_length)
 
     def get_input_embeddings(self) -> nn.Module:
         """Token ids to what goes into the first block."""

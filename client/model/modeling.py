@@ -106,6 +106,25 @@ class Distributed(PreTrainedModel):  # type: ignore[misc]  # transformers has no
         """Of the ends and of hidden states."""
         return self.loaded.blocks.dtype
 
+    # -- sessions, as `RemoteSequential` has them --------------------------------------------------------------------
+
+    @property
+    def active_session(self) -> InferenceSession | None:
+        """The session of the `with` around this call, in this thread or task."""
+        active: InferenceSession | None = self.blocks.active_session
+        return active
+
+    def use_session(self, session: InferenceSession | None) -> AbstractContextManager[InferenceSession | None]:
+        """Let calls inside go on in `session`; None: in none."""
+        within: AbstractContextManager[InferenceSession | None] = self.blocks.use_session(session)
+        return within
+
+    def inference_session(self, *, max_length: int | None = None) -> AbstractContextManager[InferenceSession]:
+        """A new session with room for `max_length` tokens of each sequence (None: it grows): calls inside, several of
+        `generate` too, go on where the last one ended."""
+        within: AbstractContextManager[InferenceSession] = self.blocks.inference_session(max_length=max_length)
+        return within
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """`to`, `cuda`, `cpu`: the ends are read anew for another device. Errors: `ValueError` for another dtype."""
         moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
@@ -131,6 +150,11 @@ class DistributedModel(Distributed):
     def ends(self) -> Ends:
         """Embedding, norm and head."""
         return self.loaded.ends
+
+    @property
+    def blocks(self) -> RemoteSequential:
+        """The blocks in the swarm."""
+        return self.h
 
     @property
     def layers(self) -> RemoteSequential:
@@ -222,21 +246,6 @@ class DistributedModel(Distributed):
         positions = torch.arange(input_ids.shape[-1]) if position_ids is None else position_ids
         flat = self.ends.embed(input_ids.reshape(-1), positions.expand_as(input_ids).reshape(-1))
         return flat.clone().view(*input_ids.shape, -1)
-
-    # -- sessions, as `RemoteSequential` has them --------------------------------------------------------------------
-
-    @property
-    def active_session(self) -> InferenceSession | None:
-        """The session of the `with` around this call."""
-        return self.h.active_session
-
-    def use_session(self, session: InferenceSession | None) -> AbstractContextManager[InferenceSession | None]:
-        """See `RemoteSequential.use_session`."""
-        return self.h.use_session(session)
-
-    def inference_session(self, *, max_length: int | None = None) -> AbstractContextManager[InferenceSession]:
-        """See `RemoteSequential.inference_session`."""
-        return self.h.inference_session(max_length=max_length)
 
 
 def check_others(others: dict[str, Any]) -> None:
