@@ -18,6 +18,7 @@ from shoal.client.backend import Shape
 from shoal.client.measured import Measured
 from shoal.client.options import Model, SessionOptions
 from shoal.client.prefix import Prefix
+from shoal.client.presence import Presence
 from shoal.client.remote import RemoteSession
 from shoal.peer.errors import NoRouteError
 from shoal.peer.link import IMPATIENT
@@ -86,6 +87,7 @@ class Swarm:
         config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock)
         self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost, self._on_open)
         self._met = Acquaintance(self._pool, place.clock, place.rng)
+        self.presence = Presence(self._pool, place.clock)
         self._tasks = asyncio.TaskGroup()
         self._watching: asyncio.Task[None] | None = None
 
@@ -129,6 +131,7 @@ class Swarm:
         old = replace(self._view, peers=tuple(p for p in self._view.peers if p.peer_id not in withdrawn))
         self._view = fold(old, fresh, now)
         self._met.greet(self._view)
+        self.presence.refreshed(self._view)
         return self._view
 
     async def wait_covered(self, timeout_s: float, on_view: Callable[[View], None] | None = None) -> View:
@@ -172,7 +175,7 @@ class Swarm:
 
     def plan(self, plan: Plan, work: Work) -> Route | NoRoute:
         """Hops for a lost span, from the latest view and what was measured."""
-        now, knowledge = self._place.wall(), self._knowledge()
+        now, knowledge = self._place.wall(), self.knowledge()
         request = RouteRequest(
             plan.start, plan.stop, prompt_tokens=work.prompt_tokens, new_tokens=work.new_tokens,
             kv_tokens=work.max_tokens, avoid=plan.avoid, knowledge=knowledge, upstream=plan.upstream,
@@ -190,7 +193,7 @@ class Swarm:
 
     def chunk_tokens(self, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:
         """In which pieces a prompt passes a route soonest."""
-        return chunk_of(self._view.columns, self._knowledge(), hops, tokens, token_bytes)
+        return chunk_of(self._view.columns, self.knowledge(), hops, tokens, token_bytes)
 
     def blame(self, error: HopError) -> None:
         """Remember a failure."""
@@ -206,7 +209,7 @@ class Swarm:
 
     # -- keeping up -----------------------------------------------------------------------------------------------
 
-    def _knowledge(self) -> Knowledge:
+    def knowledge(self) -> Knowledge:
         """All that was measured so far, by sessions that still run too."""
         now = self._place.wall()
         for session in self._sessions.values():
@@ -233,9 +236,7 @@ class Swarm:
         stop, token_bytes = options.stop or self.model.n_blocks, row_bytes(options.dtype, self.model.width)
         work = Work(0, 1, options.max_tokens, CHUNK_TOKENS, token_bytes)
         found = self.plan(Plan(options.start, stop, frozenset(), None, None), work)
-        slow = isinstance(found, Route) and lines_hold_up(
-            self._view.columns, self._knowledge(), found.hops, token_bytes
-        )
+        slow = isinstance(found, Route) and lines_hold_up(self._view.columns, self.knowledge(), found.hops, token_bytes)
         return "int8" if slow else options.dtype
 
     def _precision(self, peer_id: str) -> str:
@@ -246,7 +247,8 @@ class Swarm:
         while True:
             await asyncio.sleep(self._place.refresh_s)
             await self.refresh()
-            self._met.tidy({hop.peer_id for session in self._sessions.values() for hop in session.route})
+            needed = {hop.peer_id for session in self._sessions.values() for hop in session.route}
+            self._met.tidy(needed | self.presence.watched)
 
     def _on_message(self, channel: Channel, message: Message) -> None:
         session = self._sessions.get(getattr(message, "session", b""))
@@ -255,17 +257,17 @@ class Swarm:
 
     def _on_open(self, peer_id: str) -> None:
         self._met.opened(peer_id)
+        self.presence.opened(peer_id)
 
     def _on_lost(self, peer_id: str, why: str) -> None:
         self._met.lost(peer_id)
+        self.presence.lost(peer_id)
         for session in list(self._sessions.values()):
             session.on_lost(peer_id, f"{peer_id} {why}")
 
     def _why_missing(self) -> str:
-        missing = ", ".join(map(str, self._view.missing()))
-        return (
-            f"no peer serves blocks {missing}: wait for one (--wait 60) or start one. {self._revision_hint()}".rstrip()
-        )
+        missing, hint = ", ".join(map(str, self._view.missing())), self._revision_hint()
+        return f"no peer serves blocks {missing}: wait for one (--wait 60) or start one. {hint}".rstrip()
 
     def _revision_hint(self) -> str:
         if not self._other_revisions:

@@ -39,6 +39,7 @@ CORES = (
     "client/measured.py",
     "client/options.py",
     "client/prefix.py",
+    "client/presence.py",
     "client/handover.py",
     "client/moving.py",
     "client/session.py",

@@ -1,0 +1,69 @@
+"""Who is there, by a client's own links: a killed peer is seen long before its record expires."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.sim.clock import run
+from tests.sim.swarm import generate, world
+
+SPANS = [(0, 6), (0, 3), (3, 6)]
+NAMES = ("p0", "p1", "p2")
+
+
+def seen(swarm):
+    return {name: swarm.presence.of(name) for name in NAMES}
+
+
+def test_an_onlooker_sees_a_killed_peer_and_its_return():
+    async def main():
+        told = []
+        async with world(3, SPANS) as it, it.client() as swarm:
+            await asyncio.sleep(60)  # links that nobody needs are closed by then
+            told.append(seen(swarm))
+            with swarm.presence.watching():
+                await asyncio.sleep(40)
+                told.append(seen(swarm))
+                await it.kill("p1")
+                await asyncio.sleep(4)
+                told.append((seen(swarm), swarm.presence.gone(), [peer.peer_id for peer in swarm.view.peers]))
+                await it.start("p1")
+                await asyncio.sleep(3)
+                told.append((seen(swarm), swarm.presence.gone()))
+        return told
+
+    idle, watched, (killed, gone, announced), back = run(main())
+    assert idle == dict.fromkeys(NAMES, "unknown")
+    assert watched == dict.fromkeys(NAMES, "here")
+    assert killed == {"p0": "here", "p1": "lost", "p2": "here"}
+    assert gone == {"p1"}
+    assert announced == list(NAMES)  # its record is still there
+    assert back == (dict.fromkeys(NAMES, "here"), frozenset())
+
+
+def test_who_never_let_us_in_is_not_called_lost():
+    async def main():
+        async with world(4, SPANS) as it:
+            it.net.kill("p2")
+            async with it.client() as swarm:
+                with swarm.presence.watching():
+                    await asyncio.sleep(5)
+                    return seen(swarm), swarm.presence.gone()
+
+    assert run(main()) == ({"p0": "here", "p1": "here", "p2": "unreached"}, frozenset())
+
+
+def test_links_are_closed_again_when_nobody_looks_on():
+    async def main():
+        async with world(5, SPANS) as it, it.client() as swarm:
+            with swarm.presence.watching():
+                await asyncio.sleep(100)
+                during = seen(swarm)
+            await generate(swarm, [1, 2, 3], 4)
+            await asyncio.sleep(60)
+            return during, seen(swarm), swarm.presence.watched
+
+    during, after, watched = run(main())
+    assert during == dict.fromkeys(NAMES, "here")
+    assert after == dict.fromkeys(NAMES, "unknown")
+    assert watched == set()
