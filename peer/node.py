@@ -54,7 +54,8 @@ class Node:
         self.steps = Steps(engine, self.book, self, config)
         self.tally = self.steps.tally
         self.broken = self.steps.broken  # set when the device is lost for good; every lease has ended then
-        self._clients: dict[str, Channel] = {}
+        self._links: set[Channel] = set()  # all that others opened
+        self._clients: dict[str, Channel] = {}  # the link over which each of them was heard last
         self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._now = config.clock
         pool = PoolConfig(config.agent, IMPATIENT, clock=config.clock)  # of next hops, for which sessions wait
@@ -71,7 +72,7 @@ class Node:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for channel in list(self._clients.values()):
+        for channel in list(self._links):
             channel.close()
         for task in self._running:
             task.cancel()
@@ -109,16 +110,21 @@ class Node:
     async def _serve(self, stream: Stream) -> None:
         """One incoming link, from a client or from a previous hop."""
         channel = Channel(stream, self.config.agent, self.config.patience, self._now)
-        self._clients[channel.remote] = channel
-        self.book.client_lost(channel.remote, self._now())  # whatever it held was opened over an earlier link
+        self._links.add(channel)
         try:
             await channel.run(self._on_message)
         finally:
+            self._links.discard(channel)
             if self._clients.get(channel.remote) is channel:
                 del self._clients[channel.remote]
                 self.book.client_lost(channel.remote, self._now())
 
     def _on_message(self, channel: Channel, message: Message) -> None:
+        # A link stands for its client from its first message on: one that the client gave up while it was being
+        # opened may still come about later, and must not take the place of the one in use.
+        if self._clients.get(channel.remote) is not channel:
+            self._clients[channel.remote] = channel
+            self.book.client_lost(channel.remote, self._now())  # whatever it held was opened over an earlier link
         if isinstance(message, Hidden):
             self._on_hidden(channel, message)
         elif isinstance(message, Open):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.peer.errors import HopClosed
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Way: TypeAlias = tuple[str, str]  # from one machine to another
 REPEAT_S = 0.2  # after which TCP sends a lost packet again; twice as long after each further loss
+LATE_S = 2.0  # a stream that nobody waits for any more opens at most so long after the way is there again
 _RESET = None  # arrives in place of bytes
 
 
@@ -125,6 +127,7 @@ class SimNetwork:
         self.hung: dict[str, list[tuple[SimStream, bytes | None]]] = {}
         self.cut: dict[Way, list[tuple[SimStream, bytes | None]]] = {}
         self._streams: dict[str, dict[SimStream, None]] = defaultdict(dict)  # by their local end
+        self._abandoned: list[Way] = []  # whoever wanted a stream waits no more, but it may still come about
         self.apart: set[Way] = set()  # who cannot open a stream to whom
         self.trace: list[tuple[float, str, str, int]] = []
         self.on_frames: Callable[[str, str, bytes], None] | None = None
@@ -197,6 +200,35 @@ class SimNetwork:
                 return self.hung[name]
         return self.cut.get((source, target))
 
+    def blocked(self, source: str, target: str) -> bool:
+        """Whether a new stream between them would wait."""
+        return self.holding(source, target) is not None or self.holding(target, source) is not None
+
+    def open(self, source: str, target: str) -> SimStream:
+        """A stream, by its near end. Errors: `HopClosed`."""
+        serve = self.servers.get(target)
+        none = serve is None or (source, target) in self.apart
+        if none or self.dead & {source, target} or self.offline & {source, target}:
+            raise HopClosed(target, f"{target} cannot be reached")
+        ours, theirs = SimStream(self, source, target), SimStream(self, target, source)
+        ours.other, theirs.other = theirs, ours
+        self.add(ours)
+        self.add(theirs)
+        self.tasks.create_task(_quietly(serve(theirs)))
+        return ours
+
+    def _open_late(self, source: str, target: str) -> None:
+        if self.blocked(source, target):
+            self._abandoned.append((source, target))
+            return
+        with suppress(HopClosed):
+            self.open(source, target).close()
+
+    def abandon(self, source: str, target: str) -> None:
+        """Who wanted a stream waits no more. As with libp2p it comes about all the same once the way is there."""
+        if self.blocked(source, target):
+            self._abandoned.append((source, target))
+
     def streams_of(self, local: str, remote: str | None = None) -> list[SimStream]:
         """Ends of open streams that lie at a machine (and lead to one other)."""
         return [stream for stream in self._streams[local] if remote in (None, stream.remote)]
@@ -210,6 +242,9 @@ class SimNetwork:
     def _flush(self, held: Iterable[tuple[SimStream, bytes | None]]) -> None:
         for stream, data in held:
             stream.arrive(data)
+        waiting, self._abandoned = self._abandoned, []
+        for way in waiting:
+            asyncio.get_running_loop().call_later(self._rng.random() * LATE_S, self._open_late, *way)
         self.changed.set()
         self.changed.clear()
 
@@ -224,17 +259,13 @@ class SimTransport:
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> SimStream:
         net, me = self.net, self.peer_id
         await asyncio.sleep(2 * net.delay(me, peer_id))
-        while net.holding(me, peer_id) is not None or net.holding(peer_id, me) is not None:
-            await net.changed.wait()  # for ever, if nothing changes: whoever calls knows how long to wait
-        serve = net.servers.get(peer_id)
-        if serve is None or net.dead & {peer_id, me} or net.offline & {peer_id, me} or (me, peer_id) in net.apart:
-            raise HopClosed(peer_id, f"{peer_id} cannot be reached")
-        ours, theirs = SimStream(net, me, peer_id), SimStream(net, peer_id, me)
-        ours.other, theirs.other = theirs, ours
-        net.add(ours)
-        net.add(theirs)
-        net.tasks.create_task(_quietly(serve(theirs)))
-        return ours
+        try:
+            while net.blocked(me, peer_id):
+                await net.changed.wait()  # for ever, if nothing changes: whoever calls knows how long to wait
+        except asyncio.CancelledError:
+            net.abandon(me, peer_id)
+            raise
+        return net.open(me, peer_id)
 
     async def serve(self, on_stream: Callable[[SimStream], Awaitable[None]]) -> None:
         self.net.servers[self.peer_id] = on_stream
