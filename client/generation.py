@@ -123,12 +123,12 @@ async def generate(
     ids = list(prompt_ids)
     if session.position >= len(ids):
         raise GenerationError(f"The session already holds {session.position} tokens; the prompt has {len(ids)}.")
-    session.recall_with(lambda start, stop: _embed(ends, ids[start:stop], start))
+    session.recall_with(lambda start, stop: embed(ends, ids[start:stop], start))
     sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
     await session.ready(ids)
     for left in reversed(range(count)):
-        hidden = await session.step(_embed(ends, ids[session.position :], session.position), Want.LAST)
-        logits = await _off_loop(ends, ends.logits, hidden)
+        hidden = await session.step(embed(ends, ids[session.position :], session.position), Want.LAST)
+        logits = await off_loop(ends, ends.logits, hidden)
         choice = sampler.choose(logits[-1], ids)
         ids.append(choice.token_id)
         text, finish = writer.write(choice.token_id, last=left == 0)
@@ -142,16 +142,21 @@ def room(spec: ModelSpec, prompt_ids: Sequence[int], max_new_tokens: int) -> int
 
     Errors: `GenerationError` (no prompt, or ids that are not in the vocabulary), `PromptTooLong`.
     """
-    if not prompt_ids:
-        raise GenerationError("The prompt is empty; give at least one token.")
-    if strangers := [token for token in prompt_ids if not 0 <= token < spec.vocab_size]:
-        raise GenerationError(f"Token id {strangers[0]} is not in the model's vocabulary of {spec.vocab_size}.")
+    check_ids(spec, prompt_ids)
     if len(prompt_ids) >= spec.max_position:
         raise PromptTooLong(
             f"The prompt has {len(prompt_ids)} tokens, but the model's context of {spec.max_position} must hold it and "
             "at least one new token; shorten the prompt."
         )
     return min(max_new_tokens, spec.max_position - len(prompt_ids))
+
+
+def check_ids(spec: ModelSpec, token_ids: Sequence[int]) -> None:
+    """Errors: `GenerationError` where there are none, or one is not in the vocabulary."""
+    if not token_ids:
+        raise GenerationError("The prompt is empty; give at least one token.")
+    if strangers := [token for token in token_ids if not 0 <= token < spec.vocab_size]:
+        raise GenerationError(f"Token id {strangers[0]} is not in the model's vocabulary of {spec.vocab_size}.")
 
 
 def prompt_of(spec: ModelSpec, prompt_ids: Sequence[int]) -> Prompt:
@@ -204,11 +209,13 @@ def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
     return decode
 
 
-def _embed(ends: Ends, ids: Sequence[int], start: int) -> torch.Tensor:
+def embed(ends: Ends, ids: Sequence[int], start: int) -> torch.Tensor:
+    """Hidden states `[n, hidden]` of `ids`, the first at position `start`."""
     return ends.embed(torch.tensor(ids), torch.arange(start, start + len(ids)))
 
 
-async def _off_loop(ends: Ends, work: Callable[[torch.Tensor], T], hidden: torch.Tensor) -> T:
+async def off_loop(ends: Ends, work: Callable[[torch.Tensor], T], hidden: torch.Tensor) -> T:
+    """`work(hidden)`, in a thread where it would hold the event loop up."""
     if ends.spec.vocab_size * ends.spec.hidden_size <= INLINE_WEIGHTS:
         return work(hidden)
     return await asyncio.to_thread(work, hidden)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from shoal.client.cli.children import Children
-    from shoal.client.cli.completion import ClientModel, Outcome
+    from shoal.client.cli.completion import Outcome
+    from shoal.client.local import ClientModel
 
 MODEL = "demo"
 PROMPT = '''\
@@ -94,7 +95,7 @@ def as_json(outcome: Outcome, peers: list[DemoPeer]) -> dict[str, object]:
         "tokens": len(completion.pieces),
         "token_ids": completion.token_ids,
         "prompt_token_ids": outcome.prompt_ids,
-        "route": route_json(outcome.route),
+        "route": route_json(completion.route),
         "tokens_per_s": completion.tokens_per_s,
         "ttft_s": completion.ttft_s,
         "peers": [
@@ -155,7 +156,7 @@ def _identity(folder: str, name: str) -> list[str]:
 
 
 def _client_model() -> ClientModel:
-    from shoal.client.cli.completion import load_model
+    from shoal.client.local import load_model
 
     return load_model(MODEL, None)
 
@@ -185,7 +186,7 @@ def _writer(prompt: str) -> Callable[[str], None]:
 def _figures(outcome: Outcome) -> str:
     completion = outcome.completion
     return (
-        f"route:               {route_line(outcome.route)}\n"
+        f"route:               {route_line(completion.route)}\n"
         f"speed:               {completion.tokens_per_s:.1f} tokens/s ({len(completion.pieces)} tokens)\n"
         f"time to first token: {completion.ttft_s:.2f} s"
     )

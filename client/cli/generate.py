@@ -32,7 +32,8 @@ def generate(argv: list[str]) -> int:
     invite = Invite.parse(arguments.join)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     quiet_libraries()
-    from shoal.client.cli.completion import complete, load_model
+    from shoal.client.cli.completion import complete
+    from shoal.client.local import load_model
 
     request = _request(arguments, prompt)
     model = load_model(arguments.model or invite.model, arguments.dtype, arguments.revision)
@@ -52,9 +53,9 @@ def as_json(outcome: Outcome) -> dict[str, object]:
         "text": completion.text,
         "token_ids": completion.token_ids,
         "prompt_token_ids": outcome.prompt_ids,
-        "cached_tokens": outcome.cached_tokens,
-        "route": route_json(outcome.route),
-        "repairs": outcome.repairs,
+        "cached_tokens": completion.cached_tokens,
+        "route": route_json(completion.route),
+        "repairs": completion.repairs,
         "finish": completion.finish,
         "ttft_s": completion.ttft_s,
         "tokens_per_s": completion.tokens_per_s,
@@ -112,6 +113,6 @@ def _figures(outcome: Outcome) -> str:
     completion = outcome.completion
     count = len(completion.pieces)
     return (
-        f"route: {route_line(outcome.route)}\n"
+        f"route: {route_line(completion.route)}\n"
         f"{count} tokens, {completion.tokens_per_s:.1f} tokens/s, first after {completion.ttft_s:.2f} s"
     )

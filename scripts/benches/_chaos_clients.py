@@ -15,7 +15,7 @@ from shoal.client.options import SessionOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shoal.client.cli.completion import ClientModel
+    from shoal.client.local import ClientModel
     from shoal.client.remote import RemoteSession
     from shoal.client.swarm import Swarm
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from shoal.client.cli.completion import ClientModel
+    from shoal.client.local import ClientModel
     from shoal.client.remote import RemoteSession
 
 PROMPT = 8

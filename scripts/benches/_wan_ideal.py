@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from _wan_swarm import Setting
     from shoal.blocks.span import Span
-    from shoal.client.cli.completion import ClientModel
+    from shoal.client.local import ClientModel
 
 STEPS = 20
 

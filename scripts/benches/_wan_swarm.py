@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from _swarm import median
 from shoal.client.cli.children import Child, Children
-from shoal.client.cli.completion import ClientModel, load_model
+from shoal.client.local import ClientModel, load_model
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import Swarm, SwarmOptions, join_swarm
 from shoal.dht.invite import Invite

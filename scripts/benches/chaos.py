@@ -20,8 +20,8 @@ from _report import print_table, write_json
 from _swarm import run, tell
 from shoal.client.cli.children import Children
 from shoal.client.cli.complaint import CommandError
-from shoal.client.cli.completion import ClientModel, load_model
 from shoal.client.cli.terminal import quiet_libraries
+from shoal.client.local import ClientModel, load_model
 from shoal.client.options import Model
 from shoal.client.swarm import join_swarm
 from shoal.dht.invite import Invite

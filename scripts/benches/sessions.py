@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from _report import print_table, write_json
 from _swarm import Shape, decode, run, swarm_of, tell
-from shoal.client.cli.completion import ClientModel, load_model
+from shoal.client.local import ClientModel, load_model
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import Swarm, join_swarm
 

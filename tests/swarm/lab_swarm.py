@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from shoal.client.cli.children import Children
-from shoal.client.cli.completion import load_model
+from shoal.client.local import load_model
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import SwarmOptions, join_swarm
 from shoal.dht.invite import Invite

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from shoal.client.cli.children import Children
-from shoal.client.cli.completion import load_model
+from shoal.client.local import load_model
 from shoal.client.swarm import Model, SessionOptions, join_swarm
 from shoal.dht.invite import Invite
 

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 import torch
 from shoal.client.cli.children import Children
-from shoal.client.cli.completion import load_model
 from shoal.client.generation import GenerationOptions, prompt_of
 from shoal.client.generation import generate as complete
+from shoal.client.local import load_model
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import join_swarm
 from shoal.dht.invite import Invite

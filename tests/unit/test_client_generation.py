@@ -20,6 +20,7 @@ from shoal.client.cli.completion import Outcome
 from shoal.client.cli.generate import as_json
 from shoal.client.generation import Completion, GenerationError, GenerationOptions, eos_token_ids, generate, room
 from shoal.client.sampling import Sampling, SamplingError
+from shoal.client.serving import Answer
 from shoal.peer.wire import Want
 from shoal.routing.route import Hop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -272,7 +273,8 @@ def test_end_tokens_are_read_as_transformers_writes_them(
 
 def test_what_was_held_of_the_prompt_is_in_the_json(checkpoint: Checkpoint) -> None:
     completion = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=3))
-    told = as_json(Outcome(PROMPT, completion, (Hop("a", 0, 5),), repairs=2, cached_tokens=4))
+    answer = Answer(completion.started_at, completion.pieces, 0, (Hop("a", 0, 5),), repairs=2, cached_tokens=4)
+    told = as_json(Outcome(PROMPT, answer))
     assert (told["cached_tokens"], told["repairs"], told["prompt_token_ids"]) == (4, 2, PROMPT)
     assert json.loads(json.dumps(told)) == told
 

@@ -1,0 +1,163 @@
+"""Many requests over one swarm of three real peers: what each gets is what transformers computes whole, in fp32."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from processes import Processes
+from python_swarm import start_swarm, whole_model
+from shoal.blocks.errors import PromptTooLong
+from shoal.client.generation import GenerationError, GenerationOptions
+from shoal.client.local import load_model
+from shoal.client.options import Model
+from shoal.client.sampling import Sampling
+from shoal.client.serving import Ask, Serving
+from shoal.client.swarm import join_swarm
+from shoal.dht.invite import Invite
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from shoal.client.local import ClientModel
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
+
+TEXT = '''\
+class PhoneBook:
+    """Names and their numbers."""
+
+    def __init__(self):
+        self._numbers = {}
+
+    def __contains__(self, name):
+        return name in self._numbers
+
+    def add(self, name, number):
+        if name in self._numbers:
+            raise ValueError(f"{name} is in the book already")
+        self._numbers[name] = number
+
+    def remove(self, name):
+'''
+SHORT = "import"
+
+
+@pytest.fixture(scope="module")
+def invite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Invite]:
+    with Processes() as running:
+        yield Invite.parse(start_swarm(running, tmp_path_factory.mktemp("keys")))
+
+
+@pytest.fixture(scope="module")
+def model() -> ClientModel:
+    return load_model("demo", "float32")
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[torch.nn.Module]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield whole_model()
+    torch.set_num_threads(threads)
+
+
+def tokens(model: ClientModel, text: str = TEXT) -> tuple[int, ...]:
+    return tuple(model.tokenizer(text)["input_ids"])
+
+
+def greedy(whole: torch.nn.Module, ids: tuple[int, ...], count: int) -> list[int]:
+    given = torch.tensor([ids])
+    out = whole.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False)
+    return out[0, len(ids) :].tolist()
+
+
+@asynccontextmanager
+async def serving(invite: Invite, model: ClientModel) -> AsyncIterator[Serving]:
+    spec = model.ends.spec
+    about = Model(spec.n_blocks, spec.hidden_size, model.checkpoint.revision)
+    async with join_swarm(invite, about) as swarm:
+        await swarm.wait_covered(30)
+        yield Serving(swarm, model)
+
+
+async def answers(serving: Serving, ask: Ask):
+    async with serving.stream(ask) as stream:
+        seen = [news async for news in stream]
+    for answer in stream.answers:
+        assert [piece for index, piece in seen if index == answer.index] == answer.pieces
+    return stream.answers
+
+
+async def leases(serving: Serving, *, wanted: bool) -> None:
+    """Wait until some peer announces leases, or none does."""
+    async with asyncio.timeout(15):
+        while any(peer.queue for peer in (await serving.swarm.refresh()).peers) != wanted:
+            await asyncio.sleep(0.1)
+
+
+async def test_requests_side_by_side_get_what_transformers_computes(invite, model, whole) -> None:
+    prompts = [tokens(model), tokens(model, SHORT), tokens(model, "def f(x):\n    return")]
+    async with serving(invite, model) as it, asyncio.TaskGroup() as tasks:
+        runs = [tasks.create_task(answers(it, Ask(ids, GenerationOptions(12)))) for ids in prompts]
+    for ids, run in zip(prompts, runs, strict=True):
+        (answer,) = run.result()
+        assert answer.token_ids == greedy(whole, ids, 12)
+        assert answer.text == model.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+        assert answer.route[0].start == 0
+        assert answer.route[-1].stop == 12
+        assert answer.ttft_s > 0 < answer.tokens_per_s
+    assert it.in_flight == 0
+
+
+async def test_answers_to_one_ask_differ_by_their_seeds_and_run_the_prompt_once(invite, model) -> None:
+    ids, options = tokens(model), GenerationOptions(8, Sampling(temperature=1.0, seed=5))
+    async with serving(invite, model) as it:
+        together = await answers(it, Ask(ids, options, n=3))
+        second = GenerationOptions(8, Sampling(temperature=1.0, seed=6))
+        (alone,) = await answers(it, Ask(ids, second))
+    assert len({tuple(answer.token_ids) for answer in together}) == 3
+    assert together[1].token_ids == alone.token_ids
+    assert together[0].cached_tokens == 0
+    assert [answer.cached_tokens for answer in together[1:]] == [(len(ids) - 1) // 64 * 64] * 2
+
+
+async def test_a_stream_that_is_left_frees_the_peers_at_once(invite, model) -> None:
+    async with serving(invite, model) as it:
+        async with it.stream(Ask(tokens(model), GenerationOptions(500), n=2)) as stream:
+            await leases(it, wanted=True)
+            assert it.in_flight == 1
+        assert it.in_flight == 0
+        assert not any(answer.finish for answer in stream.answers)
+        await leases(it, wanted=False)
+        async with asyncio.timeout(5):
+            (after,) = await answers(it, Ask(tokens(model, SHORT), GenerationOptions(2)))
+        assert len(after.pieces) == 2
+
+
+async def test_embeddings_are_the_last_hidden_states(invite, model, whole) -> None:
+    ids = tokens(model)
+    async with serving(invite, model) as it:
+        found = await it.embed(ids)
+    with torch.no_grad():
+        expected = whole.base_model(torch.tensor([ids])).last_hidden_state[0]
+    assert (found - expected).abs().max() < 1e-3
+
+
+async def test_what_cannot_be_run_is_said_before_anything_is_sent(invite, model) -> None:
+    spec = model.ends.spec
+    async with serving(invite, model) as it:
+        with pytest.raises(GenerationError, match="empty"):
+            it.stream(Ask((), GenerationOptions()))
+        with pytest.raises(GenerationError, match="n is 0"):
+            Ask((1,), GenerationOptions(), n=0)
+        with pytest.raises(GenerationError, match="not in the model's vocabulary"):
+            await it.embed([spec.vocab_size])
+        with pytest.raises(PromptTooLong, match="shorten"):
+            it.stream(Ask((1,) * spec.max_position, GenerationOptions()))
+        with pytest.raises(PromptTooLong, match="Shorten"):
+            await it.embed((1,) * (spec.max_position + 1))
+        assert it.in_flight == 0
