@@ -6,10 +6,16 @@ It stands here because `peer` and `client` both build on `dht`, which builds on 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NoReturn
+import os
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shoal.dht.swarms import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+JOIN_HELP = "the swarm: its invite, or a name that `shoal swarms` keeps it under (default: $SHOAL_JOIN)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,10 +30,67 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, unless `parser_of` is what looks."""
+        if _looking.get():
+            raise _Seen(self)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         line = " ".join(message.split())
         self.exit(2, f"{self.prog}: {line} (`{self.prog} --help` tells more)\n")
+
+
+_looking: ContextVar[bool] = ContextVar("looking", default=False)
+
+
+class _Seen(Exception):
+    """Carries a parser out of a command that was about to read its words."""
+
+    def __init__(self, parser: Parser) -> None:
+        super().__init__(parser.prog)
+        self.parser = parser
+
+
+def parser_of(command: Callable[[list[str]], int]) -> Parser:
+    """The parser of a command, which is not run: each one's first act is to read its words.
+
+    Errors: `TypeError` for a command that reads them otherwise.
+    """
+    token = _looking.set(True)
+    try:
+        command([])
+    except _Seen as seen:
+        return seen.parser
+    finally:
+        _looking.reset(token)
+    raise TypeError(f"{command} does not begin by reading its arguments with dht.arguments.Parser")
+
+
+def add_join(parser: argparse.ArgumentParser, *, needed: bool = True, help_text: str = JOIN_HELP) -> None:
+    """`--join`, whose value `dht.swarms.find_invite` reads. Where it is not given SHOAL_JOIN counts."""
+    default = os.environ.get(VARIABLE) or None
+    parser.add_argument(
+        "--join", required=needed and default is None, default=default, metavar="INVITE", help=help_text
+    )
+
+
+def add_subcommands(parser: argparse.ArgumentParser) -> Callable[[str, str, str], argparse.ArgumentParser]:
+    """Let `parser` take a further word, kept as `action`; what is returned adds one: (name, summary, example)."""
+    made = parser.add_subparsers(dest="action", required=True, metavar="COMMAND", title="commands", parser_class=_Sub)
+
+    def add(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return made.add_parser(name, help=summary, summary=summary, example=example)
+
+    return add
+
+
+class _Sub(Parser):
+    """What `add_subparsers` makes: it says the program's name itself."""
+
+    def __init__(self, *, prog: str, summary: str, example: str) -> None:
+        super().__init__(prog.removeprefix("shoal "), summary, example)
 
 
 def whole(low: int) -> Callable[[str], int]:

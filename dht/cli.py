@@ -9,12 +9,14 @@ import logging
 import secrets
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.dht.arguments import Parser, port
 from shoal.dht.errors import HostError
 from shoal.dht.invite import MAX_PEERS, Invite
+from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
     import argparse
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from shoal.dht.host import Host
     from shoal.dht.identity import Identity
 
+DEFAULT_SWARM = "default"
 MODEL_HELP = "the swarm's model: a directory, a hub name or demo"
 EXAMPLE_MADDR = "/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo..."
 
@@ -42,9 +45,18 @@ def invite(argv: list[str]) -> int:
 
     Errors: `InviteError`.
     """
-    options = _invite_options().parse_args(argv)
-    secret = secrets.token_bytes(32) if options.private else None
-    token = Invite(options.swarm, options.model, tuple(options.peers), secret).encode()
+    parser = _invite_options()
+    options = parser.parse_args(argv)
+    if options.join is not None:
+        if options.model or options.private or options.swarm != DEFAULT_SWARM:
+            parser.error("--join keeps the model, name and secret of that swarm: leave --model, --swarm, --private out")
+        known = find_invite(options.join)
+        token = replace(known, peers=tuple(options.peers or known.peers)).encode()
+    else:
+        if not options.peers or not options.model:
+            parser.error("give --peers and --model, or --join for the invite of a swarm that there is")
+        secret = secrets.token_bytes(32) if options.private else None
+        token = Invite(options.swarm, options.model, tuple(options.peers), secret).encode()
     print(json.dumps({"invite": token}) if options.json else token)
     return 0
 
@@ -72,7 +84,8 @@ def _invite_options() -> argparse.ArgumentParser:
         "Print the token that lets others join a swarm.",
         f"shoal invite --model demo --peers {EXAMPLE_MADDR}",
     )
-    parser.add_argument("--peers", nargs="+", required=True, metavar="MADDR", help="addresses of bootstrap nodes")
+    parser.add_argument("--peers", nargs="+", metavar="MADDR", help="addresses of bootstrap nodes")
+    parser.add_argument("--join", metavar="INVITE", help="of this swarm (an invite or a kept name), with other --peers")
     _add_swarm_options(parser, default_model=None)
     return parser
 
@@ -81,11 +94,12 @@ def _add_swarm_options(parser: argparse.ArgumentParser, default_model: str | Non
     parser.add_argument(
         "--model",
         default=default_model,
-        required=default_model is None,
         metavar="M",
         help=f"{MODEL_HELP} (default {default_model})" if default_model else MODEL_HELP,
     )
-    parser.add_argument("--swarm", default="default", metavar="NAME", help="name of the swarm (default: %(default)s)")
+    parser.add_argument(
+        "--swarm", default=DEFAULT_SWARM, metavar="NAME", help="name of the swarm (default: %(default)s)"
+    )
     parser.add_argument(
         "--private", action="store_true", help="put a secret into the invite: only its holders take part"
     )

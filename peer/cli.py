@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
-from shoal.dht.arguments import Parser, port, seconds, size, whole
-from shoal.dht.invite import Invite
+from shoal.dht.arguments import Parser, add_join, port, seconds, size, whole
+from shoal.dht.swarms import find_invite
 from shoal.peer.config import PeerConfig, PeerError
 
 EXAMPLE = "shoal peer --join INVITE --blocks 0:6 --quant nf4"
@@ -45,7 +45,7 @@ def peer(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("peer", SUMMARY, EXAMPLE)
-    parser.add_argument("--join", required=True, metavar="INVITE", help="the swarm's invite")
+    add_join(parser)
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
     _add_model_arguments(parser)
@@ -117,7 +117,7 @@ def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> PeerConfig:
-    invite = Invite.parse(arguments.join)
+    invite = find_invite(arguments.join)
     return PeerConfig(
         invite=invite, model=arguments.model or invite.model, blocks=arguments.blocks,
         num_blocks=arguments.num_blocks, quantization=arguments.quant, device=arguments.device, dtype=arguments.dtype,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from shoal.client.cli.checkup import machine, network
 from shoal.client.cli.finding import Finding
 from shoal.client.cli.terminal import quiet_libraries, run_async, write
-from shoal.dht.arguments import Parser, port
+from shoal.dht.arguments import Parser, add_join, port
 from shoal.dht.errors import InviteError
-from shoal.dht.invite import Invite
+from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +45,7 @@ def doctor(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("doctor", SUMMARY, EXAMPLE)
-    parser.add_argument("--join", metavar="INVITE", help="look at the swarm of this invite too")
+    add_join(parser, needed=False, help_text="look at this swarm too: an invite or a kept name (default: $SHOAL_JOIN)")
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--device", default="cpu", metavar="D", help="that a peer would use (default cpu)")
     parser.add_argument("--host", default="", metavar="A", help="address that a peer would listen on")
@@ -70,7 +70,7 @@ async def _swarm(arguments: argparse.Namespace) -> list[Finding]:
     from shoal.dht.host import HostConfig, listen_for
 
     try:
-        invite = Invite.parse(arguments.join)
+        invite = find_invite(arguments.join)
     except InviteError as error:
         return [Finding("invite", "broken", str(error), "ask for the invite again and copy it whole")]
     kind = "private" if invite.secret else "public"

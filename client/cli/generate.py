@@ -10,8 +10,8 @@ from shoal.blocks.choices import DTYPES
 from shoal.blocks.formats import FORMS
 from shoal.client.cli.arguments import add_sampling, token_ids
 from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
-from shoal.dht.arguments import Parser, seconds, whole
-from shoal.dht.invite import Invite
+from shoal.dht.arguments import Parser, add_join, seconds, whole
+from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
     import argparse
@@ -29,7 +29,7 @@ the swarm has been joined and ends with the first token, so it holds the prompt'
 def generate(argv: list[str]) -> int:
     """Continue a prompt through a swarm."""
     arguments = _parse(argv)
-    invite = Invite.parse(arguments.join)
+    invite = find_invite(arguments.join)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     quiet_libraries()
     from shoal.client.cli.completion import complete
@@ -66,7 +66,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("generate", SUMMARY, EXAMPLE)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     parser.add_argument("--token-ids", type=token_ids, metavar="1,2,3", help="token ids in place of a prompt")
-    parser.add_argument("--join", required=True, metavar="INVITE", help="the swarm's invite")
+    add_join(parser)
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
     parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N", help="at most N (default 128)")

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.client.cli.terminal import quiet_libraries, run_async, write
-from shoal.dht.arguments import Parser
-from shoal.dht.invite import Invite
+from shoal.dht.arguments import Parser, add_join
+from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
+    from shoal.dht.invite import Invite
     from shoal.dht.record import Record
     from shoal.routing.view import View
 
@@ -33,7 +34,7 @@ announce: then a gap after the last announced block cannot be seen. --model name
 def status(argv: list[str]) -> int:
     """Show who serves which blocks, how fast, and what is missing."""
     arguments = _parse(argv)
-    invite = Invite.parse(arguments.join)
+    invite = find_invite(arguments.join)
     quiet_libraries()
     n_blocks, revision = local_shape(arguments.model, invite.model)
     run_async(_look(invite, arguments, n_blocks, revision))
@@ -60,7 +61,7 @@ def view_of(records: Sequence[Record], n_blocks: int | None, revision: str | Non
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("status", SUMMARY, EXAMPLE)
-    parser.add_argument("--join", required=True, metavar="INVITE", help="the swarm's invite")
+    add_join(parser)
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--json", action="store_true", help="one JSON object (with --watch one a line)")
     parser.add_argument("--watch", action="store_true", help=f"look again every {WATCH_S:.0f} seconds, until Ctrl-C")

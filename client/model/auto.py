@@ -42,8 +42,8 @@ class AutoDistributedModel(_Auto):
     def from_pretrained(cls, name: str | None = None, **options: Any) -> DistributedModel:
         """Load `name` (a directory, a hub name or demo; default: the invite's model) and join its swarm.
 
-        `options`: join=INVITE, or initial_peers=[...] with swarm=NAME; revision, dtype, device, codec, wait,
-        background: see `loading.Options`. Errors: `BlocksError`, `DhtError` and their kin, each one sentence.
+        `options`: join=INVITE or a kept name, or initial_peers=[...] with swarm=NAME; revision, dtype, device, codec,
+        wait, background: see `loading.Options`. Errors: `BlocksError`, `DhtError` and their kin, each one sentence.
         """
         model: DistributedModel = cls._load(name, options)
         return model

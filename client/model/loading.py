@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import warnings
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from shoal.client.model.connection import connect
 from shoal.client.model.lanes import RemoteBlocks
 from shoal.client.swarm import Model, SwarmOptions
 from shoal.dht.invite import Invite
+from shoal.dht.swarms import VARIABLE, find_invite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,8 +45,9 @@ NOT_YET = {
 
 @dataclass(frozen=True)
 class Options:
-    """Which swarm: `join`, an invite (or its text), or `initial_peers`, bootstrap addresses of the public swarm
-    named `swarm`. `revision` of the model. `dtype` of the ends and of hidden states ("auto": the checkpoint's own), and
+    """Which swarm: `join`, an invite (or its text, or the name that `shoal swarms` keeps it under; SHOAL_JOIN where
+    nothing is said), or `initial_peers`, bootstrap addresses of the public swarm named `swarm`. `revision` of the
+    model. `dtype` of the ends and of hidden states ("auto": the checkpoint's own), and
     `device` of the ends. `codec`: how hidden states travel (None: as they are). `wait`: seconds to wait for blocks that
     nobody serves. `background`: let others go first."""
 
@@ -76,7 +79,8 @@ class Options:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        if (self.join is None) == (self.initial_peers is None):
+        ways = [way for way in (self.join, self.initial_peers) if way is not None]
+        if len(ways) > 1 or not (ways or os.environ.get(VARIABLE)):
             raise ValueError(
                 "Say which swarm: join=INVITE, the word that `shoal bootstrap` prints, or initial_peers=[...]."
             )
@@ -89,11 +93,11 @@ class Options:
         """The swarm's. Errors: `InviteError`, `ValueError` where `initial_peers` need a model's name."""
         if isinstance(self.join, Invite):
             return self.join
-        if self.join is not None:
-            return Invite.parse(self.join)
+        if self.initial_peers is None:
+            return find_invite(self.join)
         if name is None:
             raise ValueError("With initial_peers, name the model that the swarm serves.")
-        return Invite(self.swarm, name, tuple(map(str, self.initial_peers or ())))
+        return Invite(self.swarm, name, tuple(map(str, self.initial_peers)))
 
     def kind(self, spec: ModelSpec) -> torch.dtype:
         """The dtype meant. Errors: `ValueError`."""
