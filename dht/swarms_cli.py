@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("name", metavar="NAME", help="what you want to call the swarm")
     add.add_argument("invite", metavar="INVITE", help="its invite; - reads it from stdin, out of sight of other users")
     add.add_argument("--replace", action="store_true", help="also if the name stands for another swarm so far")
-    _add_json(actions("list", "Name the swarms that are kept.", "shoal swarms list --json"))
+    shown = actions("list", "Name the swarms that are kept.", "shoal swarms list --json")
+    shown.add_argument("--names", action="store_true", help="their names and nothing else, one a line")
+    _add_json(shown)
     show = actions("show", "Say where a name leads.", "shoal swarms show home")
     _add_name(show)
     show.add_argument("--invite", action="store_true", help="print the invite itself, with the secret if it has one")
@@ -67,6 +69,8 @@ def _list(options: argparse.Namespace, kept: KeptSwarms) -> list[str]:
     found = kept.all()
     if options.json:
         return [json.dumps([{"name": name, **_facts(invite)} for name, invite in found.items()])]
+    if options.names:
+        return list(found)
     width = max(map(len, found), default=0)
     if not found:
         sys.stderr.write("no swarm is kept yet: shoal swarms add NAME INVITE\n")
