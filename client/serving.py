@@ -73,6 +73,7 @@ class Serving:
     def __init__(self, swarm: Swarm, model: ClientModel) -> None:
         self.swarm, self.model = swarm, model
         self.in_flight = 0  # requests that are being answered
+        self.last: Answer | None = None  # the first answer to the newest request
 
     def stream(self, ask: Ask) -> Stream:
         """`async with serving.stream(ask) as stream: async for index, piece in stream: ...`
@@ -120,6 +121,7 @@ class Stream:
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._serving.in_flight += 1
+        self._serving.last = self.answers[0]
         self._running = [self._tasks.create_task(self._run(answer)) for answer in self.answers]
         return self
 
