@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ask:
-    """Continue `prompt_ids` in `n` ways. The model's own end tokens end an answer, besides those of `options`.
+    """Continue `prompt_ids` in `n` ways. The model's own end tokens end an answer, besides those of `options`, unless
+    `ignore_eos`.
 
     With a seed, answer i is drawn with seed + i. `priority` 1 waits behind all that others wait for. `wait_s`: how long
     to wait for blocks that nobody serves. `activations`: how hidden states travel, as `SessionOptions.codec`.
@@ -41,6 +42,7 @@ class Ask:
     priority: int = 0
     wait_s: float = 0.0
     activations: str = "auto"
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -167,4 +169,5 @@ class Stream:
         options, sampling = self._ask.options, self._ask.options.sampling
         if index and sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + index) % MAX_SEED)
-        return replace(options, sampling=sampling, eos_token_ids=options.eos_token_ids | self._serving.model.eos)
+        own = frozenset() if self._ask.ignore_eos else self._serving.model.eos
+        return replace(options, sampling=sampling, eos_token_ids=options.eos_token_ids | own)

@@ -1,0 +1,1 @@
+"""`shoal api`: the swarm's model behind OpenAI's HTTP interface."""

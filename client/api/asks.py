@@ -1,0 +1,70 @@
+"""From what a request wishes to what the client is asked: options of generation, prompts as token ids."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from shoal.client.api.errors import ApiError, refuse
+from shoal.client.generation import GenerationOptions
+from shoal.client.sampling import Sampling
+from shoal.client.serving import Ask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.client.api.options import ApiOptions
+    from shoal.client.api.wishes import Wishes
+    from shoal.client.local import ClientModel
+
+INLINE_CHARS = 1 << 14  # a longer text is cut into tokens off the event loop, which must not stall
+FEWEST_CHARS = 64  # no tokenizer makes fewer tokens than one for so many characters, white space aside
+
+
+def ask_of(ids: Sequence[int], wishes: Wishes, n: int, model: ClientModel, options: ApiOptions) -> Ask:
+    """What the client is asked for one prompt. Errors: `ApiError`."""
+    vocab = model.ends.spec.vocab_size
+    for name, tokens in (("logit_bias", wishes.logit_bias), ("stop_token_ids", wishes.stop_token_ids)):
+        if strangers := [token for token in tokens if token >= vocab]:
+            refuse(name, f"`{name}` names token {strangers[0]}, but the vocabulary has {vocab}.")
+    if wishes.stops and model.tokenizer is None:
+        refuse("stop", "This model has no tokenizer, so its answers have no text to stop at; use `stop_token_ids`.")
+    sampling = Sampling(
+        temperature=wishes.temperature, top_k=wishes.top_k, top_p=wishes.top_p, min_p=wishes.min_p,
+        repetition_penalty=wishes.repetition_penalty, seed=wishes.seed,
+    )  # fmt: skip
+    tokens_at_most = wishes.max_tokens or options.default_tokens
+    generation = GenerationOptions(tokens_at_most, sampling, wishes.stops, frozenset(wishes.stop_token_ids))
+    return Ask(
+        tuple(ids), generation, n=n, priority=int(wishes.background), wait_s=options.wait_s,
+        activations=options.activations, ignore_eos=wishes.ignore_eos,
+    )  # fmt: skip
+
+
+async def token_ids(model: ClientModel, prompt: str | Sequence[int], param: str, *, special: bool = True) -> list[int]:
+    """A prompt's tokens. Errors: `ApiError` 400 for token ids outside the vocabulary, for an empty prompt, and for text
+    where the model has no tokenizer."""
+    ids = await _encode(model, prompt, param, special=special) if isinstance(prompt, str) else list(prompt)
+    if not ids:
+        refuse(param, "The prompt is empty; give at least one token.")
+    vocab = model.ends.spec.vocab_size
+    if strangers := [token for token in ids if not 0 <= token < vocab]:
+        refuse(param, f"Token id {strangers[0]} is not in the model's vocabulary of {vocab}.")
+    return ids
+
+
+async def _encode(model: ClientModel, text: str, param: str, *, special: bool) -> list[int]:
+    if model.tokenizer is None:
+        refuse(param, "This model has no tokenizer; send token ids.")
+    if len(text) > FEWEST_CHARS * model.ends.spec.max_position:
+        message = (
+            f"The prompt has {len(text)} characters; the model's context is {model.ends.spec.max_position} tokens."
+        )
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
+    if len(text) <= INLINE_CHARS:
+        return _ids(model.tokenizer, text, special=special)
+    return await asyncio.to_thread(_ids, model.tokenizer, text, special=special)
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
