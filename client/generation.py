@@ -47,21 +47,44 @@ class StepSession(Protocol):
     async def ready(self, token_ids: Sequence[int]) -> None: ...
 
 
+class Constraint(Protocol):
+    """What may come next in one completion: `client.grammar` makes them."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more may come."""
+
+    def allowed(self) -> torch.Tensor: ...  # [vocab], booleans
+
+    def accept(self, token_id: int) -> None: ...
+
+
+class Grammar(Protocol):
+    """Which texts a completion may become."""
+
+    def begin(self) -> Constraint: ...
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """`max_new_tokens` at most; fewer if the model's context ends. `stops` end the text and are not part of it.
-    A token of `eos_token_ids` ends it too (see `eos_token_ids`)."""
+    A token of `eos_token_ids` ends it too (see `eos_token_ids`), and so does `grammar` where nothing may follow.
+    `top_logprobs`: how many of the most probable tokens each piece tells of."""
 
     max_new_tokens: int = 128
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
     eos_token_ids: frozenset[int] = frozenset()
+    top_logprobs: int = 0
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise GenerationError(f"max-new-tokens is {self.max_new_tokens}, but must be at least 1.")
         if not all(self.stops):
             raise GenerationError("A stop string must not be empty.")
+        if self.top_logprobs < 0:
+            raise GenerationError(f"top-logprobs is {self.top_logprobs}, but must be a whole number from 0 up.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +92,8 @@ class Piece:
     """One token. `text` is what became final with it: often "", sometimes several characters, never half a one.
 
     `logprob`: natural logarithm of its probability under the model. `at`: seconds of `time.perf_counter`.
-    `finish`: on the last piece "eos", "stop" or "length", else "".
+    `finish`: on the last piece "eos" (also where a grammar ended it), "stop" or "length", else "".
+    `top`: the most probable tokens and their logprobs, best first, as many as `top_logprobs` asked for.
     """
 
     token_id: int
@@ -77,6 +101,7 @@ class Piece:
     logprob: float
     at: float
     finish: str = ""
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -123,16 +148,22 @@ async def generate(
     ids = list(prompt_ids)
     if session.position >= len(ids):
         raise GenerationError(f"The session already holds {session.position} tokens; the prompt has {len(ids)}.")
+    check_ids(ends.spec, [*options.sampling.logit_bias])
     session.recall_with(lambda start, stop: embed(ends, ids[start:stop], start))
     sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
+    constraint = options.grammar.begin() if options.grammar is not None else None
     await session.ready(ids)
     for left in reversed(range(count)):
         hidden = await session.step(embed(ends, ids[session.position :], session.position), Want.LAST)
         logits = await off_loop(ends, ends.logits, hidden)
-        choice = sampler.choose(logits[-1], ids)
+        allowed = constraint.allowed() if constraint is not None else None
+        choice = sampler.choose(logits[-1], ids, options.top_logprobs, allowed)
         ids.append(choice.token_id)
-        text, finish = writer.write(choice.token_id, last=left == 0)
-        yield Piece(choice.token_id, text, choice.logprob, time.perf_counter(), finish)
+        if constraint is not None:
+            constraint.accept(choice.token_id)
+        ended = constraint is not None and constraint.ended
+        text, finish = writer.write(choice.token_id, ended=ended, last=left == 0)
+        yield Piece(choice.token_id, text, choice.logprob, time.perf_counter(), finish, choice.top)
         if finish:
             return
 
@@ -142,6 +173,8 @@ def room(spec: ModelSpec, prompt_ids: Sequence[int], max_new_tokens: int) -> int
 
     Errors: `GenerationError` (no prompt, or ids that are not in the vocabulary), `PromptTooLong`.
     """
+    if not prompt_ids:
+        raise GenerationError("The prompt is empty; give at least one token.")
     check_ids(spec, prompt_ids)
     if len(prompt_ids) >= spec.max_position:
         raise PromptTooLong(
@@ -152,9 +185,7 @@ def room(spec: ModelSpec, prompt_ids: Sequence[int], max_new_tokens: int) -> int
 
 
 def check_ids(spec: ModelSpec, token_ids: Sequence[int]) -> None:
-    """Errors: `GenerationError` where there are none, or one is not in the vocabulary."""
-    if not token_ids:
-        raise GenerationError("The prompt is empty; give at least one token.")
+    """Errors: `GenerationError` where one is not in the vocabulary."""
     if strangers := [token for token in token_ids if not 0 <= token < spec.vocab_size]:
         raise GenerationError(f"Token id {strangers[0]} is not in the model's vocabulary of {spec.vocab_size}.")
 
@@ -186,10 +217,11 @@ class _Writer:
         self._detokenizer = Detokenizer(_decoder(tokenizer), prompt_ids) if tokenizer is not None else None
         self._stop_filter = StopFilter(options.stops)
 
-    def write(self, token_id: int, *, last: bool) -> tuple[str, str]:
-        """Final text of one more token, and why it is the last one, if it is."""
-        ended = token_id in self._eos
-        text = self._stop_filter.push("" if ended else self._push(token_id))
+    def write(self, token_id: int, *, ended: bool, last: bool) -> tuple[str, str]:
+        """Final text of one more token, and why it is the last one, if it is; `ended`: no text may follow."""
+        is_end = token_id in self._eos
+        text = self._stop_filter.push("" if is_end else self._push(token_id))
+        ended = ended or is_end
         if (ended or last) and not self._stop_filter.stopped:
             text += self._stop_filter.push(self._detokenizer.finish() if self._detokenizer else "")
             text += self._stop_filter.finish()

@@ -1,21 +1,25 @@
 """Which token comes next, given the model's scores; knows no session, no text and no clock.
 
 Order and meaning of the filters are those of `transformers`' logits processors, so that one set of options gives one
-distribution in both: repetition penalty, temperature, top-k, top-p, min-p.
+distribution in both: repetition penalty, temperature, top-k, top-p, min-p. Behind the first come OpenAI's changes to
+the scores: logit bias, presence and frequency penalty; and then what a grammar forbids.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 MAX_SEED = 1 << 63
+MAX_BIAS = 100.0
+MAX_PENALTY = 2.0
 
 
 class SamplingError(ValueError):
@@ -30,6 +34,9 @@ class Sampling:
     top_p: nucleus sampling (Holtzman et al. 2020), 1 is off. min_p: least probability relative to the most probable
     token's (Nguyen et al. 2024), 0 is off. repetition_penalty: over 1 discourages tokens seen before (Keskar et al.
     2019), 1 is off. seed: None draws a fresh one.
+
+    As OpenAI's API defines them: logit_bias adds to the scores of tokens, -100 to 100 each. Of what was generated so
+    far, a token's score is lessened by presence_penalty once and by frequency_penalty for every time that it came.
     """
 
     temperature: float = 0.0
@@ -38,6 +45,9 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, valid, wanted in (
@@ -50,6 +60,12 @@ class Sampling:
                 self.repetition_penalty,
                 0 < self.repetition_penalty < math.inf,
                 "over 0 (1 is off)",
+            ),
+            ("presence-penalty", self.presence_penalty, abs(self.presence_penalty) <= MAX_PENALTY, "from -2 to 2"),
+            ("frequency-penalty", self.frequency_penalty, abs(self.frequency_penalty) <= MAX_PENALTY, "from -2 to 2"),
+            *(
+                (f"logit-bias of {i}", x, i >= 0 and abs(x) <= MAX_BIAS, "from -100 to 100, of a token id")
+                for i, x in self.logit_bias.items()
             ),
             ("seed", self.seed, self.seed is None or 0 <= self.seed < MAX_SEED, "a whole number from 0 to 2^63 - 1"),
         ):
@@ -64,41 +80,65 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen token and its log-probability under the model itself, before any filter (natural logarithm)."""
+    """The chosen token and its log-probability under the model itself, before any filter (natural logarithm). `top`:
+    the most probable tokens with theirs, best first."""
 
     token_id: int
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
-    """Chooses the tokens of one sequence; owns its random generator, so that no other sequence disturbs it."""
+    """Chooses the tokens of one completion; owns its random generator, so that no other one disturbs it."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
         self._generator = torch.Generator()
+        self._came: Counter[int] = Counter()
         if sampling.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
 
-    def choose(self, logits: torch.Tensor, seen: Sequence[int]) -> Choice:
-        """One token from `logits` `[vocab]`; `seen` are the token ids of prompt and completion so far.
+    def choose(
+        self, logits: torch.Tensor, seen: Sequence[int], top: int = 0, allowed: torch.Tensor | None = None
+    ) -> Choice:
+        """One token from `logits` `[vocab]`; `seen` are the token ids of prompt and completion so far. `top`: how many
+        of the most probable tokens to tell. `allowed` `[vocab]`, booleans: which may be chosen.
 
         Errors: `SamplingError` if the scores hold NaN or infinity where the best one should be.
         """
         scores = logits.detach().to("cpu", torch.float32)
         if not math.isfinite(scores.max().item()):
             raise SamplingError("The model's scores are not numbers; a peer sent a broken answer.")
-        token_id = self._pick(scores, seen)
-        return Choice(token_id, (scores[token_id] - scores.logsumexp(0)).item())
+        token_id = self._pick(scores, seen, allowed)
+        self._came[token_id] += 1
+        total = scores.logsumexp(0)
+        best = scores.topk(min(top, scores.numel())) if top else None
+        tops = () if best is None else zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
+        return Choice(token_id, (scores[token_id] - total).item(), tuple(tops))
 
-    def _pick(self, scores: torch.Tensor, seen: Sequence[int]) -> int:
+    def _pick(self, scores: torch.Tensor, seen: Sequence[int], allowed: torch.Tensor | None) -> int:
         if self.sampling.repetition_penalty != 1.0:
             scores = penalize(scores, torch.tensor(seen), self.sampling.repetition_penalty)
+        if changes := self._changes():
+            scores = scores.index_add(0, torch.tensor([*changes]), torch.tensor([*changes.values()]))
+        if allowed is not None:
+            scores = _drop(scores, ~allowed)
         if self.sampling.greedy:
             return int(scores.argmax())
         probabilities = filtered(scores, self.sampling).softmax(0)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def _changes(self) -> dict[int, float]:
+        """What is added to which scores."""
+        sampling = self.sampling
+        changes = {token: float(bias) for token, bias in sampling.logit_bias.items()}
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            for token, times in self._came.items():
+                less = sampling.presence_penalty + times * sampling.frequency_penalty
+                changes[token] = changes.get(token, 0.0) - less
+        return changes
 
 
 def penalize(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:

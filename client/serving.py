@@ -83,6 +83,7 @@ class Serving:
         Errors, before anything is sent: `GenerationError`, `PromptTooLong`; from the iteration: those of `generate`.
         """
         room(self.model.ends.spec, ask.prompt_ids, ask.options.max_new_tokens)
+        check_ids(self.model.ends.spec, [*ask.options.sampling.logit_bias])
         return Stream(self, ask)
 
     async def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -92,6 +93,8 @@ class Serving:
         """
         ends = self.model.ends
         check_ids(ends.spec, token_ids)
+        if not token_ids:
+            raise GenerationError("The text is empty; give at least one token.")
         if len(token_ids) > ends.spec.max_position:
             raise PromptTooLong(
                 f"The text has {len(token_ids)} tokens; the model's context is {ends.spec.max_position}. Shorten it."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shoal.blocks.ends import load_ends, load_tokenizer
@@ -52,7 +53,7 @@ class AsyncModel:
 
         Errors: `GenerationError`, `PromptTooLong`, `NoRouteError`, `SessionClosed`."""
         asked = options or GenerationOptions()
-        given = GenerationOptions(asked.max_new_tokens, asked.sampling, asked.stops, asked.eos_token_ids | self.eos)
+        given = replace(asked, eos_token_ids=asked.eos_token_ids | self.eos)
         ids = list(self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
         tokens = len(ids) + room(self.ends.spec, ids, given.max_new_tokens)
         async with self.session(tokens, prompt=ids) as session:

@@ -152,6 +152,10 @@ async def test_what_cannot_be_run_is_said_before_anything_is_sent(invite, model)
     async with serving(invite, model) as it:
         with pytest.raises(GenerationError, match="empty"):
             it.stream(Ask((), GenerationOptions()))
+        with pytest.raises(GenerationError, match="empty"):
+            await it.embed([])
+        with pytest.raises(GenerationError, match="not in the model's vocabulary"):
+            it.stream(Ask((1,), GenerationOptions(sampling=Sampling(logit_bias={spec.vocab_size: 1.0}))))
         with pytest.raises(GenerationError, match="n is 0"):
             Ask((1,), GenerationOptions(), n=0)
         with pytest.raises(GenerationError, match="not in the model's vocabulary"):

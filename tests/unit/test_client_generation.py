@@ -19,6 +19,7 @@ from shoal.blocks.span import Row, SpanOptions, load_span
 from shoal.client.cli.completion import Outcome
 from shoal.client.cli.generate import as_json
 from shoal.client.generation import Completion, GenerationError, GenerationOptions, eos_token_ids, generate, room
+from shoal.client.grammar import Grammars
 from shoal.client.sampling import Sampling, SamplingError
 from shoal.client.serving import Answer
 from shoal.peer.wire import Want
@@ -247,7 +248,48 @@ def test_broken_hidden_states_are_not_sampled_from(checkpoint: Checkpoint) -> No
         run(checkpoint, PROMPT, GenerationOptions(), Broken(checkpoint))
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"stops": ("",)}])
+CITY = {
+    "type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "ok": {"type": "boolean"}},
+    "required": ["n", "ok"], "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_grammar_shapes_the_text_and_ends_it_without_a_further_step(
+    checkpoint: Checkpoint, temperature: float
+) -> None:
+    grammars = Grammars(tokenizer_in(checkpoint.path), VOCAB, frozenset({EOS}))
+    spaces = tokenizer_in(checkpoint.path)(" \n")["input_ids"]
+    sampling = Sampling(temperature=temperature, seed=3, logit_bias=dict.fromkeys(spaces, -100.0))
+    session = LocalSession(checkpoint)
+    completion = run(checkpoint, PROMPT, GenerationOptions(90, sampling, grammar=grammars.json_schema(CITY)), session)
+    city = json.loads(completion.text)
+    assert type(city["n"]) is int
+    assert type(city["ok"]) is bool
+    assert completion.finish == "eos"
+    assert completion.token_ids[-1] != EOS
+    assert len(session.asked) == len(completion.pieces)
+
+
+def test_a_stop_string_cuts_a_grammar_s_text(checkpoint: Checkpoint) -> None:
+    grammar = Grammars(tokenizer_in(checkpoint.path), VOCAB, frozenset({EOS})).choice(["ab: cd"])
+    completion = run(checkpoint, PROMPT, GenerationOptions(30, stops=(":",), grammar=grammar))
+    assert (completion.text, completion.finish) == ("ab", "stop")
+
+
+def test_each_piece_tells_the_most_probable_tokens(checkpoint: Checkpoint) -> None:
+    completion = run(checkpoint, PROMPT, GenerationOptions(6, top_logprobs=3))
+    for piece in completion.pieces:
+        assert piece.top[0] == (piece.token_id, piece.logprob)
+        assert len(piece.top) == 3
+
+
+def test_a_bias_for_a_token_that_the_model_lacks_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(GenerationError, match="Token id 999"):
+        run(checkpoint, PROMPT, GenerationOptions(sampling=Sampling(logit_bias={999: 1.0})))
+
+
+@pytest.mark.parametrize("options", [{"top_logprobs": -1}, {"max_new_tokens": 0}, {"stops": ("",)}])
 def test_bad_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(GenerationError, match="must"):
         GenerationOptions(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,11 +119,63 @@ def test_frequencies_follow_the_softmax() -> None:
         ({"repetition_penalty": 0.0}, "repetition-penalty"),
         ({"seed": -1}, "seed"),
         ({"seed": 1 << 63}, "seed"),
+        ({"presence_penalty": 2.1}, "presence-penalty"),
+        ({"frequency_penalty": math.nan}, "frequency-penalty"),
+        ({"logit_bias": {5: -101.0}}, "logit-bias of 5"),
+        ({"logit_bias": {-1: 0.0}}, "logit-bias of -1"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict[str, float], name: str) -> None:
     with pytest.raises(SamplingError, match=name):
         Sampling(**options)
+
+
+biases = st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100), max_size=5)
+
+
+@given(st.integers(0, 2**32), biases, st.floats(-2, 2), st.floats(-2, 2))
+@settings(max_examples=60, deadline=None)
+def test_bias_and_penalties_are_openai_s(seed: int, bias: dict[int, float], presence: float, frequency: float) -> None:
+    """mu[j] + bias[j] - c[j] * frequency - (c[j] > 0) * presence, c counting the completion's own tokens alone."""
+    sampling = Sampling(logit_bias=bias, presence_penalty=presence, frequency_penalty=frequency)
+    sampler, prompt, came = Sampler(sampling), [1, 2, 2, 3], []
+    for step in range(6):
+        scores = scores_of(seed + step)
+        expected = scores.clone()
+        for token in range(VOCAB):
+            count = came.count(token)
+            expected[token] += bias.get(token, 0.0) - count * frequency - (count > 0) * presence
+        choice = sampler.choose(scores, [*prompt, *came])
+        assert expected[choice.token_id] >= expected.max() - 1e-4
+        assert choice.logprob == pytest.approx(scores.log_softmax(0)[choice.token_id].item(), abs=1e-4)
+        came.append(choice.token_id)
+
+
+def test_a_bias_forbids_and_forces() -> None:
+    scores = scores_of(3)
+    best = int(scores.argmax())
+    assert Sampler(Sampling(logit_bias={best: -100})).choose(scores, []).token_id != best
+    forced = Sampling(temperature=1.0, logit_bias={7: 100}, seed=1)
+    assert [Sampler(forced).choose(scores, []).token_id for _ in range(20)] == [7] * 20
+
+
+def test_the_most_probable_tokens_are_told_as_the_model_saw_them() -> None:
+    scores = scores_of(9)
+    logprobs = scores.log_softmax(0)
+    choice = Sampler(Sampling(temperature=0.7, top_k=2, seed=1, logit_bias={0: 50})).choose(scores, [], top=5)
+    assert [token for token, _ in choice.top] == scores.argsort(descending=True)[:5].tolist()
+    assert [logprob for _, logprob in choice.top] == pytest.approx(logprobs.topk(5).values.tolist(), abs=1e-5)
+    assert len(Sampler(Sampling()).choose(scores, [], top=500).top) == VOCAB
+    assert Sampler(Sampling()).choose(scores, []).top == ()
+
+
+@given(samplings, st.integers(0, 2**32), st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_only_what_is_allowed_is_chosen_whatever_the_options(sampling: Sampling, seed: int, few: set[int]) -> None:
+    allowed = torch.zeros(VOCAB, dtype=torch.bool)
+    allowed[list(few)] = True
+    biased = replace(sampling, logit_bias={n: 100.0 for n in range(VOCAB) if n not in few})
+    assert Sampler(biased).choose(scores_of(seed), [1], allowed=allowed).token_id in few
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
