@@ -22,7 +22,8 @@ class Link:
     """One hop in use. `fresh`: opened by the repair under way; `ready`: it confirmed the current epoch; `seen`: the
     newest step that it sent a receipt for; `offered`: tokens of the prompt that it got keys for; `cached`: those of
     them that it holds; `begins`: where its kept outputs begin; `leaving`: it asked to be replaced; `slow_s`: if it
-    has become too slow, the seconds a token that others may promise to be worth a move; `pace`: how fast it is."""
+    has become too slow, the seconds a token that others may promise to be worth a move; `silent`: it has not been
+    heard of for long, though its link stands; `pace`: how fast it is."""
 
     hop: Hop
     fresh: bool = True
@@ -33,6 +34,7 @@ class Link:
     begins: int = 0
     leaving: bool = False
     slow_s: float = 0.0
+    silent: bool = False
     pace: Pace = field(default_factory=Pace)
 
     @property

@@ -1,6 +1,7 @@
 """Hops that take the place of one that still serves: planned and opened beside it, and only then put into the route.
 
-Sans-IO: data and messages only. A hop is moved away from because it wants to leave, or because it has become slow.
+Sans-IO: data and messages only. A hop is moved away from because it wants to leave, because it has become slow, or because
+nothing is heard of it: if it speaks again before the others are ready, it stays.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Handover:
         self.chain: Chain | None = None
         self._span = (0, 0)
         self._worth_s: float | None = None
+        self._hushed: Link | None = None  # whose silence the attempt is for
         self._planning = False
         self._due: float | None = None  # when to try again, or when new hops must have confirmed
 
@@ -45,16 +47,15 @@ class Handover:
         """The hop to be replaced next, if none is being replaced or has just turned out not to be replaceable."""
         if self._planning or self._due is not None:
             return None
-        return next((link for link in chain.links if link.leaving), None) or next(
-            (link for link in chain.links if link.slow_s), None
-        )
+        wanted = [link for link in chain.links if link.silent or link.leaving or link.slow_s]
+        return min(wanted, key=lambda link: (not link.silent, not link.leaving), default=None)
 
     def plan(self, chain: Chain, link: Link, failed: frozenset[str]) -> Plan:
         """Ask for hops in the place of `link`, and of those before it that could not refill them."""
         start, stop = self._span = chain.refillable(link.hop.start), link.hop.stop
-        self._planning = True
+        self._planning, self._hushed = True, link if link.silent else None
         gone = [other for other in chain.links if start <= other.hop.start < stop]
-        worth_s = None if link.leaving else sum(other.slow_s or other.pace.expected_s for other in gone)
+        worth_s = None if link.leaving or link.silent else sum(other.slow_s or other.pace.expected_s for other in gone)
         self._worth_s = worth_s
         hops = chain.hops()
         return Plan(
@@ -108,14 +109,19 @@ class Handover:
         links = self.chain.links if self.chain is not None else []
         return next((link.peer_id for link in links if link.fresh and not link.ready), None)
 
+    def spoke(self, link: Link) -> list[Action]:
+        """A silent hop is there after all."""
+        link.silent = False
+        return self.drop() if link is self._hushed else []
+
     def take(self) -> Chain | None:
         """The route as it is to be; the attempt is over."""
-        chain, self.chain, self._due = self.chain, None, None
+        chain, self.chain, self._due, self._hushed = self.chain, None, None, None
         return chain
 
     def drop(self, dead: str = "", retry: float | None = None) -> list[Action]:
         """Give the attempt up and the new hops' leases back; the next one not before `retry`."""
-        chain, self.chain, self._planning, self._due = self.chain, None, False, retry
+        chain, self.chain, self._planning, self._due, self._hushed = self.chain, None, False, retry, None
         gone = [link.peer_id for link in chain.links if link.fresh] if chain is not None else []
         return [Send(peer_id, chain.close()) for peer_id in gone if chain is not None and peer_id != dead]
 

@@ -1,6 +1,6 @@
 """A session that also moves: away from hops that want to leave or have become slow, while they still serve. Sans-IO.
 
-    a hop says that it leaves, or is found slow (`tempo`)
+    a hop says that it leaves, or is found slow or silent (`tempo`)
       -> a plan is asked for; without one everything stays, and it is asked for again a second later
       -> the new hops are opened under an epoch to come (`handover`); if one refuses or dies, everything stays
       -> the old hop's lease is closed, survivors are told their new neighbours and refill the new hops: from here on it
@@ -19,7 +19,7 @@ from shoal.client.handover import RETRY_S, Handover
 from shoal.client.session import Session
 from shoal.client.tempo import Tempo
 from shoal.peer.errors import HopClosed, HopTimedOut
-from shoal.peer.wire import Leaving, Receipt
+from shoal.peer.wire import Hidden, Leaving, Receipt
 from shoal.routing.route import NoRoute
 
 if TYPE_CHECKING:
@@ -71,12 +71,21 @@ class MovingSession(Session):
         if self._handover.holds(peer_id):
             return self._on_new_hop(peer_id, message, now)
         index = self._chain.index_of(peer_id)
-        if index is not None and isinstance(message, Leaving):
-            self._chain.links[index].leaving = True
-            self.avoided.failed(peer_id)
-        if index is not None and isinstance(message, Receipt) and message.epoch == self._chain.epoch:
+        spoke = [] if index is None else self._heard(index, message, now)
+        return [*spoke, *super().on_message(peer_id, message, now), *self._seek()]
+
+    def _heard(self, index: int, message: Message, now: float) -> list[Action]:
+        link = self._chain.links[index]
+        if isinstance(message, Leaving):
+            link.leaving = True
+            self.avoided.failed(link.peer_id)
+        elif getattr(message, "epoch", -1) != self._chain.epoch:
+            return []
+        if isinstance(message, Receipt):
             self._tempo.receipt(self._chain.links, index, message.step, now)
-        return [*super().on_message(peer_id, message, now), *self._seek()]
+        if isinstance(message, Hidden) and self._chain.is_last(index):
+            self._tempo.answered(message.step)
+        return self._handover.spoke(link) if link.silent else []
 
     def on_closed(self, peer_id: str, why: str, now: float = 0.0) -> list[Action]:
         """See `Session`."""
@@ -87,10 +96,18 @@ class MovingSession(Session):
 
     def deadline(self) -> float | None:
         """See `Session`."""
-        return min((due for due in (super().deadline(), self._handover.due) if due is not None), default=None)
+        dues = (super().deadline(), self._handover.due, self._hush_due())
+        return min((due for due in dues if due is not None), default=None)
+
+    def _hush_due(self) -> float | None:
+        return self._tempo.due(self._chain.links) if self.state is State.STREAMING else None
 
     def on_timer(self, now: float) -> list[Action]:
         """See `Session`."""
+        if (due := self._hush_due()) is not None and now >= due:
+            self._tempo.hushed()
+            self._chain.late(self._steps.first()).silent = True
+            return self._seek()
         if self._handover.due is None or now < self._handover.due:
             return super().on_timer(now)
         silent = self._handover.silent()
@@ -108,7 +125,7 @@ class MovingSession(Session):
     def _stay(self, now: float, dead: str = "") -> list[Action]:
         """Nothing comes of it now. A hop that leaves is tried again soon; a slow one only if it is found slow again."""
         for link in self._chain.links:
-            link.slow_s = 0.0
+            link.slow_s, link.silent = 0.0, False
         return self._handover.drop(dead, now + RETRY_S)
 
     def _on_new_hop(self, peer_id: str, message: Message, now: float) -> list[Action]:

@@ -18,6 +18,8 @@ WINDOW = 8  # steps
 SLOW = 3.0  # times what is expected
 SLOW_S = 0.02  # and so much more than that: below, nobody notices
 LEAST_S = 0.001  # a hop's share of a step: below, what is read in one go decides
+HUSH = 4.0  # a hop is silent if nothing is heard for so many times what the whole route usually takes for a token
+HUSH_S = 1.0  # and at least so long: it is about a second that users notice
 PATIENCE = 64  # steps until a hop that was not left, or its successor, may be found slow again; doubles each time
 
 
@@ -52,15 +54,31 @@ class Tempo:
 
     def __init__(self) -> None:
         self._step, self._next, self._since = -1, 0, 0.0
+        self._waiting = -1  # for the answer to this step
         self._wait, self._patience = 0, PATIENCE
 
     def sent(self, step: int, now: float, *, alone: bool) -> None:
         """A step of one token left, `alone` if it is the only one under way."""
-        self._step, self._next, self._since = step if alone else -1, 0, now
+        self._step = self._waiting = step if alone else -1
+        self._next, self._since = 0, now
+
+    def answered(self, step: int) -> None:
+        """A step is done."""
+        if step == self._waiting:
+            self._waiting = -1
 
     def forget(self) -> None:
         """What is under way takes another route."""
-        self._step = -1
+        self._step = self._waiting = -1
+
+    def due(self, links: Sequence[Link]) -> float | None:
+        """When who should be heard of next has been silent for too long; None while nothing is known of their pace."""
+        wait_s = max(HUSH_S, HUSH * sum(link.pace.usual_s for link in links))
+        return self._since + wait_s if self._waiting >= 0 and wait_s < float("inf") else None
+
+    def hushed(self) -> None:
+        """It was said of this step; that is enough."""
+        self._waiting = -1
 
     def receipt(self, links: Sequence[Link], index: int, step: int, now: float) -> None:
         """A hop has run a step: notes its pace and, at the last hop, who has become slow."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Self
 
 from shoal.peer.book import LeaseBook, Limits, Offer
@@ -54,7 +55,8 @@ class Node:
         self.steps = Steps(engine, self.book, self, config)
         self.tally = self.steps.tally
         self.broken = self.steps.broken  # set when the device is lost for good; every lease has ended then
-        self._links: set[Channel] = set()  # all that others opened
+        self._links: dict[Channel, int] = {}  # all that others opened, numbered as they came
+        self._numbers = count()
         self._clients: dict[str, Channel] = {}  # the link over which each of them was heard last
         self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._now = config.clock
@@ -110,21 +112,17 @@ class Node:
     async def _serve(self, stream: Stream) -> None:
         """One incoming link, from a client or from a previous hop."""
         channel = Channel(stream, self.config.agent, self.config.patience, self._now)
-        self._links.add(channel)
+        self._links[channel] = next(self._numbers)
         try:
             await channel.run(self._on_message)
         finally:
-            self._links.discard(channel)
+            del self._links[channel]
             if self._clients.get(channel.remote) is channel:
                 del self._clients[channel.remote]
                 self.book.client_lost(channel.remote, self._now())
 
     def _on_message(self, channel: Channel, message: Message) -> None:
-        # A link stands for its client from its first message on: one that the client gave up while it was being
-        # opened may still come about later, and must not take the place of the one in use.
-        if self._clients.get(channel.remote) is not channel:
-            self._clients[channel.remote] = channel
-            self.book.client_lost(channel.remote, self._now())  # whatever it held was opened over an earlier link
+        self._heard(channel)
         if isinstance(message, Hidden):
             self._on_hidden(channel, message)
         elif isinstance(message, Open):
@@ -133,6 +131,15 @@ class Node:
             self._on_reroute(channel, message)
         elif isinstance(message, Close):
             self._on_close(channel, message)
+
+    def _heard(self, channel: Channel) -> None:
+        """A link stands for its client from its first message on, until a newer one does. One that the client gave up
+        while it was being opened may still come about later, and must not take the place of the one in use; nor may
+        what an old link still brings."""
+        used = self._clients.get(channel.remote)
+        if used is None or self._links[used] < self._links[channel]:
+            self._clients[channel.remote] = channel
+            self.book.client_lost(channel.remote, self._now())  # whatever it held was opened over an earlier link
 
     def _on_open(self, channel: Channel, request: Open) -> None:
         self._settle_replaced(request, channel.remote)

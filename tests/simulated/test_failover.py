@@ -21,7 +21,8 @@ def expected(count: int) -> list[int]:
 
 
 def disturbed(seed: int, disturb, spans=TRIPLE, count: int = 24, wait_s: float = 60.0):
-    """Generate while `disturb(world, session, token number, rng)` does its worst; returns tokens, repairs, slowest."""
+    """Generate while `disturb(world, session, token number, rng)` does its worst; returns tokens, repairs and moves,
+    slowest."""
 
     async def main():
         rng = random.Random(seed)
@@ -32,7 +33,7 @@ def disturbed(seed: int, disturb, spans=TRIPLE, count: int = 24, wait_s: float =
             async def each(number, session):
                 nonlocal repairs
                 times.append(loop.time())
-                repairs = session.stats.repairs
+                repairs = session.stats.repairs + session.stats.moves
                 await disturb(it, session, number, rng)
 
             tokens = await generate(swarm, PROMPT, count, wait_s=wait_s, each=each)
@@ -68,7 +69,7 @@ def test_two_hops_dying_together_change_nothing(seed):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_hanging_hop_is_left_within_three_seconds(seed):
+def test_a_hanging_hop_is_left_within_two_seconds(seed):
     async def disturb(it, session, number, rng):
         if number == 5:
             it.net.hang(rng.choice(session.route).peer_id)
@@ -76,7 +77,7 @@ def test_a_hanging_hop_is_left_within_three_seconds(seed):
     tokens, repairs, stall = disturbed(seed, disturb)
     assert tokens == expected(24)
     assert repairs >= 1
-    assert stall <= 3.0
+    assert stall <= 2.0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -68,6 +68,38 @@ def test_a_hop_that_leaves_is_replaced_while_it_serves(seed, place, blamed):
     assert max(stalls) < 0.15  # planned, connected and opened beside the old one: the user waits for the refill alone
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_hop_that_hangs_is_replaced_before_its_link_counts_as_dead(seed, place, blamed):
+    def disturb(it, session, number, tasks):
+        if number == 6:
+            it.net.hang(session.route[place].peer_id)
+        if number == 18:
+            it.net.resume(*it.net.hung)
+
+    tokens, counts, stalls = moved(seed, SPANS, disturb)
+    assert tokens == expected(PROMPT, 24)
+    assert counts == (0, 1)
+    assert 1.0 < max(stalls) < 1.2
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("for_s", [0.5, 1.01, 1.02, 1.04])
+def test_a_hop_that_hangs_for_a_moment_costs_no_more_than_that(seed, for_s, blamed):
+    """It may come back while others are being asked, or while they take its place."""
+
+    def disturb(it, session, number, tasks):
+        if number == 6:
+            it.net.hang(name := session.route[seed % 2].peer_id)
+            asyncio.get_running_loop().call_later(for_s, it.net.resume, name)
+
+    tokens, (repairs, moves), stalls = moved(seed, SPANS, disturb)
+    assert tokens == expected(PROMPT, 24)
+    assert (repairs, moves) in ((0, 0), (0, for_s > 1.0))
+    assert max(stalls) < max(for_s, 1.0) + 0.2
+    assert not blamed
+
+
 def test_a_hop_that_leaves_at_the_prompt_is_replaced(blamed):
     async def main():
         async with world(4, SPANS) as it, it.client() as swarm, asyncio.TaskGroup() as tasks:
