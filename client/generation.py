@@ -69,7 +69,8 @@ class Grammar(Protocol):
 class GenerationOptions:
     """`max_new_tokens` at most; fewer if the model's context ends. `stops` end the text and are not part of it.
     A token of `eos_token_ids` ends it too (see `eos_token_ids`), and so does `grammar` where nothing may follow.
-    `top_logprobs`: how many of the most probable tokens each piece tells of."""
+    `top_logprobs`: how many of the most probable tokens each piece tells of. `shown`: special tokens that are text all
+    the same, such as the marks of a tool's call."""
 
     max_new_tokens: int = 128
     sampling: Sampling = field(default_factory=Sampling)
@@ -77,6 +78,7 @@ class GenerationOptions:
     eos_token_ids: frozenset[int] = frozenset()
     top_logprobs: int = 0
     grammar: Grammar | None = None
+    shown: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -214,7 +216,9 @@ class _Writer:
 
     def __init__(self, tokenizer: Any | None, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
         self._eos = options.eos_token_ids
-        self._detokenizer = Detokenizer(_decoder(tokenizer), prompt_ids) if tokenizer is not None else None
+        self._detokenizer = (
+            Detokenizer(_decoder(tokenizer, options.shown), prompt_ids) if tokenizer is not None else None
+        )
         self._stop_filter = StopFilter(options.stops)
 
     def write(self, token_id: int, *, ended: bool, last: bool) -> tuple[str, str]:
@@ -233,9 +237,13 @@ class _Writer:
         return self._detokenizer.push(token_id) if self._detokenizer else ""
 
 
-def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+def _decoder(tokenizer: Any, shown: frozenset[int]) -> Callable[[list[int]], str]:
+    """Token ids to text, without special tokens but those to be shown."""
+    hidden = frozenset(tokenizer.all_special_ids) - shown if shown else frozenset()
+
     def decode(ids: list[int]) -> str:
-        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ids = [token for token in ids if token not in hidden] if shown else ids
+        text: str = tokenizer.decode(ids, skip_special_tokens=not shown, clean_up_tokenization_spaces=False)
         return text
 
     return decode

@@ -34,6 +34,7 @@ CORES = (
     "client/actions.py",
     "client/apart.py",
     "client/backend.py",
+    "client/calls.py",
     "client/chain.py",
     "client/explain.py",
     "client/measured.py",

@@ -1,0 +1,73 @@
+"""The grammar of an answer that must call tools, in the form in which the model writes calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shoal.client.calls import Style
+from shoal.client.grammar import GrammarError, quoted, within
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from shoal.client.calls import CallFormat
+    from shoal.client.grammar import Grammar, Grammars
+
+
+def must_call(
+    grammars: Grammars, form: CallFormat, tools: Sequence[Mapping[str, Any]], *, parallel: bool = True
+) -> Grammar:
+    """One call of one of `tools` (as OpenAI's API has them), or several if `parallel`, and nothing else.
+
+    Errors: `GrammarError`, also where a tool's parameters are a schema that cannot be kept.
+    """
+    functions = [tool["function"] for tool in tools]
+    if not functions:
+        raise GrammarError("A call was asked for, but there are no tools to call.")
+    return grammars.lark(_RULES[form.style](grammars, form, functions, parallel))
+
+
+def _object(function: Mapping[str, Any], form: CallFormat) -> dict[str, Any]:
+    parameters = dict(function.get("parameters") or {"type": "object"})
+    shared = {key: parameters.pop(key) for key in ("$defs", "definitions") if key in parameters}  # named from the root
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, form.arguments: parameters},
+        "required": ["name", form.arguments],
+        "additionalProperties": False,
+        **shared,
+    }
+
+
+def _alternatives(functions: Sequence[Mapping[str, Any]], form: CallFormat) -> str:
+    rules = [f"call{n}: {within(_object(function, form))}" for n, function in enumerate(functions)]
+    return "\n".join([f"call: {' | '.join(f'call{n}' for n in range(len(rules)))}", *rules])
+
+
+def _tagged(grammars: Grammars, form: CallFormat, functions: Sequence[Mapping[str, Any]], parallel: bool) -> str:
+    start, end, line = grammars.marker(form.start), grammars.marker(form.end), quoted("\n")
+    more = f" ({line} block)*" if parallel else ""
+    return f"start: block{more}\nblock: {start} {line} call {line} {end}\n{_alternatives(functions, form)}"
+
+
+def _bare(_: Grammars, form: CallFormat, functions: Sequence[Mapping[str, Any]], parallel: bool) -> str:
+    more = f" ({quoted('; ')} call)*" if parallel else ""
+    return f"start: call{more}\n{_alternatives(functions, form)}"
+
+
+def _listed(grammars: Grammars, form: CallFormat, functions: Sequence[Mapping[str, Any]], parallel: bool) -> str:
+    more = f" ({quoted(', ')} call)*" if parallel else ""
+    return f'start: {grammars.marker(form.start)} "[" call{more} "]"\n{_alternatives(functions, form)}'
+
+
+def _named(grammars: Grammars, form: CallFormat, functions: Sequence[Mapping[str, Any]], parallel: bool) -> str:
+    start, end = grammars.marker(form.start), grammars.marker(form.end)
+    rules = [
+        f"call{n}: {start} {quoted(function['name'])} {end} {within(function.get('parameters') or {'type': 'object'})}"
+        for n, function in enumerate(functions)
+    ]
+    names = " | ".join(f"call{n}" for n in range(len(rules)))
+    return "\n".join([f"start: call{'+' if parallel else ''}", f"call: {names}", *rules])
+
+
+_RULES = {Style.TAGGED: _tagged, Style.BARE: _bare, Style.LISTED: _listed, Style.NAMED: _named}
