@@ -1,7 +1,7 @@
 """Hops that take the place of one that still serves: planned and opened beside it, and only then put into the route.
 
-Sans-IO: data and messages only. A hop is moved away from because it wants to leave, because it has become slow, or because
-nothing is heard of it: if it speaks again before the others are ready, it stays.
+Sans-IO: data and messages only. A hop is moved away from because it wants to leave, because it has become slow, or
+because nothing is heard of it: if it speaks again before the others are ready, it stays.
 """
 
 from __future__ import annotations
