@@ -85,14 +85,20 @@ class Announcer:
     def announcement(self) -> Announcement:
         """What this peer would announce now; sequence and expiry are the directory's business."""
         facts, node = self.facts, self._node
-        state: State = "draining" if node.book.draining else "online"
         return Announcement(
-            peer_id=facts.peer_id, sequence=0, expiry=0.0, start=node.engine.start, stop=node.engine.stop, state=state,
+            peer_id=facts.peer_id, sequence=0, expiry=0.0, start=node.engine.start, stop=node.engine.stop,
+            state=self.state,
             quantization=facts.quantization, dtype=facts.dtype, decode_s=facts.decode_s, prefill_s=facts.prefill_s,
             queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=MAX_CHUNK, addrs=facts.addrs,
             rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
             reach=facts.reach,
         )  # fmt: skip
+
+    @property
+    def state(self) -> State:
+        """Whether this peer takes sessions."""
+        book = self._node.book
+        return "draining" if book.draining else "paused" if book.paused else "online"
 
     def _load(self) -> int:
         return len(self._node.book.leases)

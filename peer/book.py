@@ -57,7 +57,9 @@ class LeaseBook:
     def __init__(self, offer: Offer, limits: Limits = Limits()) -> None:
         self.offer = offer
         self.limits = limits
-        self.draining = False
+        self.draining = False  # for good: this peer leaves
+        self.paused = False  # until its volunteer, or the machine's idleness, says otherwise
+        self.opened = 0  # leases since the start
         self.residency = Residency(offer.n_pages, offer.page_tokens, limits.swap_pages)
         self.kept = KeptBudget(limits.kept_bytes)
         self.leases: dict[bytes, Lease] = {}
@@ -91,6 +93,7 @@ class LeaseBook:
         kept_bytes = self.limits.kept_bytes_per_lease
         lease = Lease(request, Terms(client, holding, self.offer.width, kept_bytes, self.kept))
         self.leases[request.session] = lease
+        self.opened += 1
         return lease
 
     def find(self, session: bytes, client: str | None = None) -> Lease | None:
@@ -128,6 +131,8 @@ class LeaseBook:
             return _refusal(request, Reason.NO_SUCH_BLOCKS, f"this peer serves blocks {offer.start}:{offer.stop}")
         if self.draining:
             return _refusal(request, Reason.DRAINING, "this peer is leaving the swarm")
+        if self.paused:
+            return _refusal(request, Reason.DRAINING, "this peer is paused by its volunteer")
         return self._check_limits(request, client)
 
     def _check_limits(self, request: Open, client: str) -> Refused | None:

@@ -48,6 +48,8 @@ class Mover:
         """Wait until this peer should move; it is announced as joining there then, and no longer where it is."""
         while True:
             await asyncio.sleep(self.habit.period_s * self.habit.rng.uniform(0.5, 1.5))
+            if self._announcer.state != "online":
+                continue  # paused: others do not count on these blocks, and nothing is loaded now
             try:
                 if (move := await self.look()) is not None:
                     return move

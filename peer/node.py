@@ -93,13 +93,30 @@ class Node:
     def leave(self) -> None:
         """Take no new leases, and ask the owners of the running ones to move them elsewhere."""
         self.book.draining = True
-        for lease in self.book.leases.values():
-            self._send(lease, Send(lease.owner, Leaving(session=lease.session, epoch=lease.epoch)))
+        self._hand_over()
+
+    def pause(self) -> None:
+        """As `leave`, until `resume`."""
+        self.book.paused = True
+        self._hand_over()
+
+    def resume(self) -> None:
+        """Take leases again, at once: weights and cached prefixes are still there."""
+        self.book.paused = False
+
+    def dismiss(self, text: str) -> None:
+        """End the leases that are left; their owners are told why and go elsewhere, or wait."""
+        for lease in list(self.book.leases.values()):
+            self.steps.refuse(lease, Reason.DRAINING, text)
 
     async def drain(self, timeout_s: float) -> bool:
         """Leave, and wait until all leases have ended; True if they did in time."""
         if not self.book.draining:
             self.leave()
+        return await self.emptied(timeout_s)
+
+    async def emptied(self, timeout_s: float) -> bool:
+        """Wait until all leases have ended; True if they did in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self.book.leases:
@@ -108,6 +125,10 @@ class Node:
         except TimeoutError:
             return False
         return True
+
+    def _hand_over(self) -> None:
+        for lease in self.book.leases.values():
+            self._send(lease, Send(lease.owner, Leaving(session=lease.session, epoch=lease.epoch)))
 
     async def _serve(self, stream: Stream) -> None:
         """One incoming link, from a client or from a previous hop."""

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import platform
-import signal
 import sys
 from contextlib import suppress
 from functools import partial
@@ -16,16 +15,20 @@ from shoal.dht.errors import HostError, JoinError
 from shoal.dht.identity import Identity
 from shoal.dht.remembered import Remembered
 from shoal.dht.version import shoal_version
+from shoal.peer.account import Account
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.book import Limits, Offer
 from shoal.peer.choose import Seat, choose
 from shoal.peer.config import PeerError, cache_folder
+from shoal.peer.control import controlled
 from shoal.peer.engine import DeviceEngine, EngineFault
+from shoal.peer.farewell import hand_over, leave_on_signals, say_goodbye
 from shoal.peer.join import join
 from shoal.peer.log import report
 from shoal.peer.measure import measured
 from shoal.peer.mover import Habit, Mover
 from shoal.peer.node import Node, NodeConfig
+from shoal.peer.pausing import Pausing
 from shoal.peer.scheduler import Budget
 from shoal.peer.settle import settle, trim
 
@@ -51,7 +54,7 @@ async def serve(config: PeerConfig) -> int:
 
     Errors: `PeerError`, `BlocksError`, `DhtError`, each with one sentence.
     """
-    leave = _leave_on_signals()
+    leave = leave_on_signals()
     identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
     logger.info("reading the shape of %s", config.model)
     from shoal.peer.loading import fit_model, open_model
@@ -60,7 +63,8 @@ async def serve(config: PeerConfig) -> int:
     room = await asyncio.to_thread(fit_model, config, model)
     life = _Life(config, identity, model, room, leave)
     try:
-        return await life.run()
+        async with controlled(identity.peer_id, life.account.answer):
+            return await life.run()
     finally:
         life.close()
 
@@ -75,6 +79,8 @@ class _Life:
         self.remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
         self.blocks, self.loading_s = config.blocks, 0.0
         self.dtype = config.dtype or str(model.spec.dtype).removeprefix("torch.")
+        self.pausing = Pausing(config.drain_s)
+        self.account = Account(config, identity.peer_id, self.pausing)
 
     async def run(self) -> int:
         """Serve, and join again under the same identity if the network daemon dies."""
@@ -99,6 +105,7 @@ class _Life:
             return await self._serve_spans(host, directory)
 
     async def _wait_to_rejoin(self) -> None:
+        self.account.stage = "rejoining"
         logger.warning("unhealthy: the network daemon died; joining again as %s", self.identity.peer_id)
         if self.config.json:
             _print({"event": "unhealthy", "peer": self.identity.peer_id})
@@ -179,16 +186,19 @@ class _Life:
         """Until we leave, the network daemon dies, the device is lost or other blocks need this peer: then those."""
         async with Node(self._node_config(host, engine), engine, transport) as node:
             announcer = Announcer(directory, node, self._facts(host))
+            self.pausing.attach(node)
+            self.account.attach(node)
             await announcer.announce()
             self._say_online(host, engine)
             move = await self._until_leaving(host, directory, node, announcer)
+            self.account.stage = "loading" if move else "leaving"
             if move is not None and not self.leave.is_set():
                 if self.config.json:
                     _print({"event": "moving", "blocks": [move.start, move.stop], "why": move.reason})
-                await _hand_over(node, self.config.drain_s)
+                await hand_over(node, self.config.drain_s)
             elif not host.died.is_set():
                 drain_s = 0.0 if node.broken.is_set() else self.config.drain_s
-                await _say_goodbye(announcer, node, drain_s, self.leave)
+                await say_goodbye(announcer, node, drain_s, self.leave)
             return move
 
     def _node_config(self, host: Host, engine: DeviceEngine) -> NodeConfig:
@@ -203,9 +213,8 @@ class _Life:
 
         async with asyncio.TaskGroup() as tasks:
             look = partial(find_reach, host, ids_of(self.config.invite.peers))
-            chores = [
-                tasks.create_task(work) for work in (announcer.run(), announcer.follow(look), report(node, logger))
-            ]
+            work = announcer.run(), announcer.follow(look), report(node, logger), self.pausing.run(node, announcer)
+            chores = [tasks.create_task(part) for part in work]
             ends = [tasks.create_task(event.wait()) for event in (self.leave, host.died, node.broken)]
             moving = tasks.create_task(self._move(directory, announcer))
             await asyncio.wait([*ends, moving], return_when=asyncio.FIRST_COMPLETED)
@@ -254,21 +263,6 @@ def _broken(device: str) -> str:
     )
 
 
-def _leave_on_signals() -> asyncio.Event:
-    """Set at the first SIGINT or SIGTERM; the second one ends the process at once."""
-    leave, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if leave.is_set():
-            raise KeyboardInterrupt
-        logger.info("leaving the swarm; running sessions may finish (Ctrl-C again: at once)")
-        leave.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    return leave
-
-
 def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str) -> Offer:
     invite = config.invite
     return Offer(
@@ -276,22 +270,3 @@ def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str)
         width=engine.width, n_pages=engine.n_pages, page_tokens=engine.page_tokens,
         check_proof=lambda proof, client, session: invite.check(proof, client, peer_id, session),
     )  # fmt: skip
-
-
-async def _hand_over(node: Node, drain_s: float) -> None:
-    """Ask running sessions to move, and serve until they have gone. What is announced is where this peer goes."""
-    node.leave()
-    if not await node.drain(drain_s):
-        logger.warning("%d sessions did not finish within %g s", len(node.book.leases), drain_s)
-
-
-async def _say_goodbye(announcer: Announcer, node: Node, drain_s: float, leave: asyncio.Event) -> None:
-    """Ask running sessions to move, withdraw, so that nobody plans with us any more, and serve until they have gone."""
-    node.leave()
-    try:
-        async with asyncio.timeout(5.0):
-            await announcer.withdraw()
-    except (TimeoutError, HostError) as error:
-        logger.warning("could not withdraw the announcement (%s); it expires by itself", error)
-    if leave.is_set() and not await node.drain(drain_s):
-        logger.warning("%d sessions did not finish within %g s", len(node.book.leases), drain_s)

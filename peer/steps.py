@@ -149,10 +149,12 @@ class Steps:
         except EngineFault as fault:
             self._fault([self.jobs[piece.job].lease for piece in batch if piece.job in self.jobs], str(fault))
         else:
-            self._settle(batch, outputs, self._now() - started)
+            self._settle(batch, outputs, started)
 
-    def _settle(self, batch: list[Slice], outputs: list[Output], compute_s: float) -> None:
-        self.tally.add(sum(piece.count for piece in batch), len(batch), compute_s)
+    def _settle(self, batch: list[Slice], outputs: list[Output], started: float) -> None:
+        now = self._now()
+        compute_s = now - started
+        self.tally.add(sum(piece.count for piece in batch), len(batch), compute_s, now)
         self.scheduler.ran(batch, compute_s)
         for piece, output in zip(batch, outputs, strict=True):
             job = self.jobs.get(piece.job)

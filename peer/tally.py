@@ -1,8 +1,10 @@
-"""What a peer has served so far: counts and speeds for its log and announcements. No clock, tensors or content."""
+"""What a peer has served so far: counts and speeds for its log and announcements. Told the time; knows no content."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from shoal.peer.rate import Rate
 
 DECAY = 0.9
 
@@ -15,9 +17,11 @@ class Tally:
     steps: int = 0
     busy_s: float = 0.0
     decode_step_s: float | None = None
+    rate: Rate = field(default_factory=Rate)  # of tokens
 
-    def add(self, tokens: int, rows: int, compute_s: float) -> None:
+    def add(self, tokens: int, rows: int, compute_s: float, now: float) -> None:
         """One engine step over `rows` leases ran."""
+        self.rate.add(tokens, now)
         self.tokens += tokens
         self.steps += 1
         self.busy_s += compute_s

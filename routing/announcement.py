@@ -15,7 +15,7 @@ from shoal.routing.bounds import BLOCK_S, MAX_CHUNK, MAX_FREE_TOKENS, MAX_QUEUE,
 if TYPE_CHECKING:
     from shoal.dht.record import Record
 
-State = Literal["joining", "online", "draining"]
+State = Literal["joining", "online", "draining", "paused"]
 Reach = Literal["direct", "relayed", "unknown"]
 
 STATES: Final = frozenset(get_args(State))
@@ -41,7 +41,8 @@ class Announcement:
     `decode_s`: seconds one decode token spends in this peer's engine per block when alone. `prefill_s`: seconds per
     prompt token and block. `queue`: sessions in service. `free_tokens`: KV tokens not claimed. `max_chunk`: prompt
     tokens in one message. `rtts`: (peer id, measured round trip in seconds). `name`: free text for people. `reach`: how
-    others get to it. `upload_bps`: bytes/s that it can send, 0 if it does not know.
+    others get to it. `upload_bps`: bytes/s that it can send, 0 if it does not know. `state`: a `paused` peer keeps its
+    blocks loaded and takes nobody; versions that do not know the word read `draining`.
     """
 
     peer_id: str
@@ -105,7 +106,8 @@ def _body(announcement: Announcement) -> dict[str, Any]:
     return {
         "s": announcement.start,
         "e": announcement.stop,
-        "st": announcement.state,
+        "st": "draining" if announcement.state == "paused" else announcement.state,
+        **({"pa": True} if announcement.state == "paused" else {}),
         "q": announcement.quantization,
         "dt": announcement.dtype,
         "d": BLOCK_S.clamp(announcement.decode_s),
@@ -149,7 +151,7 @@ def _fields(body: dict[str, Any], n_blocks: int) -> dict[str, Any]:
     start, stop = _int(body, "s"), _int(body, "e")
     if not 0 <= start < stop <= n_blocks:
         raise AnnouncementError(f"blocks {start}:{stop} are not a span of a model of {n_blocks} blocks")
-    state = _label(body, "st")
+    state = "paused" if body.get("pa") is True else _label(body, "st")
     if state not in STATES:
         raise AnnouncementError(f"state {state!r} is none of {', '.join(sorted(STATES))}")
     reach = _label(body, "re") if "re" in body else "unknown"

@@ -29,6 +29,7 @@ class Columns:
     stop: NDArray[np.int64]
     online: NDArray[np.bool_]
     joining: NDArray[np.bool_]
+    paused: NDArray[np.bool_]
     expiry: NDArray[np.float64]
     decode_s: NDArray[np.float64]
     prefill_s: NDArray[np.float64]
@@ -50,6 +51,7 @@ def columns_of(peers: tuple[Announcement, ...]) -> Columns:
         stop=np.array([peer.stop for peer in peers], dtype=np.int64),
         online=np.array([peer.state == "online" for peer in peers], dtype=np.bool_),
         joining=np.array([peer.state == "joining" for peer in peers], dtype=np.bool_),
+        paused=np.array([peer.state == "paused" for peer in peers], dtype=np.bool_),
         expiry=np.array([peer.expiry for peer in peers], dtype=np.float64),
         decode_s=_clamped([peer.decode_s for peer in peers]),
         prefill_s=_clamped([peer.prefill_s for peer in peers]),

@@ -48,7 +48,7 @@ def announced(draw, seconds=SANE_S, counts=SANE_COUNTS) -> Announcement:
         draw(st.integers(start + 1, N_BLOCKS)),
         draw(seconds),
         prefill_s=draw(seconds),
-        state=draw(st.sampled_from(["joining", "online", "draining"])),
+        state=draw(st.sampled_from(["joining", "online", "draining", "paused"])),
         queue=draw(counts),
         free_tokens=draw(counts),
         max_chunk=draw(counts),
@@ -90,6 +90,15 @@ def test_a_record_of_before_knows_no_reach_and_no_rate():
     assert (read.reach, read.upload_bps) == ("unknown", 0.0)
     later = decode(record(body_of(re="by pigeon")), N_BLOCKS)
     assert later.reach == "unknown"
+
+
+def test_a_paused_peer_reads_as_leaving_where_the_word_is_not_known():
+    body = msgpack.unpackb(encode(peer("me", 0, 4, state="paused")))
+    assert decode(record(msgpack.packb(body)), N_BLOCKS).state == "paused"
+    assert body["st"] == "draining"
+    assert body.pop("pa") is True
+    assert decode(record(msgpack.packb(body)), N_BLOCKS).state == "draining"
+    assert set(body) == set(msgpack.unpackb(encode(peer("me", 0, 4))))
 
 
 @pytest.mark.parametrize("claim", ABSURD)

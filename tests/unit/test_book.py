@@ -83,6 +83,15 @@ def test_a_secret_is_needed_before_anything_is_told():
     assert reason(it.open(request(proof=b"q" * 32), "c")) is Reason.DRAINING
 
 
+def test_a_paused_peer_takes_nobody_until_it_is_resumed():
+    it = book()
+    it.paused = True
+    assert reason(it.open(request(), "c")) is Reason.DRAINING
+    it.paused = False
+    assert it.open(request(), "c") is it.leases[request().session]
+    assert it.opened == 1
+
+
 def test_the_whole_kv_can_be_leased_and_then_it_is_busy():
     it = book()
     lease = it.open(request(0, max_tokens=32), "a")

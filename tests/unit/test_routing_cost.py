@@ -195,6 +195,11 @@ def test_blocks_that_the_model_does_not_have_are_refused():
             "Blocks 2-3 have only holders that are leaving: try again soon.",
         ),
         (
+            [peer("a", 0, 2), peer("b", 2, 4, state="paused")],
+            {},
+            "Blocks 2-3 have only holders that are paused: try again soon.",
+        ),
+        (
             [peer("a", 1, 4, free_tokens=9), peer("b", 1, 4, state="joining")],
             {"kv_tokens": 10, "start": 1},
             "Blocks 1-3 have only holders that are still joining, without free memory for 10 tokens: try again soon.",

@@ -1,0 +1,50 @@
+"""How a peer leaves: what signals mean, and what running sessions and the swarm are told first."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING
+
+from shoal.dht.errors import HostError
+
+if TYPE_CHECKING:
+    from shoal.peer.announcer import Announcer
+    from shoal.peer.node import Node
+
+logger = logging.getLogger("shoal.peer")
+
+
+def leave_on_signals() -> asyncio.Event:
+    """Set at the first SIGINT or SIGTERM; the second one ends the process at once."""
+    leave, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if leave.is_set():
+            raise KeyboardInterrupt
+        logger.info("leaving the swarm; running sessions may finish (Ctrl-C again: at once)")
+        leave.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return leave
+
+
+async def hand_over(node: Node, drain_s: float) -> None:
+    """Ask running sessions to move, and serve until they have gone. What is announced is where this peer goes."""
+    node.leave()
+    if not await node.drain(drain_s):
+        logger.warning("%d sessions did not finish within %g s", len(node.book.leases), drain_s)
+
+
+async def say_goodbye(announcer: Announcer, node: Node, drain_s: float, leave: asyncio.Event) -> None:
+    """Ask running sessions to move, withdraw, so that nobody plans with us any more, and serve until they have gone."""
+    node.leave()
+    try:
+        async with asyncio.timeout(5.0):
+            await announcer.withdraw()
+    except (TimeoutError, HostError) as error:
+        logger.warning("could not withdraw the announcement (%s); it expires by itself", error)
+    if leave.is_set() and not await node.drain(drain_s):
+        logger.warning("%d sessions did not finish within %g s", len(node.book.leases), drain_s)
