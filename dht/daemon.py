@@ -9,9 +9,18 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
-from shoal.dht.foreign import P2P, P2PDaemonError
+from shoal.dht.foreign import (
+    P2P,
+    P2PDaemonError,
+    PeerInfo,
+    p2pd_pb2,
+    raise_if_failed,
+    read_pbmsg_safe,
+    write_pbmsg,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 # A Ctrl-C in the terminal goes to the whole process group: the daemon must not die of it while we still drain.
@@ -25,6 +34,29 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
     def __init__(self) -> None:
         super().__init__()
         self.died = asyncio.Event()
+
+    async def ask(self, request: Any) -> Any:
+        """The daemon's answer over a connection of its own, closed whatever happens: hivemind's own calls leave theirs
+        open when they are cancelled. Errors: `P2PDaemonError`, `OSError`, `EOFError`."""
+        reader, writer = await self._client.control.daemon_connector.open_connection()
+        try:
+            await write_pbmsg(writer, request)
+            response = p2pd_pb2.Response()
+            await read_pbmsg_safe(reader, response)
+        finally:
+            writer.close()
+        raise_if_failed(response)
+        return response
+
+    async def dial(self, peer_id: Any, maddrs: Sequence[Any]) -> None:
+        """Connect to a peer. Errors: as for `ask`."""
+        wanted = p2pd_pb2.ConnectRequest(peer=peer_id.to_bytes(), addrs=[maddr.to_bytes() for maddr in maddrs])
+        await self.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=wanted))
+
+    async def list_peers(self) -> tuple[Any, ...]:
+        """Who is connected. Errors: as for `ask`."""
+        response = await self.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+        return tuple(PeerInfo.from_protobuf(peer) for peer in response.peers)
 
     @staticmethod
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:

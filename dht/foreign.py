@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     from hivemind.dht.routing import DHTID, RoutingTable
     from hivemind.p2p import P2P, P2PContext, PeerID, p2p_daemon
     from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError, P2PHandlerError
+    from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
     from hivemind.p2p.p2p_daemon_bindings.utils import raise_if_failed, read_pbmsg_safe, write_pbmsg
     from hivemind.proto import auth_pb2, dht_pb2, p2pd_pb2
     from hivemind.utils.multiaddr import Multiaddr
@@ -36,6 +37,7 @@ __all__ = [
     "P2PDaemonError",
     "P2PHandlerError",
     "PeerID",
+    "PeerInfo",
     "RoutingTable",
     "auth_pb2",
     "dht_pb2",

@@ -98,7 +98,7 @@ class Host:
         # The daemon wants addresses without the trailing /p2p/ID.
         bare = [pack(maddr.removesuffix(f"/p2p/{peer_id}")) for maddr in maddrs]
         async with asyncio.timeout(DIAL_TIMEOUT_S):
-            await self.p2p._client.connect(PeerID.from_base58(peer_id), bare)
+            await self.p2p.dial(PeerID.from_base58(peer_id), bare)
         if any(map(is_relayed, maddrs)):
             await self._punched(peer_id)
 
