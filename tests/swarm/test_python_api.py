@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 PROMPT = "class Point:\n    def __init__(self, x, y):\n"
 TEXTS = [PROMPT, "import", "def f(x):\n    return", "for i in range(10):\n    print(i)\n    if i", "x = 1\ny ="]
 
@@ -257,18 +254,6 @@ def test_wrong_arguments_are_one_clear_error(invite, kind, options, error, says)
         kind.from_pretrained("demo", **join, **options)
     assert "\n" not in str(caught.value)
     assert not isinstance(caught.value, BaseExceptionGroup)
-
-
-def test_every_block_of_the_guide_runs(invite, capsys) -> None:
-    space = {"INVITE": invite}
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 10
-    for block in blocks:
-        exec(compile(block, str(GUIDE), "exec"), space)
-    space["model"].close()
-    said = capsys.readouterr().out
-    assert "class Config(dict):" in said
-    assert "RemoteSequential(blocks=4:8) torch.Size([1, 5, 384])" in said
 
 
 SCRIPT = """
