@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from shoal.client.api import status
 from shoal.client.api.admission import Admission
+from shoal.client.api.chats import chats
 from shoal.client.api.completions import completions
+from shoal.client.api.conversations import Conversations
 from shoal.client.api.embeddings import embeddings
 from shoal.client.api.errors import ApiError
 from shoal.client.api.gate import KEYLESS, Gate
 from shoal.client.api.metrics import Metrics
 from shoal.client.api.replies import reply
+from shoal.client.api.shapes import Shapes
 from shoal.client.api.state import API, Api
 from shoal.client.api.tokens import TokenTexts
 
@@ -38,14 +41,19 @@ def make_app(serving: Serving, options: ApiOptions) -> web.Application:
     """An application that answers for `serving`'s model."""
     gate, admission = Gate(options.doors), Admission(options.max_in_flight)
     counted = Metrics(lambda: serving.swarm.view, lambda: admission.in_flight)
-    texts = TokenTexts(serving.model.tokenizer)
     app = web.Application(middlewares=[_shell(gate)], client_max_size=options.max_body)
-    app[API] = Api(serving, options, admission, counted, texts, int(time.time()))
+    conversations = Conversations(serving.model)
+    app.on_cleanup.append(conversations.close)
+    app[API] = Api(
+        serving, options, admission, counted, TokenTexts(serving.model.tokenizer), Shapes(serving.model), conversations,
+        int(time.time()),
+    )  # fmt: skip
     app[KEYLESS] = set(HEALTH)
     app.on_response_prepare.append(gate.allow_origin)
     app.on_response_prepare.append(_name_request)
     app.router.add_get("/v1/models", status.models)
     app.router.add_get("/v1/models/{name:.+}", status.model)
+    app.router.add_post("/v1/chat/completions", chats)
     app.router.add_post("/v1/completions", completions)
     app.router.add_post("/v1/embeddings", embeddings)
     app.router.add_get("/health/live", status.live)

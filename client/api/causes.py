@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shoal.blocks.errors import BlocksError, PromptTooLong
 from shoal.client.api.errors import ApiError
 from shoal.client.generation import GenerationError
+from shoal.client.grammar import GrammarError
 from shoal.client.sampling import SamplingError
 from shoal.dht.errors import DhtError
 from shoal.peer.errors import NoRouteError, ShoalError
@@ -28,7 +29,7 @@ def api_error(error: BaseException, view: View) -> ApiError | None:
         return error
     if isinstance(error, PromptTooLong):
         return ApiError(400, str(error), param="messages", code="context_length_exceeded")
-    if isinstance(error, GenerationError):
+    if isinstance(error, (GenerationError, GrammarError)):
         return ApiError(400, str(error), code="invalid_value")
     if isinstance(error, SamplingError):  # while it runs: options were checked before
         return ApiError(503, str(error), code="broken_answer", retry_after_s=BUSY_RETRY_S)

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shoal.client.api.asks import ask_of, token_ids
+from shoal.client.api.asks import ask_of, options_of, token_ids
 from shoal.client.api.body import read_json
 from shoal.client.api.completion_request import CompletionRequest, read_completion
 from shoal.client.api.logprobs import Scored, completion_logprobs, scored
@@ -30,6 +30,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     asked = read_completion(await read_json(request, api.options))
     model = api.check_model(asked.wishes.model)
     prompts = [await _prompt(api, prompt, asked) for prompt in asked.prompts]
+    grammar = await api.shapes.grammar(asked.wishes.shape)
+    generation = options_of(asked.wishes, grammar, api.serving.model, api.options.default_tokens)
     api.check_ready()
     with api.admission.enter(len(prompts) * asked.best_of):
         if asked.echo and asked.wishes.top_logprobs is not None:
@@ -38,7 +40,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         work = _Completion(api, asked, model, prompts)
         if not asked.wishes.max_tokens:
             return reply(work.whole([]), {})
-        asks = [ask_of(prompt.ids, asked.wishes, asked.best_of, api.serving.model, api.options) for prompt in prompts]
+        asks = [ask_of(prompt.ids, generation, asked.best_of, asked.wishes, api.options) for prompt in prompts]
         async with Run(api.serving, asks, api.metrics) as run:
             if asked.wishes.stream:
                 return await stream_reply(request, run, work, asked.wishes)

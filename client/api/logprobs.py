@@ -23,7 +23,7 @@ class Scored:
 
 def scored(pieces: Iterable[Piece]) -> list[Scored]:
     """What pieces say."""
-    return [Scored(piece.token_id, piece.logprob) for piece in pieces]
+    return [Scored(piece.token_id, piece.logprob, piece.top) for piece in pieces]
 
 
 def chat_logprobs(texts: TokenTexts, tokens: Iterable[Scored]) -> dict[str, Any]:

@@ -32,12 +32,12 @@ def _said(fields: Fields) -> dict[str, Any]:
 
 def _answer(fields: Fields) -> dict[str, Any]:
     """What the assistant said before: text, calls, or both."""
-    content = fields.take("content", _content, "") or fields.take("refusal", text(), "")
+    content, refusal = fields.take("content", _content, ""), fields.take("refusal", text(), "")
     calls = list(fields.take("tool_calls", items(_call, MAX_CALLS), ()))
     fields.ignore("annotations", "reasoning_content", "reasoning", "logprobs")  # what servers add to their answers
     fields.cannot("give `tool_calls` instead.", "function_call")
     fields.cannot("only text is read here.", "audio")
-    return {"content": content, **({"tool_calls": calls} if calls else {})}
+    return {"content": content or refusal, **({"tool_calls": calls} if calls else {})}
 
 
 def _tool_result(fields: Fields) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,6 +49,8 @@ async def serve(config: ServeConfig, listening: socket) -> None:
     Errors: those of `blocks`, `JoinError`, `HostError`.
     """
     leave = _leave_on_signals()
+    if not os.environ.get("SHOAL_DEBUG"):  # it tells a stack for every line of bad HTTP; our own faults are told anyway
+        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     tell(f"reading {config.model}")
     model = await asyncio.to_thread(load_model, config.model, config.dtype, config.revision)
     tell("joining the swarm")

@@ -12,8 +12,10 @@ from shoal.client.api.errors import ApiError
 
 if TYPE_CHECKING:
     from shoal.client.api.admission import Admission
+    from shoal.client.api.conversations import Conversations
     from shoal.client.api.metrics import Metrics
     from shoal.client.api.options import ApiOptions
+    from shoal.client.api.shapes import Shapes
     from shoal.client.api.tokens import TokenTexts
     from shoal.client.serving import Serving
     from shoal.routing.view import View
@@ -28,6 +30,8 @@ class Api:
     admission: Admission
     metrics: Metrics
     texts: TokenTexts
+    shapes: Shapes
+    conversations: Conversations
     created: int
 
     @property
