@@ -21,6 +21,7 @@ from shoal.client.api.replies import reply
 from shoal.client.api.shapes import Shapes
 from shoal.client.api.state import API, Api
 from shoal.client.api.tokens import TokenTexts
+from shoal.client.web.pages import add_pages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,7 +49,7 @@ def make_app(serving: Serving, options: ApiOptions) -> web.Application:
         serving, options, admission, counted, TokenTexts(serving.model.tokenizer), Shapes(serving.model), conversations,
         int(time.time()),
     )  # fmt: skip
-    app[KEYLESS] = set(HEALTH)
+    app[KEYLESS] = {*HEALTH, *add_pages(app, serving, options.name)}
     app.on_response_prepare.append(gate.allow_origin)
     app.on_response_prepare.append(_name_request)
     app.router.add_get("/v1/models", status.models)

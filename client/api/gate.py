@@ -80,7 +80,8 @@ class Gate:
 
     def _knows(self, origin: str, host: str) -> bool:
         origin = origin.lower()
-        return origin in self._origins or "*" in self._origins or origin == f"http://{host.lower()}"
+        own = (f"http://{host.lower()}", f"https://{host.lower()}")  # the latter behind a proxy that speaks TLS
+        return origin in self._origins or "*" in self._origins or origin in own
 
     def _check_key(self, request: web.Request) -> None:
         scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")

@@ -8,6 +8,8 @@ import re
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from shoal.client.api.gate import Gate
+from shoal.client.api.options import Doors
 from shoal.client.web.files import STATIC, read_files
 from shoal.client.web.pages import add_pages
 
@@ -74,3 +76,10 @@ def test_pages_need_nothing_from_outside_and_nothing_inline():
         if name.endswith(".css"):
             assert "@import" not in text
             assert "url(" not in text
+
+
+def test_a_page_may_ask_its_own_server_behind_tls_too():
+    gate = Gate(Doors())
+    assert gate._knows("https://swarm.example", "swarm.example")
+    assert gate._knows("http://swarm.example", "swarm.example")
+    assert not gate._knows("https://swarm.example", "other.example")

@@ -68,7 +68,8 @@ export class AnswerView {
   parts() {
     const { text, finish, via } = this.answer;
     const note = ENDS[finish] ?? (text || this.trouble.hasChildNodes() ? "" : "The model had nothing to say.");
-    return [note && el("p", { class: "small muted note", text: note }), el("div", { class: "answer-tools" }, ...this.tools(finish, text)), via && this.via(via)].filter(Boolean);
+    const line = note && el("p", { class: "small muted note", text: note });
+    return [line, el("div", { class: "answer-tools" }, this.tools(finish, text)), via && this.via(via)].filter(Boolean);
   }
 
   tools(finish, text) {
@@ -79,7 +80,8 @@ export class AnswerView {
       iconButton("right", "Later answer", () => this.actions.turnTo(shown + 1), { disabled: shown === answers.length - 1 }));
     const goOn = text && ["length", "stopped", "lost"].includes(finish) &&
       el("button", { type: "button", class: "ghost named", on: { click: this.actions.goOn } }, icon("more"), "Go on");
-    return [turner, text && copyButton("Copy answer", () => this.answer.text), iconButton("again", "Answer again", this.actions.again), goOn].filter(Boolean);
+    const again = !this.trouble.hasChildNodes() && iconButton("again", "Answer again", this.actions.again);
+    return [turner, text && copyButton("Copy answer", () => this.answer.text), again, goOn].filter(Boolean);
   }
 
   via(via) {

@@ -13,7 +13,7 @@ const COLUMNS = [
   ["State", (peer) => `${stateOf(peer)}${peer.avoided ? ", avoided" : ""}`],
   ["Weights", (peer) => (peer.quantization === "none" ? peer.dtype : peer.quantization)],
   ["ms a token", (peer) => `${figure(peer.token_ms)}${peer.token_measured ? "" : " *"}`],
-  ["Prompt tokens/s", (peer) => `${figure(peer.prompt_tokens_per_s)} *`],
+  ["Prompt/s", (peer) => `${figure(peer.prompt_tokens_per_s)} *`],
   ["Distance", (peer) => (peer.rtt_ms === null ? "–" : `${figure(peer.rtt_ms)} ms`)],
   ["Sessions", (peer) => String(peer.sessions)],
   ["Free tokens", (peer) => peer.free_tokens.toLocaleString("en")],

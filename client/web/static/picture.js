@@ -96,13 +96,16 @@ function row(frame, peer, n) {
   return svg("g", { "data-peer": peer.peer, "data-state": state }, svg("title", {}, `${peer.name || short(peer.peer)}: blocks ${spanOf(peer)}, ${state}`), parts);
 }
 
+/** What a bar says, in the widest part of it that is of one colour. */
 function inside(frame, peer, state, hop, y) {
   const [start, stop] = peer.blocks;
+  const [from, to] = hop && state !== "lost" ? hop.blocks : [start, start];
+  const parts = [[start, from, ""], [from, to, " on-lit"], [to, stop, ""]].sort((a, b) => b[1] - b[0] - (a[1] - a[0]));
+  const [left, right, colour] = parts[0];
   const weights = peer.quantization === "none" ? peer.dtype : peer.quantization;
   const texts = state === "lost" ? [`lost · ${spanOf(peer)}`, "lost"] : [`${spanOf(peer)} · ${weights}`, spanOf(peer)];
-  const text = texts.find((one) => one.length * CHARACTER_PX + 12 < (stop - start) * frame.cell);
-  const lit = hop && hop.blocks[0] === start && state !== "lost";
-  return text ? [svg("text", { class: lit ? "bar-text on-lit" : "bar-text", x: frame.x(start) + 9, y: y + 17.5 }, text)] : [];
+  const text = texts.find((one) => one.length * CHARACTER_PX + 14 < (right - left) * frame.cell);
+  return text ? [svg("text", { class: `bar-text${colour}`, x: frame.x(left) + 9, y: y + 17.5 }, text)] : [];
 }
 
 function sides(frame, peer, y) {
@@ -110,7 +113,7 @@ function sides(frame, peer, y) {
   const below = [peer.name && short(peer.peer), stateText(peer)].filter(Boolean).join(" · ");
   return [
     svg("text", { class: "name", x: 0, y: below ? y + 11 : y + 17.5 }, fitted(peer.name || short(peer.peer), frame.left - 16)),
-    svg("text", { class: "side-text", x: 0, y: y + 25 }, below),
+    svg("text", { class: "side-text state-text", x: 0, y: y + 25 }, below),
     svg("text", { class: "name figure", x: frame.end + 12, y: far ? y + 11 : y + 17.5 }, `${figure(peer.token_ms)} ms a token`),
     svg("text", { class: "side-text", x: frame.end + 12, y: y + 25 }, far),
   ];

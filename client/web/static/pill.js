@@ -1,5 +1,6 @@
 /* The swarm in a few words at the head of the chat page; looked at now and then while the page is seen. */
 
+import { el } from "./dom.js";
 import { getJson } from "./server.js";
 import { count, spans } from "./words.js";
 
@@ -34,12 +35,13 @@ export class Pill {
   #tell(swarm) {
     const here = swarm.peers.filter((peer) => peer.state === "online" && peer.seen !== "lost").length + swarm.hidden_peers;
     if (swarm.missing.length) this.#show("bad", `no peer holds ${spans(swarm.missing)}`);
-    else this.#show("good", `${count(here, "peer")}, all blocks held`);
+    else this.#show("good", count(here, "peer"), ", all blocks held");
   }
 
-  #show(state, text) {
+  /** `more` is left out on phones. */
+  #show(state, text, more = "") {
     this.link.dataset.state = state;
-    this.text.textContent = text;
-    this.link.setAttribute("aria-label", `Swarm: ${text}`);
+    this.text.replaceChildren(text, el("span", { class: "more", text: more }));
+    this.link.setAttribute("aria-label", `Swarm: ${text}${more}`);
   }
 }
