@@ -4,6 +4,7 @@ link does not. Somebody who looks on keeps links to the peers of the view open. 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Presence:
     def __init__(self, pool: ChannelPool, clock: Callable[[], float]) -> None:
         self._pool, self._now = pool, clock
         self._open: set[str] = set()
+        self._met: set[str] = set()  # have let us in at some time
         self._lost: dict[str, Seen] = {}
         self._tried: dict[str, tuple[int, float]] = {}  # the record's number when a peer was tried last, and when
         self._view: View | None = None
@@ -33,30 +35,36 @@ class Presence:
     def opened(self, peer_id: str) -> None:
         """The link to a peer stands."""
         self._open.add(peer_id)
+        self._met.add(peer_id)
         self._lost.pop(peer_id, None)
 
     def lost(self, peer_id: str) -> None:
         """The link to a peer ended, or could not be opened; links closed on purpose are not told."""
-        known = peer_id in self._open or self._lost.get(peer_id) == "lost"
-        self._lost[peer_id] = "lost" if known else "unreached"
+        self._lost[peer_id] = "lost" if peer_id in self._met else "unreached"
         self._open.discard(peer_id)
 
     def of(self, peer_id: str) -> Seen:
-        """`here`: its link is alive. `lost`: its link died. `unreached`: it does not let us in. `unknown`: no link, and
-        no reason to think anything."""
+        """`here`: its link is alive. `lost`: it was here, and is not any more. `unreached`: it never let us in.
+        `unknown`: no link, and no reason to think anything."""
         if peer_id in self._lost:
             return self._lost[peer_id]
         return "here" if peer_id in self._open and peer_id in self._pool.peers() else "unknown"
 
     def gone(self) -> frozenset[str]:
-        """Peers whose link died and did not come back."""
+        """Peers whose link died, or could not be opened again."""
         return frozenset(peer_id for peer_id, seen in self._lost.items() if seen == "lost")
+
+    def there(self, view: View) -> View:
+        """The view without the peers that are gone."""
+        gone = self.gone()
+        return replace(view, peers=tuple(peer for peer in view.peers if peer.peer_id not in gone))
 
     def refreshed(self, view: View) -> None:
         """Forget peers that are in the view no more; for an onlooker, try those without a link."""
         self._view = view
         names = {peer.peer_id for peer in view.peers}
         self._open &= names & set(self._pool.peers())
+        self._met &= names
         self._lost = {name: seen for name, seen in self._lost.items() if name in names}
         self._tried = {name: tried for name, tried in self._tried.items() if name in names}
         for peer in view.peers if self._onlookers else ():

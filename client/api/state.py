@@ -63,7 +63,7 @@ class Api:
 
     def explain(self, error: BaseException) -> ApiError | None:
         """The answer for an error; None for a bug."""
-        return api_error(error, self.view)
+        return api_error(error, self.serving.swarm.presence.there(self.view))
 
 
 API: web.AppKey[Api] = web.AppKey("api", Api)

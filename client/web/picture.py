@@ -42,10 +42,7 @@ def picture(scene: Scene) -> dict[str, Any]:
 
     `coverage`, `missing`: by peers that are online and were not lost.
     """
-    view, gone = scene.view, scene.presence.gone()
-    there = view
-    for peer_id in gone:
-        there = there.without(peer_id)
+    view, there = scene.view, scene.presence.there(scene.view)
     on_route = {hop.peer_id for hop in scene.last.route} if scene.last else set()
     ranked = sorted(view.peers, key=lambda peer: (peer.peer_id not in on_route, peer.start, peer.stop, peer.peer_id))
     return {

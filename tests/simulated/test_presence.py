@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+from shoal.peer.errors import NoRouteError
+
 from tests.sim.clock import run
 from tests.sim.swarm import generate, world
 
@@ -51,6 +54,24 @@ def test_who_never_let_us_in_is_not_called_lost():
                     return seen(swarm), swarm.presence.gone()
 
     assert run(main()) == ({"p0": "here", "p1": "here", "p2": "unreached"}, frozenset())
+
+
+def test_who_was_here_and_cannot_be_reached_again_is_lost_too():
+    async def main():
+        async with world(6, SPANS) as it, it.client() as swarm:
+            await asyncio.sleep(60)  # links that nobody needs are closed by then
+            await it.kill("p0")
+            await it.kill("p1")
+            before = seen(swarm)
+            with pytest.raises(NoRouteError):
+                await generate(swarm, [1, 2, 3], 4)
+            return before, seen(swarm), swarm.view.missing(), swarm.presence.there(swarm.view).missing()
+
+    before, after, announced, missing = run(main())
+    assert before == dict.fromkeys(NAMES, "unknown")
+    assert (after["p0"], after["p1"]) == ("lost", "lost")
+    assert announced == []
+    assert missing == [0, 1, 2]
 
 
 def test_links_are_closed_again_when_nobody_looks_on():

@@ -26,8 +26,8 @@ class Seen:
     def of(self, peer_id):
         return self.lost.get(peer_id, "here")
 
-    def gone(self):
-        return frozenset(self.lost)
+    def there(self, view):
+        return replace(view, peers=tuple(peer for peer in view.peers if peer.peer_id not in self.lost))
 
 
 def peer(peer_id, start, stop, **other):

@@ -14,6 +14,7 @@ const TITLES = {
 const MOST_TRIES = 8;
 const FIRST_WAIT_S = 3;
 const LONGEST_WAIT_S = 60;
+const LONG = 160;
 
 export class Trouble {
   /** `retry()` asks again; `openSettings()` is for a missing key. `tries`: how many attempts failed before. */
@@ -23,12 +24,12 @@ export class Trouble {
     this.timer = 0;
     this.line = el("p", { class: "small countdown" });
     const again = el("button", { type: "button", class: "plain", text: "Try now", on: { click: () => this.again() } });
-    this.leave = el("button", { type: "button", class: "ghost named", text: "Don't", on: { click: () => this.stop() } });
+    this.leave = el("button", { type: "button", class: "ghost named", text: "Stop trying", on: { click: () => this.stop() } });
     const key = el("button", { type: "button", class: "primary", text: "Enter a key", on: { click: openSettings } });
     const help = failure.kind === "missing" && el("p", { class: "small" }, "The swarm page shows which, and how to fill them: ", el("a", { href: "/swarm", text: "look at the swarm" }), ".");
     this.buttons = el("div", { class: "trouble-tools" }, failure.kind === "key" && key, again, this.leave);
     const title = TITLES[failure.kind];
-    this.element = el("div", { class: "trouble", "data-kind": failure.kind }, el("strong", { text: title }), el("p", { text: failure.message }), help, this.line, this.buttons);
+    this.element = el("div", { class: "trouble", "data-kind": failure.kind }, el("strong", { text: title }), ...told(failure.message), help, this.line, this.buttons);
     say(`${title}. ${failure.message}`);
     if (failure.passes && tries < MOST_TRIES) this.count(waitOf(failure, tries));
     else this.stop();
@@ -61,6 +62,14 @@ export class Trouble {
     this.line.textContent = "";
     this.leave.hidden = true;
   }
+}
+
+/** A long message's first sentence, and the rest for who wants it. */
+function told(message) {
+  const end = message.search(/[.:] /) + 1;
+  if (message.length <= LONG || !end) return [el("p", { text: message })];
+  const more = el("details", { class: "small" }, el("summary", { text: "More" }), el("p", { text: message.slice(end).trim() }));
+  return [el("p", { text: message.slice(0, end).replace(/:$/, ".") }), more];
 }
 
 function waitOf(failure, tries) {
