@@ -17,7 +17,7 @@ import time
 import uuid
 from pathlib import Path
 
-READY_S = 60.0
+READY_S = 90.0
 # What runs until it is told to end, and what each says once it serves.
 SERVING = {"bootstrap": r"shoal1[\w-]+", "peer": r'online as|"event": "online"', "api": r"https?://\S+"}
 WATCHING_S = 0.5
@@ -63,7 +63,10 @@ def leave_running(argv: list[str]) -> int:
         if note["status"].exists() or time.monotonic() > end:
             sys.stdout.write(said)
             sys.stdout.write(f"`shoal {argv[0]}` did not get ready\n")
-            return int(note["status"].read_text()) if note["status"].exists() else 1
+            if not note["status"].exists():
+                return 1
+            note["log"].with_suffix(".pid").unlink()  # its end has been told: nothing is left to look after
+            return int(note["status"].read_text())
         time.sleep(0.05)
     sys.stdout.write(said)
     return 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HERE = Path(__file__).resolve().parent
-BLOCK_S = 90.0
+BLOCK_S = 120.0
 END_S = 25.0
 MARK = "SHOAL_TEST_MARK"
 # Ports that pages name: each page gets free ones in their place.
@@ -107,6 +107,8 @@ class Page:
                 raise BlockError(f"{block.place}: no test knows what to do with ```{block.language}")
 
     def _shell(self, block: Block) -> None:
+        if "shoal bootstrap" in block.code and re.search(r"\bINVITE\b(?!=)", block.code):
+            raise BlockError(f"{block.place}: use INVITE in a block behind the one that starts its swarm")
         script = self.folder / "block.sh"
         script.write_text(SHELL.format(code=self.for_real(block.code)))
         log = self.folder / "block.log"

@@ -71,6 +71,7 @@ WRONG = {
     "a command that should fail": ("<!-- exits with 1 -->\n```bash\nshoal --help\n```", "exit status 0, not 1"),
     "an option that is not there": ("```bash\nshoal peer --join INVITE --turbo\n```", "--turbo"),
     "a peer that does not get ready": ("```bash\nshoal peer --join INVITE --blocks 4:99\n```", "did not get ready"),
+    "an invite too early": ("```bash\nshoal bootstrap\nshoal status --join INVITE\n```", "in a block behind the one"),
     "Python": ("```python\nmissing + 1\n```", "name 'missing' is not defined"),
     "a name of another page": ("```python\nprint(word)\n```", "'word' is not defined"),
     "output": ("```bash\necho two words\n```\n```text\nother words\n```", "not in the output"),
