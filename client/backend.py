@@ -21,6 +21,10 @@ class Backend(Protocol):
         """Queue a message to a peer."""
         ...
 
+    def clogged(self, peer_id: str) -> bool:
+        """Whether so much waits for a peer that more should not be made yet; `RemoteSession.on_room` tells the end."""
+        ...
+
     def plan(self, plan: Plan, work: Work) -> Route | NoRoute:
         """Hops for a lost span and what they will have to do, from the latest view."""
         ...

@@ -9,9 +9,10 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 import torch
-from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
+from shoal.blocks.activations import pack, to_bytes
 from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, State, Work
 from shoal.client.moving import MovingSession
+from shoal.client.pieces import cut, received
 from shoal.peer.errors import NoRouteError, SessionClosed
 from shoal.peer.wire import Want
 from shoal.routing.planner import NoRoute
@@ -116,7 +117,7 @@ class RemoteSession:
         hidden = await self._skip_cached(hidden, want)
         length = self.position + len(hidden) if len(hidden) > 1 else 0
         answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in self._chunks(hidden, want)]
-        parts = [self._tensor(*answer) for answer in await asyncio.gather(*answers)]
+        parts = [received(*answer, self._terms, self._dtype) for answer in await asyncio.gather(*answers)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def on_message(self, peer_id: str, message: Message) -> None:
@@ -126,6 +127,11 @@ class RemoteSession:
     def on_lost(self, peer_id: str, why: str) -> None:
         """The link to a peer ended."""
         self._perform(self._core.on_closed(peer_id, why, self._loop.time()))
+        self._room.set()
+
+    def on_room(self) -> None:
+        """A line that was clogged is not any more."""
+        self._room.set()
 
     async def _wait_open(self) -> None:
         await self._opened.wait()
@@ -258,17 +264,13 @@ class RemoteSession:
     # -- tensors and bytes ----------------------------------------------------------------------------------------
 
     def _chunks(self, hidden: torch.Tensor, want: Want) -> list[tuple[torch.Tensor, Want]]:
-        """Cut a prompt into steps; of a prompt whose last state alone is wanted, only the last chunk is answered."""
-        if len(hidden) == 1:
-            return [(hidden, want)]
-        size = self._shape.chunk_tokens
-        size = size or self._backend.chunk_tokens(self.route, len(hidden), self._terms.token_bytes)
-        pieces = torch.split(hidden, size)
-        inner = Want.ALL if want is Want.ALL else Want.NONE
-        return [(piece, want if piece is pieces[-1] else inner) for piece in pieces]
+        size = self._shape.chunk_tokens or len(hidden)
+        if self._shape.chunk_tokens is None and len(hidden) > 1:
+            size = self._backend.chunk_tokens(self.route, len(hidden), self._terms.token_bytes)
+        return cut(hidden, want, size)
 
     async def _send_chunk(self, chunk: torch.Tensor, want: Want, length: int) -> asyncio.Future[tuple[int, Buffer]]:
-        while self._core.full() and self._error is None:
+        while (self._core.full() or (len(chunk) > 1 and self._clogged())) and self._error is None:
             self._room.clear()
             await self._room.wait()
         if self._error is not None:
@@ -280,19 +282,17 @@ class RemoteSession:
         self._perform(actions)
         return future
 
+    def _clogged(self) -> bool:
+        """Whether the first hop is not to be sent more yet. What it gets later waits as tensors, not as bytes."""
+        route = self.route
+        return bool(route) and self._backend.clogged(route[0].peer_id)
+
     def _recall_bytes(self, start: int, stop: int) -> Buffer:
         rows = self._recall(start, stop) if self._recall is not None else torch.cat(self._inputs)[start:stop]
         return self._bytes(rows.detach().to("cpu", self._dtype))
 
     def _bytes(self, rows: torch.Tensor) -> Buffer:
-        """As they travel; without a copy where that is as they are."""
         return to_bytes(pack(rows, self._terms.dtype))
-
-    def _tensor(self, rows: int, payload: Buffer) -> torch.Tensor:
-        if not rows:
-            return torch.empty(0, self._terms.width, dtype=self._dtype)
-        form, width = self._terms.dtype, self._terms.width
-        return unpack(view_bytes(payload, form, width), form, width).to(self._dtype)
 
     @property
     def streaming(self) -> bool:

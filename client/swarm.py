@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -17,6 +14,7 @@ from shoal.client.actions import Plan, SessionTerms, Work
 from shoal.client.backend import Shape
 from shoal.client.measured import Measured
 from shoal.client.options import Model, SessionOptions
+from shoal.client.place import Place, SwarmOptions
 from shoal.client.prefix import Prefix
 from shoal.client.presence import Presence
 from shoal.client.remote import RemoteSession
@@ -33,12 +31,9 @@ from shoal.routing.view import View, fold
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from shoal.dht.directory import Directory
-    from shoal.dht.identity import Identity
     from shoal.dht.invite import Invite
     from shoal.peer.channel import Channel
     from shoal.peer.errors import HopError
-    from shoal.peer.transport import Transport
     from shoal.peer.wire import Message
     from shoal.routing.knowledge import Knowledge
     from shoal.routing.route import Hop
@@ -46,31 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Place", "SessionOptions", "Swarm", "SwarmOptions", "join_swarm"]
 
 SECRET_BYTES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class SwarmOptions:
-    """How a client joins: `identity` None makes a fresh one; `listen` empty: by the invite; `refresh_s` between
-    look-ups."""
-
-    identity: Identity | None = None
-    listen: str = ""
-    port: int = 0
-    refresh_s: float = 5.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a swarm object stands: the network, the directory, clocks and chance. The simulation brings its own."""
-
-    transport: Transport
-    directory: Directory
-    invite: Invite
-    refresh_s: float = 5.0
-    wall: Callable[[], float] = time.time
-    clock: Callable[[], float] = time.perf_counter
-    rng: random.Random = field(default_factory=random.Random)
-    random_bytes: Callable[[int], bytes] = os.urandom
 
 
 class Swarm:
@@ -84,7 +54,7 @@ class Swarm:
         self._measured = Measured()
         self._secret = place.random_bytes(SECRET_BYTES)  # of the names that prompts get
         self._sessions: dict[bytes, RemoteSession] = {}
-        config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock)
+        config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock, on_room=self._on_room)
         self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost, self._on_open)
         self._met = Acquaintance(self._pool, place.clock, place.rng)
         self.presence = Presence(self._pool, place.clock)
@@ -169,6 +139,10 @@ class Swarm:
         """Queue a message to a peer."""
         self._pool.send(peer_id, self.addrs(peer_id), message)
 
+    def clogged(self, peer_id: str) -> bool:
+        """Whether so much waits for a peer that more should not be made yet."""
+        return self._pool.clogged(peer_id)
+
     def addrs(self, peer_id: str) -> tuple[str, ...]:
         """Where a peer says that it can be reached; empty if it is not in the view."""
         return next((peer.addrs for peer in self._view.peers if peer.peer_id == peer_id), ())
@@ -214,7 +188,8 @@ class Swarm:
         now = self._place.wall()
         for session in self._sessions.values():
             self._measured.learn(session.stats.take_news(), now)
-        return self._measured.knowledge(self._view.columns, self._pool.rtts(), now)
+        found = self._measured.knowledge(self._view.columns, self._pool.rtts(), now)
+        return replace(found, upload_bps=self._pool.upload())
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id
@@ -254,6 +229,10 @@ class Swarm:
         session = self._sessions.get(getattr(message, "session", b""))
         if session is not None:
             session.on_message(channel.remote, message)
+
+    def _on_room(self, _peer_id: str) -> None:
+        for session in self._sessions.values():
+            session.on_room()
 
     def _on_open(self, peer_id: str) -> None:
         self._met.opened(peer_id)

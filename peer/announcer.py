@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class Announcer:
         self._node = node
         self.facts = facts
         self.moving: range | None = None  # the blocks that this peer is about to serve instead
-        self._announced: tuple[int, int] | None = None  # leases and free tokens
+        self._announced: tuple[int, int, int] | None = None  # leases, free tokens, and the line's rate, roughly
 
     async def run(self) -> None:
         """Announce until cancelled."""
@@ -91,7 +92,7 @@ class Announcer:
             quantization=facts.quantization, dtype=facts.dtype, decode_s=facts.decode_s, prefill_s=facts.prefill_s,
             queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=MAX_CHUNK, addrs=facts.addrs,
             rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
-            reach=facts.reach,
+            reach=facts.reach, upload_bps=node.upload(),
         )  # fmt: skip
 
     @property
@@ -103,5 +104,5 @@ class Announcer:
     def _load(self) -> int:
         return len(self._node.book.leases)
 
-    def _room(self) -> tuple[int, int]:
-        return self._load(), self._node.book.free_tokens
+    def _room(self) -> tuple[int, int, int]:
+        return self._load(), self._node.book.free_tokens, round(3.0 * math.log2(1.0 + self._node.upload()))

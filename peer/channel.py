@@ -1,26 +1,46 @@
-"""The async shell of one link: pumps a stream's bytes through the sans-IO core. Knows no sessions and no tensors."""
+"""The async shell of one link: pumps a stream's bytes through the sans-IO core. Knows no sessions and no tensors.
+
+Small messages leave at once while the line is free; what it does not take yet waits in `Turns`, where each session has
+its turn, until `Flow` (the line's) and `Line` (this machine's) say that there is room.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shoal.peer.errors import HopClosed, ProtocolError
+from shoal.peer.line import Line
 from shoal.peer.link import Link, Patience
+from shoal.peer.turns import Turns
+from shoal.peer.wire import Hidden, Mark, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from shoal.peer.transport import Stream
     from shoal.peer.wire import Buffer, Message
 
-MAX_QUEUED_BYTES = 512 * 1024 * 1024
+MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # past this a link is closed: the other side takes nothing
+CLOGGED_BYTES: Final = 4 * 1024 * 1024  # past this, or CLOGGED_S of the line's time, whoever makes more should wait
+CLOGGED_S: Final = 1.0
+LAST_BYTES: Final = 64 * 1024  # a message up to this size is still sent when the link is closed
+SHARED_S: Final = 2.0  # a session that has sent something within this time shares the line
 
 
 class Channel:
-    """A stream with a link on it. `run` reads until the end; `send` may be called at any time before."""
+    """A stream with a link on it. `run` reads until the end; `send` may be called at any time before. `on_room` is
+    called when what waits has become little again."""
 
-    def __init__(self, stream: Stream, agent: str, patience: Patience, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        agent: str,
+        patience: Patience,
+        clock: Callable[[], float],
+        line: Line | None = None,
+        on_room: Callable[[], None] | None = None,
+    ) -> None:
         self.remote = stream.remote
         self._stream = stream
         self._now = clock  # finer than the loop's own, which counts whole milliseconds under uvloop
@@ -28,14 +48,36 @@ class Channel:
         self.closed = False
         self.why = "closed the connection"  # what ended it, for a sentence that begins with the other side's name
         self._loop = asyncio.get_running_loop()
+        self._line = line or Line()
+        self._on_room = on_room or (lambda: None)
         self._corked: list[Buffer] = []  # leaves in one write, and mostly in one packet, when this tick is over
+        self._turns = Turns()
+        self._clogged = False
+        self._sender, self._others_at = b"", -SHARED_S  # the last session to send, and when it was another one
+        self._soon = False
+        self._timer: asyncio.TimerHandle | None = None
         self._say_own()
+
+    @property
+    def clogged(self) -> bool:
+        """Whether so much waits that whoever makes more should wait too."""
+        return self._clogged
 
     def send(self, message: Message) -> None:
         """Queue one message; never blocks. Errors: `HopClosed` when the link is gone."""
         if self.closed:
             raise HopClosed(self.remote, f"the link to {self.remote} is closed")
-        self._write(self.link.send(message))
+        self._note_sender(getattr(message, "session", b""))
+        if self._turns or not self._leaves_now(message):
+            self._turns.add(message)
+            self._clogged = self._clogged or self._turns.bytes > self._clogged_bytes()
+            self._flush_soon()
+        else:
+            self._cork(self.link.send(message))
+
+    def forget(self, session: bytes, epoch: int) -> None:
+        """What waits for a lease that has ended need not be sent."""
+        self._turns.forget(session, epoch)
 
     def ping(self) -> None:
         """Measure the round trip."""
@@ -53,22 +95,39 @@ class Channel:
             self.close()
 
     def close(self) -> None:
-        """Send what waits and close the stream; `run` then returns. Idempotent."""
-        self._uncork()
-        self.closed = True
+        """Send what waits and is not large, and close the stream; `run` then returns. Idempotent."""
+        if self.closed:
+            return
+        while (piece := self._turns.next(LAST_BYTES, small=True)) is not None:
+            self._corked += piece.buffers
+        self._stream.write(*self._corked)
+        self._corked = []
+        self.closed, self._clogged = True, False
+        if self._timer is not None:
+            self._timer.cancel()
         self.link.close()
         self._stream.close()
+        self._on_room()
 
     async def _read(self, on_message: Callable[[Channel, Message], None]) -> None:
         while not self.closed and (data := await self._stream.read()):
+            now, flow = self._now(), self.link.flow
+            rate, arrived = flow.rate, flow.under_way
             try:
-                messages = self.link.receive(data, self._now())
+                messages = self.link.receive(data, now)
             except ProtocolError as error:
                 self.why = f"was given up: {error}"
                 return
             self._say_own()
+            if flow.under_way != arrived and self._turns:
+                self._flush_soon()
+            if flow.rate != rate:
+                self._line.saw(flow.rate, now)
             for message in messages:
                 on_message(self, message)
+            self._line.down.take(len(data), now)
+            if (wait_s := self._line.down.wait_s(self._now())) > 0.0:
+                await asyncio.sleep(wait_s)  # what comes meanwhile stays with the sender
 
     async def _watch(self) -> None:
         """Ping a quiet link, and close a dead one."""
@@ -84,21 +143,76 @@ class Channel:
             self._say_own()
 
     def _say_own(self) -> None:
-        """What the link itself has to say."""
+        """What the link itself has to say: before all others, and whatever the line takes."""
         if self.link.outbox and not self.closed:
             waiting, self.link.outbox = self.link.outbox, []
-            self._write(waiting)
+            self._cork(waiting)
 
-    def _write(self, buffers: Iterable[Buffer]) -> None:
-        if not self._corked:
-            self._loop.call_soon(self._uncork)
+    def _note_sender(self, session: bytes) -> None:
+        if session and session != self._sender:
+            now = self._now()
+            self._sender, self._others_at = session, now if self._sender else -SHARED_S
+
+    def _leaves_now(self, message: Message) -> bool:
+        flow = self.link.flow
+        size = memoryview(message.payload).nbytes if isinstance(message, Hidden) else 0
+        return size <= flow.part_bytes and flow.room() and not self._line.up.wait_s(self._now())
+
+    def _clogged_bytes(self) -> int:
+        return max(CLOGGED_BYTES, int(CLOGGED_S * self.link.flow.rate))
+
+    def _cork(self, buffers: Sequence[Buffer]) -> None:
         self._corked += buffers
+        self._flush_soon()
 
-    def _uncork(self) -> None:
-        """A side that does not read must not fill our memory: past a limit its link is closed."""
-        waiting, self._corked = self._corked, []
-        if waiting and not self.closed:
-            self._stream.write(*waiting)
-            if self._stream.queued_bytes() > MAX_QUEUED_BYTES:
-                self.why = "does not take what it is sent"
-                self.close()
+    def _flush_soon(self) -> None:
+        if not self._soon:
+            self._soon = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what may leave now."""
+        self._soon = False
+        if self.closed:
+            return
+        now, out = self._now(), self._corked
+        self._corked = []
+        if out:
+            self._count(sum(memoryview(buffer).nbytes for buffer in out), now, out)
+        self._take_turns(now, out)
+        if out:
+            self._stream.write(*out)
+        if self._clogged and 2 * self._turns.bytes < self._clogged_bytes():
+            self._clogged = False
+            self._on_room()
+        if self._turns.bytes + self._stream.queued_bytes() > MAX_QUEUED_BYTES:
+            self.why = "does not take what it is sent"
+            self.close()
+
+    def _take_turns(self, now: float, out: list[Buffer]) -> None:
+        flow = self.link.flow
+        flow.shared = self._turns.sessions > 1 or now - self._others_at < SHARED_S
+        while self._turns:
+            if (wait_s := self._line.up.wait_s(now)) > 0.0:
+                self._flush_in(wait_s)
+                return
+            free = flow.under_way < 2 * flow.window
+            piece = self._turns.next(flow.part_bytes, small=not flow.room()) if free else None
+            if piece is None:
+                self._mark(flow.stuck(now), out)
+                return
+            out += piece.buffers
+            self._count(piece.size, now, out)
+
+    def _flush_in(self, wait_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(wait_s, self._flush)
+
+    def _mark(self, number: int | None, out: list[Buffer]) -> None:
+        if number is not None:
+            out += encode(Mark(number=number))
+
+    def _count(self, size: int, now: float, out: list[Buffer]) -> None:
+        self._line.up.take(size, now)
+        self._mark(self.link.flow.wrote(size, now, more=bool(self._turns)), out)

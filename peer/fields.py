@@ -34,6 +34,10 @@ def raw(*sizes: int) -> Any:
     return field(metadata={"check": lambda value: type(value) is bytes and len(value) in sizes})
 
 
+def blob(limit: int) -> Any:
+    return field(metadata={"check": lambda value: type(value) is bytes and len(value) <= limit})
+
+
 def flag() -> Any:
     return field(metadata={"check": lambda value: type(value) is bool})
 

@@ -11,7 +11,22 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from shoal.peer.errors import LocalProtocolError, RemoteProtocolError
-from shoal.peer.wire import PREFIX, VERSION, Hello, Message, Ping, Pong, decode, decode_prefix, encode
+from shoal.peer.flow import Flow
+from shoal.peer.parts import Parts
+from shoal.peer.wire import (
+    PREFIX,
+    VERSION,
+    Hello,
+    Mark,
+    Marked,
+    Message,
+    Part,
+    Ping,
+    Pong,
+    decode,
+    decode_prefix,
+    encode,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from shoal.peer.wire import Buffer
@@ -58,7 +73,9 @@ class Link:
         self.state = LinkState.HELLO
         self.remote_agent = ""
         self.outbox: list[Buffer] = list(encode(Hello(version=VERSION, agent=agent)))
+        self.flow = Flow()
         self._bytes = bytearray()
+        self._parts = Parts()
         self._heard = now
         self._pinged: float | None = None
         self._nonce = 0
@@ -148,6 +165,14 @@ class Link:
         if isinstance(message, Pong):
             self._answered(message, now)
             return None
+        if isinstance(message, Part):
+            return self._parts.add(message)
+        if isinstance(message, Mark):
+            self.outbox += encode(Marked(number=message.number, at_us=int(now * 1e6)))
+            return None
+        if isinstance(message, Marked):
+            self.flow.answered(message.number, message.at_us / 1e6, now)
+            return None
         if isinstance(message, Hello):
             raise RemoteProtocolError("a second greeting on one link")
         return message
@@ -157,6 +182,7 @@ class Link:
             self.rtt_s = now - self._pinged
             self._pinged = None
             self._smooth(self.rtt_s)
+            self.flow.pinged(self.rtt_s)
 
     def _smooth(self, rtt_s: float) -> None:
         if not self._usual_s:

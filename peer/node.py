@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +12,7 @@ from shoal.peer.book import LeaseBook, Limits, Offer
 from shoal.peer.channel import Channel
 from shoal.peer.errors import Reason
 from shoal.peer.lease import Run, Send
+from shoal.peer.line import Line
 from shoal.peer.link import IMPATIENT, Patience
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.peer.steps import Steps
@@ -33,7 +34,7 @@ UNUSED_S = 60.0
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """What a node serves and within which bounds; `budget` None: what the engine says of its steps. `at_rest` is called
-    when the last lease has ended."""
+    when the last lease has ended. `line`: how much of this machine's line may be used."""
 
     offer: Offer
     agent: str
@@ -42,6 +43,7 @@ class NodeConfig:
     patience: Patience = Patience()
     clock: Callable[[], float] = time.perf_counter
     at_rest: Callable[[], None] | None = None
+    line: Line = field(default_factory=Line)
 
 
 class Node:
@@ -60,7 +62,10 @@ class Node:
         self._clients: dict[str, Channel] = {}  # the link over which each of them was heard last
         self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._now = config.clock
-        pool = PoolConfig(config.agent, IMPATIENT, clock=config.clock)  # of next hops, for which sessions wait
+        self._line = config.line
+        pool = PoolConfig(  # of next hops, for which sessions wait
+            config.agent, IMPATIENT, clock=config.clock, line=config.line, on_room=lambda _peer_id: self.steps.wake()
+        )
         self._pool = ChannelPool(transport, pool, lambda _channel, _message: None, self._next_lost)
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []
@@ -89,6 +94,10 @@ class Node:
     def rtts(self) -> dict[str, float]:
         """Measured round trips to other peers, in seconds."""
         return self._pool.rtts()
+
+    def upload(self) -> float:
+        """Bytes/s that this machine was seen to send, 0 if unknown."""
+        return self._line.upload(self._now())
 
     def leave(self) -> None:
         """Take no new leases, and ask the owners of the running ones to move them elsewhere."""
@@ -132,7 +141,8 @@ class Node:
 
     async def _serve(self, stream: Stream) -> None:
         """One incoming link, from a client or from a previous hop."""
-        channel = Channel(stream, self.config.agent, self.config.patience, self._now)
+        config = self.config
+        channel = Channel(stream, config.agent, config.patience, self._now, self._line, self.steps.wake)
         self._links[channel] = next(self._numbers)
         try:
             await channel.run(self._on_message)
@@ -176,6 +186,7 @@ class Node:
         lease = self.book.find(message.session, channel.remote)
         if lease is not None and message.epoch >= lease.epoch:
             self.steps.end(lease)
+            self._pool.forget(lease.next, lease.session, lease.epoch)
 
     def _settle_replaced(self, request: Open, client: str) -> None:
         """A session that is opened anew loses its old lease first, with its jobs."""
@@ -212,6 +223,13 @@ class Node:
         channel = self._clients.get(lease.owner)
         if channel is not None and not channel.closed:
             channel.send(send.message)
+
+    def clogged(self, lease: Lease) -> bool:
+        """Whether what a lease's prompts give would only wait for the line to its next hop."""
+        if lease.next != lease.owner:
+            return self._pool.clogged(lease.next)
+        channel = self._clients.get(lease.owner)
+        return channel is not None and channel.clogged
 
     def _next_lost(self, peer_id: str, why: str) -> None:
         """A next hop cannot be reached: its leases' owners must know at once."""

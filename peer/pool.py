@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from shoal.peer.channel import Channel
 from shoal.peer.errors import HopClosed
+from shoal.peer.line import Line
 from shoal.peer.link import Patience
 
 if TYPE_CHECKING:
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """How a pool connects. `agent` is this program's name and version."""
+    """How a pool connects. `agent` is this program's name and version; `line` is shared with other links of this node;
+    `on_room(peer_id)` is called when a channel that was clogged is not any more."""
 
     agent: str
     patience: Patience = Patience()
     connect_timeout_s: float = 5.0
     clock: Callable[[], float] = time.perf_counter
+    line: Line = field(default_factory=Line)
+    on_room: Callable[[str], None] = lambda _peer_id: None
 
 
 @dataclass(slots=True)
@@ -92,6 +97,21 @@ class ChannelPool:
         channels = [entry.channel for entry in self._entries.values() if entry.channel is not None]
         return {channel.remote: channel.link.rtt_s for channel in channels if channel.link.rtt_s is not None}
 
+    def upload(self) -> float:
+        """Bytes/s that this machine was seen to send, 0 if unknown."""
+        return self._config.line.upload(self._config.clock())
+
+    def clogged(self, peer_id: str) -> bool:
+        """Whether so much waits for a peer that whoever makes more should wait too."""
+        entry = self._entries.get(peer_id)
+        return entry is not None and entry.channel is not None and entry.channel.clogged
+
+    def forget(self, peer_id: str, session: bytes, epoch: int) -> None:
+        """What waits for a lease that has ended need not be sent."""
+        entry = self._entries.get(peer_id)
+        if entry is not None and entry.channel is not None:
+            entry.channel.forget(session, epoch)
+
     def drop(self, peer_id: str) -> None:
         """Close the channel to a peer, if there is one."""
         entry = self._entries.pop(peer_id, None)
@@ -118,7 +138,8 @@ class ChannelPool:
     async def _pump(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
         async with asyncio.timeout(self._config.connect_timeout_s):
             stream = await self._transport.connect(peer_id, addrs)
-        entry.channel = Channel(stream, self._config.agent, self._config.patience, self._config.clock)
+        config, on_room = self._config, partial(self._config.on_room, peer_id)
+        entry.channel = Channel(stream, config.agent, config.patience, config.clock, config.line, on_room)
         entry.channel.ping()
         if self._on_open is not None:
             self._on_open(peer_id)

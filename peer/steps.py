@@ -36,6 +36,10 @@ class Desk(Protocol):
         """Do what a lease decided."""
         ...
 
+    def clogged(self, lease: Lease) -> bool:
+        """Whether what a lease's prompts give would only wait for the line to its next hop."""
+        ...
+
 
 class Steps:
     """Runs the steps of all leases of a book. `broken` is set when the device is lost for good."""
@@ -59,6 +63,10 @@ class Steps:
         self.jobs[number] = Job(lease, run, self._now())
         lease.holding.jobs += 1
         self._gather.returned(lease.session)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Something that steps wait for may have come."""
         self._wake.set()
 
     def refuse(self, lease: Lease, reason: Reason, text: str) -> None:
@@ -123,6 +131,8 @@ class Steps:
 
     def _fits(self, number: int, offset: int, count: int) -> bool:
         job = self.jobs[number]
+        if job.run.hidden.count > 1 and self._desk.clogged(job.lease):
+            return False
         return self._residency.prepare(job.lease.holding, job.run.hidden.position + offset, count)
 
     async def _make(self, moves: Sequence[Move]) -> None:

@@ -10,24 +10,40 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 import msgpack
 from shoal.blocks.formats import FORMS, row_bytes
 from shoal.peer.errors import LocalProtocolError, Reason, RemoteProtocolError
 from shoal.peer.fields import WireError, addrs, flag, integer, keys, one_of, raw, seconds, text
+from shoal.peer.upkeep import (
+    MAX_HEADER_BYTES,
+    MAX_PARTED,
+    MAX_PARTED_BYTES,
+    MAX_PAYLOAD_BYTES,
+    Buffer,
+    Hello,
+    Mark,
+    Marked,
+    Message,
+    Part,
+    Ping,
+    Pong,
+)  # fmt: skip
 
-VERSION = 3
+__all__ = [
+    "MAX_HEADER_BYTES", "MAX_PARTED", "MAX_PARTED_BYTES", "MAX_PAYLOAD_BYTES", "PREFIX", "PREFIX_TOKENS", "VERSION",
+    "Buffer", "Close", "Hello", "Hidden", "Leaving", "Mark", "Marked", "Message", "Open", "Opened", "Part", "Ping",
+    "Pong", "Receipt", "Refused", "Reroute", "Want", "decode", "decode_prefix", "encode",
+]  # fmt: skip
+
+VERSION = 4
 PREFIX = struct.Struct(">II")
-MAX_HEADER_BYTES = 48 * 1024  # an Open with all its prefix keys takes 36 KiB and its other fields up to 9
-MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 SESSION_BYTES = 16
 MAX_COUNT = 1 << 20
 PREFIX_TOKENS = 64
 KEY_BYTES = 16
 MAX_KEYS = 2048
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class Want(IntEnum):
@@ -52,27 +68,6 @@ def _want() -> Any:
 
 def _dtype() -> Any:
     return one_of(frozenset(FORMS))
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """Base of all messages: checks each field when made. Errors: `WireError`."""
-
-    kind: ClassVar[int]
-
-    def __post_init__(self) -> None:
-        for name, check in _CHECKS[type(self)]:
-            if not check(getattr(self, name)):
-                raise WireError(f"{type(self).__name__}.{name} is out of bounds")
-
-
-@dataclass(frozen=True, slots=True)
-class Hello(Message):
-    """First frame on every link, from both sides."""
-
-    kind = 0
-    version: int = integer(1 << 16)
-    agent: str = text(64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,22 +196,6 @@ class Close(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Ping(Message):
-    """Is anybody there? Answered at once with the same nonce."""
-
-    kind = 8
-    nonce: int = integer(1 << 63)
-
-
-@dataclass(frozen=True, slots=True)
-class Pong(Message):
-    """Answer to `Ping`."""
-
-    kind = 9
-    nonce: int = integer(1 << 63)
-
-
-@dataclass(frozen=True, slots=True)
 class Leaving(Message):
     """A peer tells a lease's owner that it wants to go; until the lease is closed or its patience ends it serves on."""
 
@@ -226,12 +205,11 @@ class Leaving(Message):
 
 
 _KINDS: dict[int, type[Message]] = {
-    kind.kind: kind for kind in (Hello, Open, Opened, Refused, Hidden, Receipt, Reroute, Close, Ping, Pong, Leaving)
-}
-_CHECKS = {
-    kind: tuple((f.name, f.metadata["check"]) for f in fields(kind) if "check" in f.metadata)
-    for kind in _KINDS.values()
-}
+    kind.kind: kind
+    for kind in (
+        Hello, Open, Opened, Refused, Hidden, Receipt, Reroute, Close, Ping, Pong, Leaving, Part, Mark, Marked,
+    )
+}  # fmt: skip
 _MAKERS = {
     kind: tuple(f.metadata.get("make") for f in fields(kind) if "payload" not in f.metadata) for kind in _KINDS.values()
 }
@@ -244,7 +222,7 @@ def encode(message: Message) -> tuple[Buffer, ...]:
     Errors: `LocalProtocolError` if the frame is larger than a receiver would take.
     """
     header = msgpack.packb([message.kind, *(getattr(message, name) for name in _NAMES[type(message)])])
-    payload = message.payload if isinstance(message, Hidden) else b""
+    payload = message.payload if isinstance(message, Hidden | Part) else b""
     size = memoryview(payload).nbytes
     if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
         raise LocalProtocolError(
@@ -269,7 +247,7 @@ def decode(header: Buffer, payload: Buffer) -> Message:
     except ValueError as error:
         raise RemoteProtocolError("a frame's header is not msgpack") from error
     kind = _KINDS.get(parts[0]) if type(parts) is list and parts and type(parts[0]) is int else None
-    if kind is None or len(parts) != len(_NAMES[kind]) + 1 or (payload and kind is not Hidden):
+    if kind is None or len(parts) != len(_NAMES[kind]) + 1 or (payload and kind not in (Hidden, Part)):
         raise RemoteProtocolError("a frame's header is no message of this version")
     return _build(kind, parts[1:], payload)
 
@@ -278,6 +256,6 @@ def _build(kind: type[Message], values: list[Any], payload: Buffer) -> Message:
     try:
         made = [make(value) if make else value for make, value in zip(_MAKERS[kind], values, strict=True)]
         given = dict(zip(_NAMES[kind], made, strict=True))
-        return kind(**given, payload=payload) if kind is Hidden else kind(**given)
+        return kind(**given, payload=payload) if kind in (Hidden, Part) else kind(**given)
     except (WireError, ValueError, TypeError) as error:
         raise RemoteProtocolError(f"a {kind.__name__} message is malformed: {error}") from error
