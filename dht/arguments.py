@@ -132,6 +132,23 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
     unit: 2 ** (10 * power) for power, unit in enumerate(("KIB", "MIB", "GIB", "TIB"), start=1)
 }
 
+_RATES = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "kbit/s": 1e3, "mbit/s": 1e6, "gbit/s": 1e9}
+
+
+def rate(text: str) -> float:
+    """Bytes a second of a rate in bits, as in 20Mbit, 1.5Gbit or 800kbit; more than none and at most 100 Gbit/s."""
+    unit = text.lstrip("0123456789.")
+    number = text.removesuffix(unit)
+    try:
+        bits = float(number) * _RATES[unit.strip().lower()]
+    except (KeyError, ValueError):
+        bits = 0.0
+    if not 8e3 <= bits <= 1e11:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a rate: write it as in 20Mbit or 1.5Gbit, from 8kbit to 100Gbit"
+        )
+    return bits / 8
+
 
 def size(text: str) -> int:
     """Bytes, as in 10GiB, 512 MiB, 1.5GB or 1000000; more than none and less than 2**60."""

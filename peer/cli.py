@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
-from shoal.dht.arguments import Parser, add_join, port, seconds, size, whole
+from shoal.dht.arguments import Parser, add_join, port, rate, seconds, size, whole
 from shoal.dht.swarms import find_invite
 from shoal.peer.config import PeerConfig, PeerError
 
@@ -55,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--port", type=port, default=0, metavar="N", help="TCP port to listen on (default: any free one)"
+    )
+    parser.add_argument(
+        "--max-bandwidth",
+        type=rate,
+        default=0.0,
+        metavar="RATE",
+        help="send and receive hidden states no faster than this, as in 20Mbit (default: as fast as the line)",
     )
     parser.add_argument(
         "--announce", nargs="+", default=[], metavar="MADDR", help="tell others these addresses instead"
@@ -124,6 +131,7 @@ def _config(arguments: argparse.Namespace) -> PeerConfig:
         listen=arguments.host, port=arguments.port, announce=tuple(arguments.announce), identity=arguments.identity,
         revision=arguments.revision, kv_tokens=arguments.kv_tokens, kv_dtype=arguments.kv_dtype, vram=arguments.vram,
         host_memory=arguments.host_memory, offload=arguments.offload, max_batch=arguments.max_batch,
+        max_bandwidth=arguments.max_bandwidth,
         drain_s=arguments.drain, rebalance_s=arguments.rebalance_s, name=arguments.public_name, json=arguments.json,
     )  # fmt: skip
 

@@ -22,7 +22,8 @@ def cache_folder() -> Path:
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
     """Everything that `shoal peer` was told. `blocks` None: chosen where it helps most; `listen` empty: by the
-    invite suggests. Memory in bytes; what is None is chosen to fit the machine."""
+    invite suggests. Memory in bytes; what is None is chosen to fit the machine. `max_bandwidth`: bytes/s each way, 0
+    for no limit."""
 
     invite: Invite
     model: str
@@ -42,6 +43,7 @@ class PeerConfig:
     host_memory: int | None = None
     offload: bool = False
     max_batch: int | None = None
+    max_bandwidth: float = 0.0
     drain_s: float = 30.0
     rebalance_s: float = 600.0
     name: str = ""

@@ -24,6 +24,7 @@ from shoal.peer.control import controlled
 from shoal.peer.engine import DeviceEngine, EngineFault
 from shoal.peer.farewell import hand_over, leave_on_signals, say_goodbye
 from shoal.peer.join import join
+from shoal.peer.line import Line
 from shoal.peer.log import report
 from shoal.peer.measure import measured
 from shoal.peer.mover import Habit, Mover
@@ -205,7 +206,8 @@ class _Life:
         limits = Limits(kept_bytes=self.room.kept_bytes, swap_pages=self.room.swap_pages)
         offer = _offer(self.config, self.model, engine, host.peer_id)
         budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch)
-        return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget, at_rest=trim)
+        line = Line(self.config.max_bandwidth)
+        return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget, at_rest=trim, line=line)
 
     async def _until_leaving(self, host: Host, directory: Directory, node: Node, announcer: Announcer) -> Move | None:
         """Until something ends this peer's serving; where it goes, if it is needed more elsewhere."""

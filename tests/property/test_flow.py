@@ -55,7 +55,10 @@ def send(flow, wire, size, now=0.0):
 
 @settings(max_examples=20)
 @given(
-    rate=st.floats(1e5, 1e8), delay_s=st.floats(1e-4, 0.15), lag_s=st.sampled_from([0.0, 0.002]), seed=st.integers(0, 99)
+    rate=st.floats(1e5, 1e8),
+    delay_s=st.floats(1e-4, 0.15),
+    lag_s=st.sampled_from([0.0, 0.002]),
+    seed=st.integers(0, 99),
 )
 def test_a_rate_is_found_within_a_tenth_and_the_line_is_kept_busy(rate, delay_s, lag_s, seed):
     flow, wire = Flow(), Wire(rate, delay_s, lag_s, seed)
@@ -63,7 +66,7 @@ def test_a_rate_is_found_within_a_tenth_and_the_line_is_kept_busy(rate, delay_s,
     took, _ = send(flow, wire, size)
     assert flow.rate == pytest.approx(rate, rel=0.25 if lag_s else 0.1)
     assert took < 1.35 * size / rate + 24 * delay_s + 0.1
-    again, deepest = send(flow, wire, size, took)
+    again, _ = send(flow, wire, size, took)
     assert again - took < 1.15 * size / rate + 4 * delay_s + 0.05
     assert LEAST_WINDOW <= flow.window <= MOST_WINDOW
 
