@@ -42,6 +42,8 @@ def read_completion(given: Mapping[str, Any]) -> CompletionRequest:
     fields.end()
     if not tokens and not echo:
         refuse("max_tokens", "`max_tokens` is 0, but must be at least 1 without `echo`.")
+    if not tokens and wishes.stream:
+        refuse("stream", "With `max_tokens` 0 there is nothing to stream.")
     if best_of < wishes.n:
         refuse("best_of", f"`best_of` is {best_of}, but must be at least `n`, which is {wishes.n}.")
     if wishes.stream and best_of > wishes.n:

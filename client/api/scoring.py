@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from shoal.client.api.logprobs import Scored
 from shoal.client.generation import off_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
     from shoal.client.serving import Serving
 
 ROWS = 64  # of logits at a time: a row is as wide as the vocabulary
@@ -25,16 +25,21 @@ async def score(serving: Serving, ids: Sequence[int], top: int) -> list[Scored]:
     found = [Scored(ids[0], None)]
     for start in range(0, len(ids) - 1, ROWS):
         rows = hidden[start : min(start + ROWS, len(ids) - 1)]
-        logprobs = await off_loop(serving.model.ends, _log_softmax(serving), rows)
-        for row, token in zip(logprobs, ids[start + 1 : start + 1 + len(rows)], strict=True):
-            best = row.topk(top)
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            found.append(Scored(token, row[token].item(), tuple(pairs)))
+        found += await off_loop(serving.model.ends, _scorer(serving, ids[start + 1 :], top), rows)
     return found
 
 
-def _log_softmax(serving: Serving) -> Callable[[torch.Tensor], torch.Tensor]:
-    def logprobs(hidden: torch.Tensor) -> torch.Tensor:
-        return serving.model.ends.head(hidden).log_softmax(-1).cpu()
+def _scorer(serving: Serving, tokens: Sequence[int], top: int) -> Callable[[torch.Tensor], list[Scored]]:
+    """Scores the first of `tokens`, one for each row of hidden states."""
 
-    return logprobs
+    def scores(hidden: torch.Tensor) -> list[Scored]:
+        logprobs = serving.model.ends.head(hidden).log_softmax(-1).cpu()
+        best = logprobs.topk(top)
+        own = logprobs.gather(1, torch.tensor(tokens[: len(hidden)])[:, None])[:, 0].tolist()
+        tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [
+            Scored(token, logprob, tuple(zip(*pairs, strict=True)))
+            for token, logprob, pairs in zip(tokens, own, tops, strict=False)
+        ]
+
+    return scores

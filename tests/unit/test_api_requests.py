@@ -60,6 +60,7 @@ def test_plain_json_is_read() -> None:
         ({"prompt": [True, False]}, "prompt"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "x", "max_tokens": "5"}, "max_tokens"),
+        ({"prompt": "x", "max_tokens": 0, "echo": True, "stream": True}, "stream"),
         ({"prompt": "x", "max_tokens": True}, "max_tokens"),
         ({"prompt": "x", "max_tokens": 10**30}, "max_tokens"),
         ({"prompt": "x", "temperature": -0.1}, "temperature"),
