@@ -18,6 +18,7 @@ Seen = Literal["here", "lost", "unreached", "unknown"]
 
 MAX_WATCHED = 64  # links that are kept open for nobody but an onlooker
 ASK_AGAIN_S = 30.0
+MOST_MET = 4096
 
 
 class Presence:
@@ -63,8 +64,10 @@ class Presence:
         """Forget peers that are in the view no more; for an onlooker, try those without a link."""
         self._view = view
         names = {peer.peer_id for peer in view.peers}
-        self._open &= names & set(self._pool.peers())
-        self._met &= names
+        # A look-up may miss a peer once: its link stands all the same, and it has let us in before.
+        self._open &= set(self._pool.peers())
+        if len(self._met) > MOST_MET:
+            self._met &= names | self._open
         self._lost = {name: seen for name, seen in self._lost.items() if name in names}
         self._tried = {name: tried for name, tried in self._tried.items() if name in names}
         for peer in view.peers if self._onlookers else ():

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 PEERS = (
     ("0:5", "none", "attic"),
     ("3:8", "int8", "lab-2"),
-    ("6:11", "nf4", "Mara's desktop"),
+    ("6:11", "nf4", "workshop"),
     ("8:12", "none", "kitchen"),
 )
-PROMPTS = ("def mean(numbers):", "class PhoneBook:")
-SETTINGS = '{"max_tokens": "90", "temperature": "0"}'
+PROMPTS = ("import json", "class PhoneBook:")
+SETTINGS = '{"max_tokens": "56", "temperature": "0"}'
 DESK: dict[str, Any] = {"viewport": {"width": 1200, "height": 780}}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -60,7 +60,7 @@ async def _take_all(browser: Browser, url: str, folder: Path, kill: Any) -> None
     await chat.click(".via summary >> nth=-1")
     await _take(chat, folder / "chat.png")
     phone = await _open(browser, f"{url}/", PHONE, "dark")
-    await _ask(phone, PROMPTS[0])
+    await _ask(phone, PROMPTS[1])
     await _take(phone, folder / "chat-phone.png")
     swarm = await _open(browser, f"{url}/swarm", DESK, "light")
     await swarm.wait_for_selector("#picture .lit")

@@ -56,6 +56,27 @@ def test_who_never_let_us_in_is_not_called_lost():
     assert run(main()) == ({"p0": "here", "p1": "here", "p2": "unreached"}, frozenset())
 
 
+def test_a_peer_that_one_look_up_missed_is_still_seen_and_can_be_lost():
+    async def main():
+        async with world(7, SPANS) as it, it.client() as swarm:
+            with swarm.presence.watching():
+                await asyncio.sleep(3)
+                record = it.table.pop("p1")
+                await asyncio.sleep(2)
+                missed = [peer.peer_id for peer in swarm.view.peers]
+                it.table["p1"] = record
+                await asyncio.sleep(2)
+                back = seen(swarm)
+                await it.kill("p1")
+                await asyncio.sleep(4)
+                return missed, back, seen(swarm)
+
+    missed, back, killed = run(main())
+    assert missed == ["p0", "p2"]
+    assert back == dict.fromkeys(NAMES, "here")
+    assert killed == {"p0": "here", "p1": "lost", "p2": "here"}
+
+
 def test_who_was_here_and_cannot_be_reached_again_is_lost_too():
     async def main():
         async with world(6, SPANS) as it, it.client() as swarm:
