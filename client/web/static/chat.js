@@ -274,7 +274,10 @@ class Chat {
   }
 
   look(swarm) {
+    const isFilled = Boolean(this.swarm?.missing.length && swarm && !swarm.missing.length);
     this.swarm = swarm ?? this.swarm;
+    const known = this.troubles.get(this.conversation.id);
+    if (isFilled && known?.kind === "missing") known.trouble.sooner(); // no need to wait for the countdown
     for (const peer of swarm?.peers ?? []) if (peer.name) this.names.set(peer.peer, peer.name);
     if (!this.model && swarm) this.learnModel();
     if (!this.conversation.turns.length) byId("turns").replaceChildren(this.greeting());

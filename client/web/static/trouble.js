@@ -51,6 +51,11 @@ export class Trouble {
     this.timer = setTimeout(() => this.tick(), 250);
   }
 
+  /** What was missing is there: now, unless nobody waits for it any more. */
+  sooner() {
+    if (this.timer) this.again();
+  }
+
   again() {
     clearTimeout(this.timer);
     this.retry();
@@ -59,6 +64,7 @@ export class Trouble {
   /** No further try by itself. */
   stop() {
     clearTimeout(this.timer);
+    this.timer = 0;
     this.line.textContent = "";
     this.leave.hidden = true;
   }
