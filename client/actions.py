@@ -86,13 +86,15 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Work:
     """What new hops will have to do: `prompt_tokens` in chunks of `chunk_tokens` (of a running session, those that they
-    are refilled with too), then `new_tokens` one by one; `max_tokens` of KV, `token_bytes` on the wire."""
+    are refilled with too), then `new_tokens` one by one; `max_tokens` of KV, `token_bytes` on the wire. `begins`: of a
+    session that begins, what it begins with, if that is known."""
 
     prompt_tokens: int
     new_tokens: int
     max_tokens: int
     chunk_tokens: int
     token_bytes: int
+    begins: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shoal.client.actions import Plan, Work
+    from shoal.client.actions import Plan, SessionTerms, Work
     from shoal.peer.errors import HopError
     from shoal.peer.wire import Message
     from shoal.routing.planner import Hop, NoRoute, Route
@@ -35,6 +35,10 @@ class Backend(Protocol):
 
     def chunk_tokens(self, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:
         """In which pieces a prompt passes a route soonest."""
+        ...
+
+    def held(self, terms: SessionTerms, token_ids: Sequence[int], hops: tuple[Hop, ...]) -> None:
+        """These hops hold the KV of the tokens that a session of such terms began with."""
         ...
 
     def blame(self, error: HopError) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shoal.client.actions import SessionTerms
+    from shoal.client.prefix import Prefix
     from shoal.client.steps import Step
     from shoal.routing.route import Hop, Route
 
@@ -23,7 +24,7 @@ class Link:
     newest step that it sent a receipt for; `offered`: tokens of the prompt that it got keys for; `cached`: those of
     them that it holds; `begins`: where its kept outputs begin; `leaving`: it asked to be replaced; `slow_s`: if it
     has become too slow, the seconds a token that others may promise to be worth a move; `silent`: it has not been
-    heard of for long, though its link stands; `pace`: how fast it is."""
+    heard of for long, though its link stands; `pace`: how fast it is; `born`: the epoch under which it was opened."""
 
     hop: Hop
     fresh: bool = True
@@ -36,6 +37,7 @@ class Link:
     slow_s: float = 0.0
     silent: bool = False
     pace: Pace = field(default_factory=Pace)
+    born: int = 0
 
     @property
     def peer_id(self) -> str:
@@ -95,7 +97,7 @@ class Chain:
         after = [link for link in self.links if link.hop.start >= stop]
         for link in (*before, *after):
             link.fresh = link.ready = False
-        self.links = [*before, *map(Link, hops), *after]
+        self.links = [*before, *(Link(hop, born=self.epoch) for hop in hops), *after]
         self._apart = self._pairs_apart()
         return bool(before or after)
 
@@ -143,7 +145,7 @@ class Chain:
         new = Chain(self.terms)
         before = [link for link in self.links if link.hop.stop <= start]
         after = [link for link in self.links if link.hop.start >= stop]
-        new.links, new.epoch = [*before, *map(Link, hops), *after], epoch
+        new.links, new.epoch = [*before, *(Link(hop, born=epoch) for hop in hops), *after], epoch
         new._apart = set(self._apart)
         new._apart = new._pairs_apart()
         return new
@@ -177,9 +179,17 @@ class Chain:
             replay_to=replay_to if refill else 0,
         )  # fmt: skip
 
-    def close(self) -> Close:
-        """End a lease."""
-        return Close(session=self.terms.session, epoch=self.epoch)
+    def close(self, prefix: tuple[bytes, ...] = ()) -> Close:
+        """End a lease; what it holds may be found again under the names `prefix`."""
+        return Close(session=self.terms.session, epoch=self.epoch, prefix=prefix)
+
+    def names(self, index: int, held: Prefix) -> tuple[bytes, ...]:
+        """The names of what a hop holds. None for one that is older than a hop before it: that one's predecessor, which
+        may have computed in another way, has part in its KV."""
+        before = self.links[:index]
+        if any(link.born > self.links[index].born for link in before):
+            return ()
+        return held.keys([link.hop for link in before])
 
     def hidden(self, step: Step, *, replay: bool = False) -> Hidden:
         """A step's input for the first hop."""

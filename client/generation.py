@@ -46,6 +46,8 @@ class StepSession(Protocol):
 
     async def ready(self, token_ids: Sequence[int]) -> None: ...
 
+    def remember(self, token_ids: Sequence[int]) -> None: ...
+
 
 class Constraint(Protocol):
     """What may come next in one completion: `client.grammar` makes them."""
@@ -154,6 +156,8 @@ async def generate(
     session.recall_with(lambda start, stop: embed(ends, ids[start:stop], start))
     sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
     constraint = options.grammar.begin() if options.grammar is not None else None
+    if not session.position and ends.spec.length_kind(len(ids)) == ends.spec.length_kind(len(ids) + count):
+        session.remember(ids)  # where positions mean the same in a longer prompt, the answer's KV is good for it too
     await session.ready(ids)
     for left in reversed(range(count)):
         hidden = await session.step(embed(ends, ids[session.position :], session.position), Want.LAST)

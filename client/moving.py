@@ -23,7 +23,7 @@ from shoal.peer.wire import Hidden, Leaving, Receipt
 from shoal.routing.route import NoRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shoal.client.actions import Action, SessionTerms
     from shoal.client.chain import Link
@@ -46,9 +46,9 @@ class MovingSession(Session):
         self._tempo.sent(number, now, alone=bool(actions) and count == 1 and len(self._steps) == 1)
         return number, actions
 
-    def close(self) -> list[Action]:
+    def close(self, token_ids: Sequence[int] = ()) -> list[Action]:
         """See `Session`."""
-        return [*self._handover.drop(), *super().close()]
+        return [*self._handover.drop(), *super().close(token_ids)]
 
     def on_route(self, route: Route, now: float) -> list[Action]:
         """See `Session`."""

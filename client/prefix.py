@@ -8,7 +8,7 @@ The chain over groups of tokens is that of vLLM's automatic prefix caching, with
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from shoal.routing.route import Hop
+
+
+NONE = -1  # in the place of a last token that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,19 @@ class Prefix:
         """One key for every whole group of tokens before the last token, at a hop behind `upstream`."""
         hops = [[hop.peer_id, hop.start, hop.stop, self.describe(hop.peer_id)] for hop in upstream]
         before = self._hash(json.dumps(hops).encode())
-        return tuple(self._hash(before + group) for group in self._groups)
+        return tuple(self._hash(before + group) for group in self.groups)
 
     def begins(self, token_ids: Sequence[int], count: int) -> bool:
         """Whether `token_ids` begin with the first `count` tokens of this prompt, and go on."""
         return count < len(token_ids) and tuple(token_ids[:count]) == self.prompt.token_ids[:count]
 
+    def after(self, token_ids: Sequence[int]) -> Prefix:
+        """The same for what the KV holds in the end: all of these tokens."""
+        return replace(self, prompt=replace(self.prompt, token_ids=(*token_ids, NONE)))
+
     @cached_property
-    def _groups(self) -> tuple[bytes, ...]:
-        """A chain: each one names all tokens up to its end."""
+    def groups(self) -> tuple[bytes, ...]:
+        """A chain, without the hops: each one names all tokens up to its end."""
         # The last token must be run in any case: its hidden states are what the client came for.
         ids = self.prompt.token_ids
         count = min((len(ids) - 1) // PREFIX_TOKENS, MAX_KEYS)

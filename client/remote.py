@@ -40,6 +40,7 @@ class RemoteSession:
         self._terms, self._shape, self._backend = terms, shape, backend
         self._core = MovingSession(terms, self._recall_bytes)
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
+        self._held: Sequence[int] = ()  # the tokens that the KV is of, if they are to be remembered
         self._recall: Callable[[int, int], torch.Tensor] | None = None
         self._inputs: list[torch.Tensor] = []
         self._waiting: dict[int, asyncio.Future[tuple[int, Buffer]]] = {}
@@ -61,7 +62,8 @@ class RemoteSession:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._end(SessionClosed("the session was closed"))
-        self._perform(self._core.close())
+        self._perform(self._core.close(self._held))
+        self._backend.held(self._terms, self._held[: self.position], self.route)
         await self._tasks.__aexit__(None, None, None)
 
     @property
@@ -88,6 +90,10 @@ class RemoteSession:
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
         """Make inputs of positions `[a, b)` again with `recall` ([b - a, hidden]) instead of keeping them."""
         self._recall = recall
+
+    def remember(self, token_ids: Sequence[int]) -> None:
+        """Let later sessions find what the hops computed for these tokens; the list may grow until the end."""
+        self._held = token_ids
 
     async def ready(self, token_ids: Sequence[int]) -> None:
         """Wait until every hop is open, before inputs for `token_ids` are given. Of the prompt that the session was
@@ -118,6 +124,8 @@ class RemoteSession:
         length = self.position + len(hidden) if len(hidden) > 1 else 0
         answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in self._chunks(hidden, want)]
         parts = [received(*answer, self._terms, self._dtype) for answer in await asyncio.gather(*answers)]
+        if length:
+            self._backend.held(self._terms, self._held[:length], self.route)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def on_message(self, peer_id: str, message: Message) -> None:
@@ -231,7 +239,8 @@ class RemoteSession:
         terms, prefix = self._terms, self._terms.prefix
         known, most = len(prefix.prompt.token_ids) if prefix is not None else 0, terms.max_tokens
         prompt = min(max(known, self._core.position), most)
-        return Work(prompt, most - prompt, most, self._shape.chunk_tokens or CHUNK_TOKENS, terms.token_bytes)
+        chunk, begins = self._shape.chunk_tokens or CHUNK_TOKENS, None if self.stats.steps else prefix
+        return Work(prompt, most - prompt, most, chunk, terms.token_bytes, begins)
 
     def _why(self, found: NoRoute) -> str:
         last = self._core.last_error
@@ -264,10 +273,8 @@ class RemoteSession:
     # -- tensors and bytes ----------------------------------------------------------------------------------------
 
     def _chunks(self, hidden: torch.Tensor, want: Want) -> list[tuple[torch.Tensor, Want]]:
-        size = self._shape.chunk_tokens or len(hidden)
-        if self._shape.chunk_tokens is None and len(hidden) > 1:
-            size = self._backend.chunk_tokens(self.route, len(hidden), self._terms.token_bytes)
-        return cut(hidden, want, size)
+        size, count = self._shape.chunk_tokens if len(hidden) > 1 else 1, len(hidden)
+        return cut(hidden, want, size or self._backend.chunk_tokens(self.route, count, self._terms.token_bytes))
 
     async def _send_chunk(self, chunk: torch.Tensor, want: Want, length: int) -> asyncio.Future[tuple[int, Buffer]]:
         while (self._core.full() or (len(chunk) > 1 and self._clogged())) and self._error is None:
@@ -277,7 +284,8 @@ class RemoteSession:
             raise self._error
         if self._recall is None:
             self._inputs.append(chunk)
-        number, actions = self._core.step(len(chunk), want, self._bytes(chunk), self._loop.time(), length)
+        data = to_bytes(pack(chunk, self._terms.dtype))
+        number, actions = self._core.step(len(chunk), want, data, self._loop.time(), length)
         future = self._waiting[number] = self._loop.create_future()
         self._perform(actions)
         return future
@@ -289,12 +297,4 @@ class RemoteSession:
 
     def _recall_bytes(self, start: int, stop: int) -> Buffer:
         rows = self._recall(start, stop) if self._recall is not None else torch.cat(self._inputs)[start:stop]
-        return self._bytes(rows.detach().to("cpu", self._dtype))
-
-    def _bytes(self, rows: torch.Tensor) -> Buffer:
-        return to_bytes(pack(rows, self._terms.dtype))
-
-    @property
-    def streaming(self) -> bool:
-        """Whether every hop is ready."""
-        return self._core.state is State.STREAMING
+        return to_bytes(pack(rows.detach().to("cpu", self._dtype), self._terms.dtype))

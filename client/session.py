@@ -92,11 +92,15 @@ class Session:
         """As many steps are in flight as hops remember."""
         return self._steps.full()
 
-    def close(self) -> list[Action]:
-        """End the session and free every lease."""
+    def close(self, token_ids: Sequence[int] = ()) -> list[Action]:
+        """End the session and free every lease. `token_ids`: what it was about, if the hops shall remember it."""
         self.state, self._deadline = State.CLOSED, None
         self._watch.sent(self.stats, self.route(), -1, 0.0)
-        return [self._close(link.peer_id) for link in self._chain.links]
+        held, links = token_ids[: self._steps.replay_to()], range(len(self._chain.links))
+        if self.terms.prefix is None or not held:
+            return [self._send(i, self._chain.close()) for i in links]
+        prefix = self.terms.prefix.after(held)
+        return [self._send(i, self._chain.close(self._chain.names(i, prefix))) for i in links]
 
     def route(self) -> tuple[Hop, ...]:
         """The hops in use now."""
@@ -205,7 +209,7 @@ class Session:
 
     def _replan(self, start: int, stop: int, dead: str = "") -> list[Action]:
         """Give up the hops within `[start, stop)` and ask for others."""
-        closes = [self._close(peer_id) for peer_id in self._chain.remove(start, stop) if peer_id != dead]
+        closes = [Send(peer_id, self._chain.close()) for peer_id in self._chain.remove(start, stop) if peer_id != dead]
         self._lost = (start, stop)
         self._chain.epoch += 1
         self.stats.repairs += 1
@@ -293,6 +297,3 @@ class Session:
 
     def _send(self, index: int, message: Message) -> Send:
         return Send(self._chain.links[index].peer_id, message)
-
-    def _close(self, peer_id: str) -> Send:
-        return Send(peer_id, self._chain.close())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from shoal.blocks.formats import row_bytes
 from shoal.client.acquaintance import Acquaintance
 from shoal.client.actions import Plan, SessionTerms, Work
 from shoal.client.backend import Shape
+from shoal.client.familiar import Familiar, familiar_route
 from shoal.client.measured import Measured
 from shoal.client.options import Model, SessionOptions
 from shoal.client.place import Place, SwarmOptions
@@ -51,7 +51,7 @@ class Swarm:
         self._place = place
         self._view = View(model.n_blocks)
         self._other_revisions: dict[str, str] = {}
-        self._measured = Measured()
+        self._measured, self._familiar = Measured(), Familiar()
         self._secret = place.random_bytes(SECRET_BYTES)  # of the names that prompts get
         self._sessions: dict[bytes, RemoteSession] = {}
         config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock, on_room=self._on_room)
@@ -161,9 +161,16 @@ class Swarm:
         for ask in (replace(request, avoid=plan.avoid | self._met.strangers(self._view)), request, trusting):
             if isinstance(found, NoRoute):
                 found = plan_route(self._view, ask, now, self._place.rng)
-        if isinstance(found, NoRoute) and self._other_revisions:
-            return replace(found, reason=f"{found.reason} {self._revision_hint()}")
-        return found
+        if isinstance(found, NoRoute):
+            return replace(found, reason=f"{found.reason} {self._revision_hint()}".rstrip())
+        known = self._familiar.find(work.begins.groups) if work.begins is not None else None
+        other = familiar_route(self._view, request, known, now, self._place.rng) if known is not None else None
+        return other if other is not None and other.expected_s <= found.expected_s else found
+
+    def held(self, terms: SessionTerms, token_ids: Sequence[int], hops: tuple[Hop, ...]) -> None:
+        """Remember who holds what a session began with."""
+        if terms.prefix is not None and token_ids:
+            self._familiar.note(terms.prefix.after(token_ids).groups, hops)
 
     def chunk_tokens(self, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:
         """In which pieces a prompt passes a route soonest."""
@@ -199,7 +206,7 @@ class Swarm:
             session=session, namespace=invite.namespace, revision=self.model.revision, start=options.start,
             stop=self.model.n_blocks if options.stop is None else options.stop, max_tokens=options.max_tokens,
             width=self.model.width, dtype=codec, addrs=self.addrs,
-            prove=partial(_prove, invite, me, session), priority=options.priority,
+            prove=lambda peer_id: invite.prove(me, peer_id, session), priority=options.priority,
             apart=lambda source, target: (source, target) in self._measured.apart.pairs(self._place.wall()),
             prefix=None if prompt is None else Prefix(prompt, self._secret, form, self._precision),
         )  # fmt: skip
@@ -253,10 +260,6 @@ class Swarm:
             return ""
         others = ", ".join(sorted(set(self._other_revisions.values())))
         return f"{len(self._other_revisions)} peers serve revision {others}, this client has {self.model.revision}."
-
-
-def _prove(invite: Invite, me: str, session: bytes, peer_id: str) -> bytes:
-    return invite.prove(me, peer_id, session)
 
 
 @asynccontextmanager

@@ -39,6 +39,7 @@ class Holding:
     saved: list[Saved] = field(default_factory=list)  # the last one joins the pages on the device
     chunks: list[Chunk | None] = field(default_factory=list)  # of `pages`; None where another lease's was first
     end: int = 0  # positions in the KV once the step that was planned last has run
+    done: int = 0  # positions in the KV now
     ready: int = 0
     next_chunk: int = NEVER  # `end` at which the next chunk of the prompt is whole
     fresh: bool = True  # it has written nothing yet
@@ -83,3 +84,15 @@ class Copy:
 
 
 Move: TypeAlias = Save | Restore | Copy
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has been done since the start; pages, except where a name says otherwise."""
+
+    saved: int = 0
+    restored: int = 0
+    copied: int = 0
+    evicted_chunks: int = 0
+    hits: int = 0  # leases that found a beginning of their prompt
+    hit_tokens: int = 0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import logging
 
+    from shoal.peer.holding import Counts
     from shoal.peer.node import Node
-    from shoal.peer.residency import Counts
 
 REPORT_S = 15.0
 

@@ -185,6 +185,7 @@ class Node:
     def _on_close(self, channel: Channel, message: Close) -> None:
         lease = self.book.find(message.session, channel.remote)
         if lease is not None and message.epoch >= lease.epoch:
+            self.book.residency.name(lease.holding, message.prefix)
             self.steps.end(lease)
             self._pool.forget(lease.next, lease.session, lease.epoch)
 

@@ -12,10 +12,9 @@ pages leave one by one. Host memory takes up to one lease and `TAKE` pages more 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.peer.holding import NEVER, Copy, Holding, Restore, Save, Saved
+from shoal.peer.holding import NEVER, Copy, Counts, Holding, Restore, Save, Saved
 from shoal.peer.pages import PageAllocator
 from shoal.peer.prefix import PrefixCache
 from shoal.peer.wire import PREFIX_TOKENS
@@ -30,18 +29,6 @@ TURN_S = 1.0
 SETTLED_S = 0.1  # without work for so long, a lease is not about to go on
 BACKGROUND_TURNS = 8  # a background lease that waits counts as come so much later
 TAKE = 8  # pages that leave at once, if there are as many: a move for every page would cost more
-
-
-@dataclass(slots=True)
-class Counts:
-    """What has been done since the start; pages, except where a name says otherwise."""
-
-    saved: int = 0
-    restored: int = 0
-    copied: int = 0
-    evicted_chunks: int = 0
-    hits: int = 0  # leases that found a beginning of their prompt
-    hit_tokens: int = 0
 
 
 class Residency:
@@ -74,7 +61,7 @@ class Residency:
         holding.keys = keys[: max_tokens // PREFIX_TOKENS] if self._chunk_pages else ()
         holding.chunks = [*self.prefix.find(scope, holding.keys)]
         holding.pages = tuple(page for chunk in holding.chunks if chunk for page in self.prefix.use(chunk))
-        holding.end = len(holding.chunks) * PREFIX_TOKENS
+        holding.end = holding.done = len(holding.chunks) * PREFIX_TOKENS
         self._note_next_chunk(holding)
         self._holdings[holding] = None
         self.counts.hits += bool(holding.end)
@@ -120,11 +107,25 @@ class Residency:
 
     def written(self, holding: Holding) -> None:
         """The step has run: chunks of the prompt that are whole now may be found by the owner's next leases."""
+        holding.done = holding.end
         while holding.end >= holding.next_chunk:
-            index, size = len(holding.chunks), self._chunk_pages
-            pages = holding.pages[index * size : (index + 1) * size]
-            holding.chunks.append(self.prefix.add(holding.scope, holding.keys[index], pages))
-            self._note_next_chunk(holding)
+            self._add_chunk(holding)
+
+    def name(self, holding: Holding, keys: tuple[bytes, ...]) -> None:
+        """The lease is about to end, and its owner names all that it has run: chunks that are whole, on the device and
+        not known yet may be found from now on. Keys that contradict those of the prompt are ignored."""
+        known = len(holding.chunks)
+        if not self._chunk_pages or keys[:known] != holding.keys[:known]:
+            return
+        holding.keys = keys[: min(holding.done // PREFIX_TOKENS, len(holding.pages) // self._chunk_pages)]
+        while len(holding.chunks) < len(holding.keys):
+            self._add_chunk(holding)
+
+    def _add_chunk(self, holding: Holding) -> None:
+        index, size = len(holding.chunks), self._chunk_pages
+        pages = holding.pages[index * size : (index + 1) * size]
+        holding.chunks.append(self.prefix.add(holding.scope, holding.keys[index], pages))
+        self._note_next_chunk(holding)
 
     def retry_s(self) -> float:
         """Seconds until somebody who waits may get pages, if nothing happens before."""
@@ -207,6 +208,7 @@ class Residency:
             self.pages.release(holding.pages[keep:])
             holding.pages = holding.pages[:keep]
         holding.end, holding.ready = position, 0
+        holding.done = min(holding.done, position)
         self._note_next_chunk(holding)
 
     # -- making room ----------------------------------------------------------------------------------------------

@@ -175,9 +175,7 @@ class Steps:
             if not output.finite:
                 self.refuse(job.lease, Reason.BAD_OUTPUT, "the span's output is not finite")
                 continue
-            holding = job.lease.holding
-            if holding.end >= holding.next_chunk:
-                self._residency.written(holding)
+            self._residency.written(job.lease.holding)
             if piece.done:
                 self._finish(piece.job, job)
 

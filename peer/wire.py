@@ -188,11 +188,16 @@ class Reroute(Message):
 
 @dataclass(frozen=True, slots=True)
 class Close(Message):
-    """Client ends a lease (not one that was opened under a later epoch)."""
+    """Client ends a lease (not one that was opened under a later epoch).
+
+    `prefix`: keys as in `Open`, of all tokens that the lease has run, answers too: whoever goes on with them finds
+    their KV. None where it may not be used again.
+    """
 
     kind = 7
     session: bytes = _session()
     epoch: int = integer(1 << 31)
+    prefix: tuple[bytes, ...] = keys(KEY_BYTES, MAX_KEYS)
 
 
 @dataclass(frozen=True, slots=True)

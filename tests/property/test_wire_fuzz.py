@@ -81,7 +81,7 @@ MESSAGES = st.one_of(
         Reroute, session=session, epoch=epoch, prev=peer_id, next=peer_id, next_addrs=addrs,
         replay_to=st.integers(0, MAX_COUNT),
     ),
-    st.builds(Close, session=session, epoch=epoch),
+    st.builds(Close, session=session, epoch=epoch, prefix=st.lists(session, max_size=4).map(tuple)),
     st.builds(Leaving, session=session, epoch=epoch),
     st.builds(Ping, nonce=nonce),
     st.builds(Pong, nonce=nonce),

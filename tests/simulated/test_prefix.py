@@ -202,6 +202,95 @@ def test_peers_that_die_and_return_change_nothing(seed):
     assert run(main()) == [True] * 5
 
 
+async def turn(swarm, prompt, count=140, each=None, **options):
+    """As `generate` does it: the answer is remembered. Its tokens, and how many of the prompt were not run."""
+    tokens = list(prompt)
+    given = SessionOptions(max_tokens=len(prompt) + count, prompt=Prompt(tuple(prompt)), **options)
+    async with swarm.session(given) as session:
+        session.recall_with(lambda a, b: states(tokens[a:b]))
+        session.remember(tokens)
+        await session.ready(tokens)
+        for number in range(count):
+            out = await session.step(states(tokens[session.position :]))
+            tokens.append(toy.choose(out[-1].tolist()))
+            if each is not None:
+                await each(number, session)
+        return tokens[len(prompt) :], session.stats.cached_tokens
+
+
+def test_the_next_turn_finds_the_answer_too():
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            answer, _ = await turn(swarm, PROMPT)
+            again = [*PROMPT, *answer, 3, 1, 4]
+            return answer, again, await turn(swarm, again, 5)
+
+    answer, again, second = run(main())
+    assert answer == expected(PROMPT, 140)
+    assert second == (expected(again, 5), (150 + 139) // 64 * 64)
+
+
+def test_what_was_not_said_to_be_remembered_is_not():
+    answer = expected(PROMPT, 140)
+    assert in_turn([PROMPT, [*PROMPT, *answer, 3]])[1][1] == 128
+
+
+def test_an_answer_that_was_left_in_the_middle_is_found_as_far_as_it_came():
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+
+            async def each(number, session):
+                if number == 60:
+                    raise LookupError
+
+            with pytest.raises(LookupError):
+                await turn(swarm, PROMPT, each=each)
+            again = [*PROMPT, *expected(PROMPT, 60), 9]
+            return await turn(swarm, again, 5), again
+
+    second, again = run(main())
+    assert second == (expected(again, 5), 192)
+
+
+@pytest.mark.parametrize(("victim", "cached"), [("p0", 0), ("p1", 0), ("p2", 256)])
+def test_hops_behind_one_that_was_replaced_name_nothing(victim, cached):
+    """The last hop's KV is whole and of the same predecessors; one behind a new hop is of two."""
+
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+
+            async def each(number, session):
+                if number == 20:
+                    for index, span in enumerate(SPANS):
+                        await it.add_peer(f"spare{index}", *span)
+                    await it.kill(victim)
+
+            answer, _ = await turn(swarm, PROMPT, each=each, wait_s=30.0)
+            again = [*PROMPT, *answer, 3, 1, 4]
+            return answer, again, await turn(swarm, again, 5)
+
+    answer, again, second = run(main())
+    assert answer == expected(PROMPT, 140)
+    assert second == (expected(again, 5), cached)
+
+
+def test_the_route_that_holds_the_conversation_is_taken_again():
+    """Of many like it."""
+
+    async def main():
+        async with world(3, [*SPANS, *SPANS, *SPANS]) as it, it.client() as swarm:
+            conversation, found = list(PROMPT), []
+            for _ in range(4):
+                answer, cached = await turn(swarm, conversation, 70)
+                found.append((cached, (len(conversation) - 1) // 64 * 64, answer == expected(conversation, 70)))
+                conversation += [*answer, 1, 2, 3]
+            return found
+
+    first, *later = run(main())
+    assert first == (0, 128, True)
+    assert all(right and cached >= most - 64 for cached, most, right in later)
+
+
 @pytest.mark.parametrize("want", Want)
 @pytest.mark.parametrize("recalls", [False, True])
 def test_a_caller_that_gives_all_rows_gets_what_it_asked_for(want, recalls):

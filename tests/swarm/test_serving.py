@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,11 @@ import torch
 from processes import Processes
 from python_swarm import start_swarm, whole_model
 from shoal.blocks.errors import PromptTooLong
+from shoal.client.calling import must_call
+from shoal.client.calls import CallReader
+from shoal.client.chat import Chat
 from shoal.client.generation import GenerationError, GenerationOptions
+from shoal.client.grammar import Grammars
 from shoal.client.local import load_model
 from shoal.client.options import Model
 from shoal.client.sampling import Sampling
@@ -69,9 +74,10 @@ def tokens(model: ClientModel, text: str = TEXT) -> tuple[int, ...]:
     return tuple(model.tokenizer(text)["input_ids"])
 
 
-def greedy(whole: torch.nn.Module, ids: tuple[int, ...], count: int) -> list[int]:
+def greedy(whole: torch.nn.Module, ids: tuple[int, ...], count: int, **options: object) -> list[int]:
     given = torch.tensor([ids])
-    out = whole.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False)
+    how = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, **options}
+    out = whole.generate(given, attention_mask=torch.ones_like(given), **how)
     return out[0, len(ids) :].tolist()
 
 
@@ -123,6 +129,51 @@ async def test_answers_to_one_ask_differ_by_their_seeds_and_run_the_prompt_once(
     assert together[1].token_ids == alone.token_ids
     assert together[0].cached_tokens == 0
     assert [answer.cached_tokens for answer in together[1:]] == [(len(ids) - 1) // 64 * 64] * 2
+
+
+async def converse(serving: Serving, chat: Chat, opening: str, whole: torch.nn.Module) -> list[tuple[int, int]] | None:
+    """Three turns: of the second and third, what was not run again, and what an earlier turn had run. None where hops
+    were replaced on the way: those behind them then forget."""
+    turns, held, counts, calm = [{"role": "user", "content": opening}], (), [], True
+    for _ in range(3):
+        prompt = chat.prompt(turns)
+        (answer,) = await answers(serving, Ask(prompt.token_ids, GenerationOptions(70), ignore_eos=True))
+        assert answer.token_ids == greedy(whole, prompt.token_ids, 70, eos_token_id=None)
+        assert prompt.token_ids[: len(held)] == held
+        calm = calm and not answer.moves + answer.repairs
+        counts.append((answer.cached_tokens, len(held) // 64 * 64))
+        chat.remember(prompt, answer)
+        held = (*prompt.token_ids, *answer.token_ids)[:-1]  # the last one was not run
+        turns += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "def f(self):"}]
+    return counts[1:] if calm else None
+
+
+async def test_the_next_turn_of_a_conversation_runs_only_what_is_new(invite, model, whole) -> None:
+    async with serving(invite, model) as it:
+        for number in range(4):
+            counts = await converse(it, Chat(model), f"# Part {number}\n{TEXT.rstrip()}", whole)
+            if counts is not None:
+                assert all(cached >= before >= 128 for cached, before in counts)
+                return
+    pytest.skip("this machine is so busy that hops were replaced in every conversation")
+
+
+async def test_a_tool_is_called_with_arguments_that_fit(invite, model) -> None:
+    grammars = Grammars(model.tokenizer, model.ends.spec.vocab_size, model.eos)
+    place = {"type": "object", "properties": {"city": {"enum": ["Ulm", "Bonn"]}}, "required": ["city"]}
+    function = {"name": "weather", "parameters": {**place, "additionalProperties": False}}
+    tools = [{"type": "function", "function": function}]
+    chat = Chat(model)
+    prompt = chat.prompt([{"role": "user", "content": "How is the weather in Ulm?"}], tools)
+    grammar = must_call(grammars, chat.calls, tools, parallel=False)
+    ask = Ask(prompt.token_ids, GenerationOptions(80, Sampling(temperature=0.8, seed=1), grammar=grammar), n=2)
+    async with serving(invite, model) as it:
+        for answer in await answers(it, ask):
+            reader = CallReader(chat.calls, ["weather"])
+            (call,) = [*(part for piece in answer.pieces for part in reader.push(piece.text)), *reader.finish()]
+            assert call.name == "weather"
+            assert json.loads(call.arguments)["city"] in ("Ulm", "Bonn")
+            assert answer.finish == "eos"
 
 
 async def test_a_stream_that_is_left_frees_the_peers_at_once(invite, model) -> None:

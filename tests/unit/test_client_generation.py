@@ -57,6 +57,9 @@ class LocalSession:
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
         self.recall = recall
 
+    def remember(self, token_ids: Sequence[int]) -> None:
+        self.remembered = token_ids
+
     async def ready(self, token_ids: Sequence[int]) -> None:
         assert self._held < len(token_ids)
         if self._held and not self.position:

@@ -35,6 +35,7 @@ CORES = (
     "client/apart.py",
     "client/backend.py",
     "client/calls.py",
+    "client/familiar.py",
     "client/chain.py",
     "client/explain.py",
     "client/measured.py",

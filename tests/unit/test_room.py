@@ -159,6 +159,45 @@ def test_the_owners_next_lease_shares_the_pages_of_whole_chunks():
     assert (peer.it.counts.hits, peer.it.counts.hit_tokens) == (1, PREFIX_TOKENS)
 
 
+def test_what_a_lease_names_when_it_ends_may_be_found_as_far_as_it_has_run():
+    peer = Peer(pages=32)
+    first = peer.open(keys=KEYS[:1])
+    peer.run((first, 0, 100))
+    peer.run((first, 100, 50))
+    peer.it.name(first, KEYS)
+    peer.it.close(first)
+    assert peer.open(keys=KEYS, tokens=300).end == 2 * PREFIX_TOKENS
+
+
+def test_what_was_planned_and_has_not_run_cannot_be_named():
+    """Its pages may hold what somebody else has left there."""
+    peer = Peer()
+    first = peer.open(keys=())
+    peer.run((first, 0, 64))
+    peer.it.begin(peer.now)
+    assert peer.it.prepare(first, 64, 64)
+    peer.it.name(first, KEYS)
+    assert peer.open(keys=KEYS, tokens=300).end == PREFIX_TOKENS
+
+
+def test_names_that_contradict_those_of_the_prompt_are_ignored():
+    peer = Peer()
+    first = with_prompt(peer, chunks=1)
+    peer.run((first, first.end, 64))
+    peer.it.name(first, (KEYS[1], KEYS[0]))
+    assert peer.open(keys=(KEYS[1], KEYS[0])).end == 0
+    assert peer.open(keys=KEYS).end == PREFIX_TOKENS
+
+
+def test_a_rewind_takes_back_what_had_run():
+    peer = Peer()
+    first = peer.open(keys=())
+    peer.run((first, 0, 128))
+    peer.run((first, 60, 1))
+    peer.it.name(first, KEYS)
+    assert peer.open(keys=KEYS).end == 0
+
+
 @pytest.mark.parametrize("scope", [BOB, ("alice", 0, 3), ("alice", 1, 4)])
 def test_another_owner_or_span_with_the_same_key_finds_nothing(scope):
     peer = Peer(pages=32)

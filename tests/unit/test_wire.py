@@ -58,7 +58,7 @@ SAMPLES = [
     Leaving(session=S, epoch=7),
     Receipt(session=S, epoch=2, step=5, queue_s=0.0, compute_s=0.25),
     Reroute(session=S, epoch=4, prev="a", next="", next_addrs=(), replay_to=17),
-    Close(session=S, epoch=(1 << 31) - 1),
+    Close(session=S, epoch=(1 << 31) - 1, prefix=LONGEST),
     Ping(nonce=1),
     Pong(nonce=(1 << 63) - 1),
 ]
