@@ -1,15 +1,29 @@
-"""How far a download is, and a bar on stderr that shows it; knows no hub and no files."""
+"""How far downloads and loading are, told on stderr: bars on a terminal, lines elsewhere; knows no hub, no files."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
+
+LINE_EACH = 10  # lines for a whole file, where there is no terminal
+LINES_FROM_BYTES = 1 << 26  # a smaller file gets none
 
 
 class Progress(Protocol):
@@ -57,3 +71,51 @@ class Bar:
 
     def finish(self) -> None:
         self._task = None
+
+
+class Lines:
+    """Tells of large files only, in a line for each tenth: for logs and pipes."""
+
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+        self._tell = tell or _to_stderr
+        self._name, self._total, self._told = "", 0, 0
+
+    def start(self, name: str, total_bytes: int, done_bytes: int) -> None:
+        self._name, self._total, self._told = name, total_bytes, -1
+        self.update(done_bytes)
+
+    def update(self, done_bytes: int) -> None:
+        tenths = LINE_EACH * done_bytes // self._total if self._total >= LINES_FROM_BYTES else self._told
+        if tenths > self._told:
+            self._told = tenths
+            self._tell(f"fetching {self._name}: {done_bytes / 1e6:.0f} of {self._total / 1e6:.0f} MB")
+
+    def finish(self) -> None: ...
+
+
+@contextmanager
+def downloads() -> Iterator[Progress]:
+    """Shows downloads as long as it is open, as suits stderr."""
+    if not Console(stderr=True).is_terminal:
+        yield Lines()
+        return
+    with Bar() as bar:
+        yield bar
+
+
+@contextmanager
+def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of `total` things, on a terminal only; call what is yielded with how many are done."""
+    console = Console(stderr=True)
+    if not console.is_terminal or total < 1:
+        yield lambda _done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -59,8 +59,17 @@ def library(family: Family) -> ModuleType:
     return importlib.import_module(f"transformers.models.{family.module}.modeling_{family.module}")
 
 
-def load_parts(checkpoint: Tensors, spec: ModelSpec, blocks: range, placement: Placement) -> Parts:
-    """Build and load blocks one after the other. Raises CheckpointError or QuantizationError."""
+def load_parts(
+    checkpoint: Tensors,
+    spec: ModelSpec,
+    blocks: range,
+    placement: Placement,
+    on_block: Callable[[int], None] | None = None,
+) -> Parts:
+    """Build and load blocks one after the other; `on_block` is told how many are done.
+
+    Raises CheckpointError or QuantizationError.
+    """
     config = copy.deepcopy(spec.config)
     config._attn_implementation = IMPLEMENTATION if spec.family.attention == "interface" else "sdpa"
     # One expert after the other reads the fewest weights, but waits for the device to learn which: not on a GPU.
@@ -76,6 +85,8 @@ def load_parts(checkpoint: Tensors, spec: ModelSpec, blocks: range, placement: P
         block = make(index)
         load_block_(block, checkpoint, spec.family, index)
         layers[index] = _fuse(block, asked[index], placement) if asked else _place(block, placement)
+        if on_block is not None:
+            on_block(index - blocks.start + 1)
     return Parts(spec, layers, rotary, _bias(spec), asked is not None)
 
 

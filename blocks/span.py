@@ -16,7 +16,7 @@ from shoal.blocks.spec import HasConfig, spec_of
 from shoal.blocks.weights import Tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shoal.blocks.batch import Batch
     from shoal.blocks.rotary import Embedding
@@ -149,8 +149,11 @@ def _steps(parts: Parts, kv: KVPool) -> Steps:
     return Steps(parts, kv)
 
 
-def load_span(checkpoint: Checkpoint, blocks: range, options: SpanOptions) -> Span:
+def load_span(
+    checkpoint: Checkpoint, blocks: range, options: SpanOptions, on_block: Callable[[int], None] | None = None
+) -> Span:
     """Read blocks from a checkpoint onto a device, one at a time, so that the peak is the span plus one block.
+    `on_block` is told how many there are so far.
 
     Raises UnsupportedFamily, CheckpointError, QuantizationError, and ValueError for blocks that the model lacks.
     """
@@ -159,5 +162,5 @@ def load_span(checkpoint: Checkpoint, blocks: range, options: SpanOptions) -> Sp
         raise ValueError(f"blocks {blocks.start}:{blocks.stop} are not in this model of {spec.n_blocks} blocks")
     device, dtype = torch.device(options.device), options.dtype or spec.dtype
     placement = Placement(options.quantization, device, dtype, options.fused, options.host_blocks)
-    parts = load_parts(checkpoint, spec, blocks, placement)
+    parts = load_parts(checkpoint, spec, blocks, placement, on_block)
     return Span(parts, KVPool(spec, blocks, options.kv_pages, device, dtype, options.kv_dtype))

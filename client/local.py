@@ -15,6 +15,7 @@ from shoal.client.generation import eos_token_ids
 if TYPE_CHECKING:
     from shoal.blocks.checkpoint import Checkpoint
     from shoal.blocks.ends import Ends
+    from shoal.blocks.hub_progress import Progress
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ class ClientModel:
     eos: frozenset[int]
 
 
-def load_model(name: str, dtype: str | None, revision: str | None = None) -> ClientModel:
+def load_model(
+    name: str, dtype: str | None, revision: str | None = None, progress: Progress | None = None
+) -> ClientModel:
     """Read a model's ends: from the hub only the shards that hold them. `dtype` None: the checkpoint's own.
 
     Errors: those of `blocks`.
     """
     config_only = resolve(name, wanted=lambda _: False, revision=revision)
     wanted = spec_of(config_only).family.end_tensors(config_only.tensor_names())
-    checkpoint = resolve(name, wanted=frozenset(wanted).__contains__, revision=config_only.revision)
+    checkpoint = resolve(name, wanted=frozenset(wanted).__contains__, revision=config_only.revision, progress=progress)
     kind: torch.dtype = getattr(torch, dtype) if dtype else spec_of(checkpoint).dtype
     return ClientModel(
         checkpoint,

@@ -192,7 +192,8 @@ class _Fitting:
 
 def size(n_bytes: int) -> str:
     """Bytes for people."""
-    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.1f} MiB"
+    unit, name = (GIB, "GiB") if n_bytes >= GIB else (2**20, "MiB") if n_bytes >= 2**19 else (2**10, "KiB")
+    return f"{n_bytes / unit:.1f} {name}"
 
 
 def _heaviest(figures: tuple[int, ...], count: int) -> int:

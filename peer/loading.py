@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.devices import device_memory, host_memory
-from shoal.blocks.hub_progress import Bar
+from shoal.blocks.hub_progress import counted, downloads
 from shoal.blocks.kv import PAGE_TOKENS, kv_bytes_per_token
 from shoal.blocks.memory import block_bytes, block_shapes, workspace_bytes
 from shoal.blocks.span import SpanOptions, load_span
@@ -64,10 +64,25 @@ def open_model(config: PeerConfig) -> Model:
     return Model(checkpoint, spec)
 
 
+class Terms(Protocol):
+    """What of a volunteer's wishes decides how much memory blocks take and leave: see `PeerConfig`."""
+
+    @property
+    def quantization(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str | None: ...
+    @property
+    def kv_dtype(self) -> str: ...
+    @property
+    def vram(self) -> int | None: ...
+
+
 def fit_model(config: PeerConfig, model: Model) -> Fit:
     """What of the model this machine has room for now. Errors: `NoMemory`."""
     found = fit(
-        _figures(config, model.spec),
+        figures_of(config, model.spec),
         Wishes(
             config.vram, config.host_memory, config.blocks, config.num_blocks, config.kv_tokens, offload=config.offload
         ),
@@ -78,7 +93,7 @@ def fit_model(config: PeerConfig, model: Model) -> Fit:
 
 def memory_of(config: PeerConfig, model: Model, room: Fit, blocks: range) -> tuple[int, int]:
     """Bytes that these blocks take: (weights, KV for all the tokens that there is room for)."""
-    figures = _figures(config, model.spec)
+    figures = figures_of(config, model.spec)
     weights = sum(figures.weights[blocks.start : blocks.stop])
     return weights, room.kv_tokens * sum(figures.kv[blocks.start : blocks.stop])
 
@@ -87,24 +102,26 @@ def load(config: PeerConfig, model: Model, blocks: range, room: Fit) -> Span:
     """Fetch the shards that hold these blocks if need be, and load them. Errors: `BlocksError`."""
     names = model.checkpoint.tensor_names()
     needed = {name for block in blocks for name in model.spec.family.block_tensors(names, block)}
-    with Bar() as progress:
+    with downloads() as progress:
         checkpoint = resolve(
             config.model, wanted=needed.__contains__, revision=model.checkpoint.revision, progress=progress
         )
     logger.info("loading blocks %d:%d of %s as %s", blocks.start, blocks.stop, checkpoint.name, config.quantization)
     options = SpanOptions(
         kv_pages=-(-room.kv_tokens // PAGE_TOKENS), quantization=config.quantization, device=config.device,
-        dtype=_dtype(config, model.spec), kv_dtype=config.kv_dtype, host_blocks=room.streamed,
+        dtype=dtype_of(config, model.spec), kv_dtype=config.kv_dtype, host_blocks=room.streamed,
     )  # fmt: skip
-    span = load_span(checkpoint, blocks, options)
+    with counted(f"loading blocks {blocks.start}:{blocks.stop}", len(blocks)) as on_block:
+        span = load_span(checkpoint, blocks, options, on_block)
     if options.device.startswith("cuda"):
         logger.info("making its kernels ready (some 20 s the first time on a GPU, a second later on)")
     span.warm_up(min(WARM_ROWS, config.max_batch or WARM_ROWS), WARM_TOKENS)
     return span
 
 
-def _figures(config: PeerConfig, spec: ModelSpec) -> Figures:
-    device, dtype = torch.device(config.device), _dtype(config, spec)
+def figures_of(config: Terms, spec: ModelSpec) -> Figures:
+    """The machine as it is now, and the model on it."""
+    device, dtype = torch.device(config.device), dtype_of(config, spec)
     shapes = block_shapes(spec)
     memory, on_gpu = device_memory(device), device.type == "cuda"
     tokens = STEP_TOKENS_CUDA if on_gpu else STEP_TOKENS
@@ -123,6 +140,7 @@ def _figures(config: PeerConfig, spec: ModelSpec) -> Figures:
     )  # fmt: skip
 
 
-def _dtype(config: PeerConfig, spec: ModelSpec) -> torch.dtype:
+def dtype_of(config: Terms, spec: ModelSpec) -> torch.dtype:
+    """What is computed in."""
     found: torch.dtype = getattr(torch, config.dtype) if config.dtype else spec.dtype
     return found

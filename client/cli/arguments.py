@@ -13,9 +13,11 @@ def token_ids(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids such as 1,2,3") from None
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The options of `client.sampling.Sampling`, which checks their ranges."""
-    group = parser.add_argument_group("choice of tokens")
+def add_sampling(parser: argparse.ArgumentParser, *, suggested: bool = False) -> None:
+    """The options of `client.sampling.Sampling`, which checks their ranges. `suggested`: what is not given is None, for
+    the model's own suggestion to hold."""
+    text = "What is not given is as the model's makers suggest, else as said here." if suggested else None
+    group = parser.add_argument_group("choice of tokens", text)
     group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     group.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most probable tokens; 0 is off")
     group.add_argument(
@@ -26,3 +28,5 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="over 1 repeats less")
     group.add_argument("--seed", type=int, metavar="S", help="draw the same tokens each time")
+    if suggested:
+        parser.set_defaults(temperature=None, top_k=None, top_p=None, min_p=None, repetition_penalty=None)

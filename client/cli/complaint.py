@@ -13,6 +13,7 @@ EXPECTED = (
     ("shoal.client.cli.complaint", "CommandError"),
     ("shoal.client.sampling", "SamplingError"),
     ("shoal.client.generation", "GenerationError"),
+    ("shoal.client.chat", "ChatError"),
     ("shoal.blocks.errors", "BlocksError"),
     ("shoal.dht.errors", "DhtError"),
     ("shoal.peer.errors", "ShoalError"),

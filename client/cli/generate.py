@@ -32,11 +32,13 @@ def generate(argv: list[str]) -> int:
     invite = find_invite(arguments.join)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     quiet_libraries()
+    from shoal.blocks.hub_progress import downloads
     from shoal.client.cli.completion import complete
     from shoal.client.local import load_model
 
     request = _request(arguments, prompt)
-    model = load_model(arguments.model or invite.model, arguments.dtype, arguments.revision)
+    with downloads() as progress:
+        model = load_model(arguments.model or invite.model, arguments.dtype, arguments.revision, progress)
     outcome = run_async(complete(model, invite, request, _listener(quiet=arguments.json)))
     if arguments.json:
         write(json.dumps(as_json(outcome)) + "\n")

@@ -14,6 +14,7 @@ from shoal.blocks.checkpoint import resolve
 from shoal.blocks.ends import load_ends
 from shoal.blocks.errors import CheckpointError
 from shoal.blocks.formats import FORMS
+from shoal.blocks.hub_progress import downloads
 from shoal.blocks.spec import spec_of
 from shoal.client.model.connection import connect
 from shoal.client.model.lanes import RemoteBlocks
@@ -152,7 +153,8 @@ def read_ends(name: str, revision: str | None, *, score: bool = False) -> Checkp
             "sequence classification."
         )
     wanted += [SCORE] if score else []
-    return resolve(name, wanted=frozenset(wanted).__contains__, revision=config_only.revision)
+    with downloads() as progress:
+        return resolve(name, wanted=frozenset(wanted).__contains__, revision=config_only.revision, progress=progress)
 
 
 def library_config(checkpoint: Checkpoint) -> Any:

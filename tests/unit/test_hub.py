@@ -19,7 +19,7 @@ from shoal.blocks.checkpoint import Checkpoint
 from shoal.blocks.checkpoint_files import read_config
 from shoal.blocks.errors import CheckpointError, NoSpace, UnknownModel, UnsafeCheckpoint
 from shoal.blocks.hub import Wish
-from shoal.blocks.hub_progress import Bar
+from shoal.blocks.hub_progress import Bar, Lines, counted, downloads
 
 SHARDS = {
     f"model-0000{i + 1}-of-00003.safetensors": {f"layers.{i}.weight": torch.full((300, 100), i + 0.5)} for i in range(3)
@@ -288,6 +288,33 @@ def test_the_bar_names_the_file_and_its_size(server, tmp_path):
         hub.fetch(server.repo, Wish(cache=tmp_path, endpoint=server.endpoint), bar)
     assert FIRST in shown.getvalue()
     assert "120.1/120.1 kB" in shown.getvalue()
+
+
+def test_without_a_terminal_large_files_are_told_of_in_lines(capsys):
+    said = []
+    lines = Lines(said.append)
+    for total, steps in ((200_000_000, range(0, 200_000_001, 1_000_000)), (1000, (0, 500, 1000))):
+        lines.start("x.safetensors", total, 0)
+        for done in steps:
+            lines.update(done)
+        lines.finish()
+    assert len(said) == 11
+    assert said[0] == "fetching x.safetensors: 0 of 200 MB"
+    assert said[-1] == "fetching x.safetensors: 200 of 200 MB"
+    with downloads() as progress, counted("loading blocks", 3) as on_block:
+        progress.start("x.safetensors", 100_000_000, 50_000_000)
+        on_block(1)
+    assert capsys.readouterr().err == "fetching x.safetensors: 50 of 100 MB\n"
+
+
+def test_blocks_are_counted_on_a_terminal(monkeypatch):
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=120)
+    monkeypatch.setattr("shoal.blocks.hub_progress.Console", lambda stderr: terminal)
+    with counted("loading blocks 0:3", 3) as on_block:
+        on_block(3)
+    assert "loading blocks 0:3" in shown.getvalue()
+    assert "3/3" in shown.getvalue()
 
 
 def test_the_cache_is_laid_out_as_the_hub_library_expects(server, tmp_path):
