@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from itertools import compress
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -12,19 +14,35 @@ from shoal.client.cli.terminal import short, spans
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import ConsoleOptions, RenderResult
     from shoal.routing.announcement import Announcement
     from shoal.routing.view import View
 
 BLOCKS_PER_LINE = 16
+MOST_NAME = 20  # characters of a peer's name
+# Headings from left to right; where the terminal is narrow, those with the greatest number give way first.
+LEFT = {"peer": 0, "name": 1, "state": 0, "reach": 4, "blocks": 0}
+RIGHT = {"quant": 2, "ms/token": 0, "prompt/s": 5, "sessions": 1, "KV free": 3, "expires": 6}
 PLAIN_WIDTH = 160
 COLOURS = ("bold red", "yellow", "green")
 
 
-def board(title: str, view: View) -> Group:
-    """Peers, coverage and gaps of a view."""
-    parts: list[Any] = [Text(title, style="bold"), Text(), _peers(view.peers, view.at), Text()]
-    parts += [_coverage(view), Text(), _gaps(view)]
-    return Group(*parts)
+@dataclass(frozen=True)
+class Board:
+    """Peers, coverage and gaps of a view, as wide as the console is."""
+
+    title: str
+    view: View
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, view = options.max_width, self.view
+        yield from (Text(self.title, style="bold"), Text(), _peers(view.peers, view.at, width), Text())
+        yield from (_coverage(view, width), Text(), _gaps(view))
+
+
+def board(title: str, view: View) -> Board:
+    """What `shoal status` shows of a view."""
+    return Board(title, view)
 
 
 def console() -> Console:
@@ -64,14 +82,19 @@ def _peer_json(peer: Announcement, now: float) -> dict[str, object]:
     }
 
 
-def _peers(peers: Sequence[Announcement], now: float) -> Table:
+def _peers(peers: Sequence[Announcement], now: float, width: int) -> Table:
+    rows = [_row(peer, now) for peer in sorted(peers, key=lambda peer: (peer.start, peer.stop, peer.peer_id))]
+    headings = LEFT | RIGHT
+    widths = [max(map(len, cells)) for cells in zip(headings, *rows, strict=True)]
+    shown = [True] * len(widths)
+    for last in sorted(range(len(widths)), key=list(headings.values()).__getitem__, reverse=True):
+        if sum(wide + 1 for wide, kept in zip(widths, shown, strict=True) if kept) > width:
+            shown[last] = False
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("peer", "name", "state", "reach", "blocks"):
-        table.add_column(column)
-    for column in ("quant", "ms/token", "prompt/s", "sessions", "KV free", "expires"):
-        table.add_column(column, justify="right")
-    for peer in sorted(peers, key=lambda peer: (peer.start, peer.stop, peer.peer_id)):
-        table.add_row(*_row(peer, now))
+    for heading in compress(headings, shown):
+        table.add_column(heading, justify="right" if heading in RIGHT else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*compress(row, shown))
     return table
 
 
@@ -79,7 +102,7 @@ def _row(peer: Announcement, now: float) -> list[str]:
     blocks = peer.stop - peer.start
     return [
         short(peer.peer_id),
-        peer.name or "-",
+        _cut(peer.name) or "-",
         peer.state,
         peer.reach,
         f"{peer.start}:{peer.stop}",
@@ -92,12 +115,17 @@ def _row(peer: Announcement, now: float) -> list[str]:
     ]
 
 
-def _coverage(view: View) -> Group:
+def _cut(name: str) -> str:
+    return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 1]}…"
+
+
+def _coverage(view: View, width: int) -> Group:
     """Lines of blocks, each over its number of holders."""
     lines: list[Text] = []
     coverage = view.coverage()
-    for start in range(0, view.n_blocks, BLOCKS_PER_LINE):
-        counts = coverage[start : start + BLOCKS_PER_LINE]
+    a_line = max(1, min(BLOCKS_PER_LINE, (width - len("holders ")) // 4))
+    for start in range(0, view.n_blocks, a_line):
+        counts = coverage[start : start + a_line]
         lines.append(Text("block   " + "".join(f"{start + n:>4}" for n in range(len(counts)))))
         holders = Text("holders ")
         for count in counts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from shoal.blocks.errors import UnknownModel
 from shoal.client.cli.arguments import token_ids
 from shoal.client.cli.board import as_json, board, console
@@ -267,6 +269,20 @@ def test_status_shows_holders_speeds_and_gaps(capsys: pytest.CaptureFixture[str]
     counts = [line.split()[1:] for line in lines if line.startswith("holders")]
     assert counts == [["1", "1", "2", "2", "1", "1", *["0"] * 10], ["0"] * 4]
     assert "Nobody serves blocks 6-19" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_status_fits_the_terminal_and_cuts_nothing_that_matters(width: int) -> None:
+    peers = [announcement(0, 20, "a name that is much too long for a table"), announcement(10, 32, "b")]
+    screen = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
+    screen.print(board("swarm: model", fold(View(32), peers, 60.0)))
+    lines = screen.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"online", "0:20", "40.0"} <= set(lines[3].split())
+    heading = lines[2].split()
+    assert {"peer", "blocks", "ms/token", "state"} <= set(heading)
+    assert ("expires" in heading) == (width == 120)
+    assert sum(len(line.split()) - 1 for line in lines if line.startswith("holders")) == 32
 
 
 def test_status_says_where_one_loss_would_break_it(capsys: pytest.CaptureFixture[str]) -> None:
