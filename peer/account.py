@@ -35,13 +35,19 @@ class Account:
         self._began = time.monotonic()
         self._node: Node | None = None
         self._sessions = self._tokens = 0  # served by nodes that are gone
+        self._busy_s = 0.0
 
     def attach(self, node: Node) -> None:
         """This node serves from now on."""
         if self._node is not None:
             self._sessions += self._node.book.opened
             self._tokens += self._node.tally.tokens
+            self._busy_s += self._node.tally.busy_s
         self._node, self.stage = node, "serving"
+
+    def busy_s(self) -> float:
+        """Seconds that the engine has worked so far."""
+        return self._busy_s + (self._node.tally.busy_s if self._node else 0.0)
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what the volunteer asks, and say how things stand. Errors: `RequestError`."""

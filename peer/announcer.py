@@ -86,10 +86,11 @@ class Announcer:
     def announcement(self) -> Announcement:
         """What this peer would announce now; sequence and expiry are the directory's business."""
         facts, node = self.facts, self._node
+        slower = 1.0 / node.config.duty.share if node.config.duty else 1.0
         return Announcement(
             peer_id=facts.peer_id, sequence=0, expiry=0.0, start=node.engine.start, stop=node.engine.stop,
-            state=self.state,
-            quantization=facts.quantization, dtype=facts.dtype, decode_s=facts.decode_s, prefill_s=facts.prefill_s,
+            state=self.state, quantization=facts.quantization, dtype=facts.dtype,
+            decode_s=facts.decode_s * slower, prefill_s=facts.prefill_s * slower,
             queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=MAX_CHUNK, addrs=facts.addrs,
             rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
             reach=facts.reach, upload_bps=node.upload(),

@@ -12,6 +12,8 @@ from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
 from shoal.dht.arguments import Parser, add_join, port, rate, seconds, size, whole
 from shoal.dht.swarms import find_invite
 from shoal.peer.config import PeerConfig, PeerError
+from shoal.peer.wishes import add_wishes, idle_limits, public_name
+from shoal.routing.names import MAX_NAME_CHARS
 
 EXAMPLE = "shoal peer --join INVITE --blocks 0:6 --quant nf4"
 SUMMARY = """\
@@ -24,10 +26,14 @@ Ctrl-C leaves tidily: no new sessions come, and running ones have --drain second
 
 def peer(argv: list[str]) -> int:
     """Serve blocks of a model until interrupted."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("shoal").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
-    config = _config(arguments)
+    try:
+        config = _config(arguments)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     _check_device(config)
     if arguments.dry_run:
         from shoal.peer.preview import preview
@@ -50,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
     _add_model_arguments(parser)
     _add_memory_arguments(parser)
+    add_wishes(parser)
     parser.add_argument(
         "--host", default="", metavar="A", help="address to listen on (default: all, or 127.0.0.1 if the swarm is here)"
     )
@@ -67,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         "--announce", nargs="+", default=[], metavar="MADDR", help="tell others these addresses instead"
     )
     parser.add_argument("--identity", type=Path, metavar="FILE", help="key file; made if absent (default: a new one)")
-    parser.add_argument("--public-name", default="", metavar="NAME", help="a name that others see beside your peer")
+    parser.add_argument(
+        "--public-name", type=public_name, default="", metavar="NAME",
+        help=f"a name that others see beside your peer, at most {MAX_NAME_CHARS} characters",
+    )  # fmt: skip
     parser.add_argument(
         "--drain",
         type=seconds,
@@ -133,6 +143,7 @@ def _config(arguments: argparse.Namespace) -> PeerConfig:
         host_memory=arguments.host_memory, offload=arguments.offload, max_batch=arguments.max_batch,
         max_bandwidth=arguments.max_bandwidth,
         drain_s=arguments.drain, rebalance_s=arguments.rebalance_s, name=arguments.public_name, json=arguments.json,
+        idle=idle_limits(arguments), max_power_w=arguments.max_power,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.dht.invite import Invite
+    from shoal.peer.idle import IdleLimits
 
 
 class PeerError(Exception):
@@ -23,7 +24,7 @@ def cache_folder() -> Path:
 class PeerConfig:
     """Everything that `shoal peer` was told. `blocks` None: chosen where it helps most; `listen` empty: by the
     invite suggests. Memory in bytes; what is None is chosen to fit the machine. `max_bandwidth`: bytes/s each way, 0
-    for no limit."""
+    for no limit. `idle` None: serve whether the machine is idle or not."""
 
     invite: Invite
     model: str
@@ -47,4 +48,6 @@ class PeerConfig:
     drain_s: float = 30.0
     rebalance_s: float = 600.0
     name: str = ""
+    idle: IdleLimits | None = None
+    max_power_w: float | None = None
     json: bool = False

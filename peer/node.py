@@ -21,6 +21,7 @@ from shoal.peer.wire import Close, Hidden, Leaving, Open, Opened, Refused, Rerou
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shoal.peer.duty import Duty
     from shoal.peer.engine import Engine
     from shoal.peer.lease import Action, Lease
     from shoal.peer.scheduler import Budget
@@ -34,7 +35,8 @@ UNUSED_S = 60.0
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """What a node serves and within which bounds; `budget` None: what the engine says of its steps. `at_rest` is called
-    when the last lease has ended. `line`: how much of this machine's line may be used."""
+    when the last lease has ended. `line`: how much of this machine's line may be used. `duty`: how the engine rests
+    between its steps."""
 
     offer: Offer
     agent: str
@@ -44,6 +46,7 @@ class NodeConfig:
     clock: Callable[[], float] = time.perf_counter
     at_rest: Callable[[], None] | None = None
     line: Line = field(default_factory=Line)
+    duty: Duty | None = None
 
 
 class Node:

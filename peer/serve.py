@@ -21,6 +21,7 @@ from shoal.peer.book import Limits, Offer
 from shoal.peer.choose import Seat, choose
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
+from shoal.peer.courtesy import courteous
 from shoal.peer.engine import DeviceEngine, EngineFault
 from shoal.peer.farewell import hand_over, leave_on_signals, say_goodbye
 from shoal.peer.join import join
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from shoal.dht.directory import Directory
     from shoal.dht.host import Host
     from shoal.peer.config import PeerConfig
+    from shoal.peer.duty import Duty
     from shoal.peer.fit import Fit
     from shoal.peer.loading import Model
     from shoal.peer.measure import Throughput
@@ -64,7 +66,10 @@ async def serve(config: PeerConfig) -> int:
     room = await asyncio.to_thread(fit_model, config, model)
     life = _Life(config, identity, model, room, leave)
     try:
-        async with controlled(identity.peer_id, life.account.answer):
+        async with (
+            controlled(identity.peer_id, life.account.answer),
+            courteous(config, life.account, life.pausing) as life.duty,
+        ):
             return await life.run()
     finally:
         life.close()
@@ -82,6 +87,7 @@ class _Life:
         self.dtype = config.dtype or str(model.spec.dtype).removeprefix("torch.")
         self.pausing = Pausing(config.drain_s)
         self.account = Account(config, identity.peer_id, self.pausing)
+        self.duty: Duty | None = None
 
     async def run(self) -> int:
         """Serve, and join again under the same identity if the network daemon dies."""
@@ -207,7 +213,8 @@ class _Life:
         offer = _offer(self.config, self.model, engine, host.peer_id)
         budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch)
         line = Line(self.config.max_bandwidth)
-        return NodeConfig(offer, f"shoal/{shoal_version()}", limits, budget, at_rest=trim, line=line)
+        agent = f"shoal/{shoal_version()}"
+        return NodeConfig(offer, agent, limits, budget, at_rest=trim, line=line, duty=self.duty)
 
     async def _until_leaving(self, host: Host, directory: Directory, node: Node, announcer: Announcer) -> Move | None:
         """Until something ends this peer's serving; where it goes, if it is needed more elsewhere."""

@@ -68,6 +68,11 @@ def running() -> list[Path]:
     return sorted(place.glob(f"*{SUFFIX}"), key=_since)
 
 
+def pids() -> set[int]:
+    """Process ids by the sockets that are there, asking none of them. Errors: `PeerError`."""
+    return {int(path.stem.rpartition("-")[2]) for path in folder().glob(f"*{SUFFIX}")}
+
+
 def ask(path: Path, request: dict[str, Any], timeout_s: float = ANSWER_S) -> dict[str, Any]:
     """What the peer at `path` answers. Errors: `PeerError` if it does not, or says that it cannot."""
     try:

@@ -50,7 +50,8 @@ class Steps:
         self.jobs: dict[int, Job] = {}
         self.broken = asyncio.Event()
         self.idle = asyncio.Event()  # set whenever the last lease has gone
-        self._desk, self._now = desk, config.clock
+        self._desk, self._now, self._duty = desk, config.clock, config.duty
+        self._rest_s = 0.0  # owed for the last step
         self._residency = book.residency
         self._gather = Gather()
         self._finished: list[Lease] = []
@@ -96,6 +97,9 @@ class Steps:
             while self.scheduler:
                 await self._wait_for_others()
                 await self._step()
+                if self._rest_s:
+                    await asyncio.sleep(self._rest_s)
+                    self._rest_s = 0.0
 
     async def _wait_for_others(self) -> None:
         """Let sessions that were just answered join a step of decodes."""
@@ -166,6 +170,8 @@ class Steps:
         compute_s = now - started
         self.tally.add(sum(piece.count for piece in batch), len(batch), compute_s, now)
         self.scheduler.ran(batch, compute_s)
+        if self._duty is not None:
+            self._rest_s = self._duty.rest_s(compute_s)
         for piece, output in zip(batch, outputs, strict=True):
             job = self.jobs.get(piece.job)
             if job is None:

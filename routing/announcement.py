@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import msgpack
 from shoal.routing.bounds import BLOCK_S, MAX_CHUNK, MAX_FREE_TOKENS, MAX_QUEUE, RTT_S, clamp_count, clamp_upload
+from shoal.routing.names import MAX_NAME_CHARS, shown_name
 
 if TYPE_CHECKING:
     from shoal.dht.record import Record
@@ -24,7 +25,7 @@ MAX_BODY_BYTES: Final = 1500
 MAX_ADDRS: Final = 8
 MAX_ADDR_CHARS: Final = 256
 MAX_RTTS: Final = 12
-MAX_LABEL_CHARS: Final = 40
+MAX_LABEL_CHARS: Final = MAX_NAME_CHARS
 MAX_ID_CHARS: Final = 64
 _MAX_KEYS: Final = 64
 _MAX_INT: Final = 2**63
@@ -169,7 +170,7 @@ def _fields(body: dict[str, Any], n_blocks: int) -> dict[str, Any]:
         "addrs": _addrs(body),
         "rtts": _rtts(body),
         "version": _label(body, "v"),
-        "name": _label(body, "n"),
+        "name": shown_name(_label(body, "n")),
         "reach": reach if reach in REACHES else "unknown",  # a later version may know more ways
         "upload_bps": clamp_upload(_float(body, "b")) if "b" in body else 0.0,
     }

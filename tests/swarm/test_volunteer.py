@@ -17,13 +17,14 @@ from processes import Processes
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import join_swarm
 from shoal.dht.invite import Invite
-from shoal.peer import sockets
+from shoal.peer import attended, sockets
 from shoal.peer.errors import NoRouteError
 
 from tests.swarm.test_peers import BLOCKS, PROMPT, STEPS, expected, folder, generate, load_model  # noqa: F401  fixtures
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
+TYPED_S = 10
 OPTIONS = ("--dtype", "float32", "--device", "cpu", "--json", "--drain", "20")
 
 
@@ -214,6 +215,46 @@ def test_nonsense_on_the_socket_is_answered_and_hurts_nobody(swarm, line):
                 asking.sendall(line)
                 assert "error" in json.loads(asking.makefile("rb").readline())
     assert {state_of(peer_id)["state"] for peer_id in swarm[1]} == {"serving"}
+
+
+def test_names_are_announced_and_shown(swarm, shoal):
+    shown = json.loads(shoal.run("status", "--join", swarm[0], "--json").stdout)
+    assert {peer["peer"]: peer["name"] for peer in shown["peers"]} == {
+        peer_id: name for name, peer_id in swarm[2].items()
+    }
+
+
+def test_with_idle_only_a_peer_serves_while_nobody_types_and_not_when_somebody_does(swarm, shoal, folder):  # noqa: F811
+    """Somebody is a terminal of ours, whose input the kernel dates to 8 s. The machine may be loaded as it likes."""
+    if attended.input_s() is not None and attended.input_s() < 2 * TYPED_S:
+        pytest.skip("somebody uses this machine now")
+    wishes = "--idle-only", "--idle-cpu", "0", "--idle-input", str(TYPED_S), "--idle-after", "1"
+    join = "peer", "--model", str(folder), "--join", swarm[0], "--blocks", "0:1", *OPTIONS
+    peer_id = shoal.start(*join, *wishes).event("event", "online")["peer"]
+    state = until(peer_id, "serving")
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, b"hello\n")
+        os.read(theirs, 10)
+        state = until(peer_id, "paused")
+        assert state["why"] == [f"somebody used this machine less than {TYPED_S} s ago"]
+        assert "somebody used this machine" in shoal.run("peers").stdout
+        shoal.run("resume", "--peer", peer_id)
+        assert state_of(peer_id)["state"] == "paused"  # what the volunteer asked for by --idle-only still holds
+        os.close(theirs)
+        os.close(ours)
+        until(peer_id, "serving")
+    finally:
+        shoal.running.pop().end()
+
+
+def until(peer_id, state, timeout_s=40.0):
+    """The peer's account of itself once it is in that state."""
+    end = time.monotonic() + timeout_s
+    while (now := state_of(peer_id))["state"] != state:
+        assert time.monotonic() < end, now
+        time.sleep(0.2)
+    return now
 
 
 def test_a_killed_peer_is_not_shown_and_its_socket_goes(swarm, shoal):
