@@ -27,7 +27,6 @@ def serve(path: str) -> None:
     leave_out()  # as the command does first
     import hivemind  # noqa: F401
     import openai  # noqa: F401
-    import shoal.client.cli.completion
     import shoal.peer.serve  # noqa: F401
     from shoal.client import AutoDistributedModelForCausalLM  # noqa: F401
 
