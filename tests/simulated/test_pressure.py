@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from shoal.client.options import SessionOptions
+from shoal.peer import channel
 from shoal.peer.book import Limits
 from shoal.peer.errors import NoRouteError
 
@@ -228,3 +229,35 @@ def test_a_client_with_many_sessions_does_not_starve_another():
     """Thirty prompts of one client wait when that of another comes; together they take 2 s."""
     full_step_s = 0.004 + 0.0002 * 512
     assert time_beside_prompts(30) < time_beside_prompts(0) + 3.5 * full_step_s
+
+
+def test_a_peer_computes_no_more_of_a_prompt_than_its_line_takes(monkeypatch):
+    """Behind a slow line what waits stays little."""
+    monkeypatch.setattr(channel, "CLOGGED_BYTES", 1000)
+    monkeypatch.setattr(channel, "CLOGGED_S", 0.0)
+    prompt = [i % 250 for i in range(800)]
+
+    async def main():
+        async with world(3, []) as it:
+            a = await it.add_peer("a", 0, 3)
+            await it.add_peer("b", 3, 6)
+            most = 0
+
+            async def look():
+                nonlocal most
+                while True:
+                    links = [entry.channel for entry in a.node._pool._entries.values() if entry.channel is not None]
+                    most = max([most, *(link._turns.bytes for link in links)])
+                    await asyncio.sleep(0.001)
+
+            async with it.client("c") as client, asyncio.TaskGroup() as tasks:
+                await generate(client, prompt[:4], 2, wait_s=20.0)  # the link stands
+                a.node.config.line.up.rate = 1000.0
+                looking = tasks.create_task(look())
+                tokens = await generate(client, prompt, 3, wait_s=20.0, chunk_tokens=32)
+                looking.cancel()
+            return tokens, most
+
+    tokens, most = run(main())
+    assert tokens == toy.generate(prompt, N_BLOCKS, 3)
+    assert 1000 < most < 3000
