@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from shoal.blocks.end_norm import PLAIN, RootMeanSquareNorm
 from shoal.blocks.errors import CheckpointError, PromptTooLong
 from shoal.blocks.packed import PackedLinear, can_pack
+from shoal.blocks.parts import library
 from shoal.blocks.spec import HasConfig, ModelSpec, spec_of
 from torch import nn
 from torch.nn.functional import embedding
@@ -18,8 +18,6 @@ from torch.nn.functional import linear as project
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
-
-    from shoal.blocks.families import Family
 
 
 _PACKED_TIED_BYTES = 1 << 28  # a tied head is packed, and so held twice, only up to this size
@@ -195,24 +193,14 @@ def _linear(weight: torch.Tensor, *, tied: bool) -> nn.Module:
 
 def _load_norm(spec: ModelSpec, path: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     family = spec.family
-    kind = _norm_class(family)
+    modeling = library(family)
+    kind: Any = getattr(modeling, family.norm) if family.norm else nn.LayerNorm
     eps = (getattr(spec.config, family.norm_eps),) if family.norm_eps else ()
     plain = not getattr(spec.config, "layer_norm_elementwise_affine", True)  # OPT's may have no weights
     norm: nn.Module = kind(spec.hidden_size, *eps, **({"elementwise_affine": False} if plain else {}))
     for part, _ in list(norm.named_parameters()):
         norm.register_parameter(part, nn.Parameter(_need(tensors, f"{path}.{part}"), requires_grad=False))
     return norm
-
-
-def _norm_class(family: Family) -> Any:
-    """torch's, ours where it computes the same as the family's, or the family's own by transformers."""
-    if family.norm is None:
-        return nn.LayerNorm
-    if family.norm in PLAIN:
-        return RootMeanSquareNorm
-    from shoal.blocks.parts import library
-
-    return getattr(library(family), family.norm)
 
 
 def _has_final_norm(config: Any) -> bool:
