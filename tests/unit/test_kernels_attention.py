@@ -34,6 +34,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def poisoned_outputs(monkeypatch):
     """What a kernel forgets to write is NaN."""
     plain = torch.empty
+    with DEVICE:
+        plain(0)  # torch notes once, for good, which functions a device applies to: it must be the real ones
 
     def empty(*size, **options):
         made = plain(*size, **options)
