@@ -203,6 +203,7 @@ class Node:
         if lease is None:
             channel.send(_unknown(message.session, message.epoch))
             return
+        self.book.residency.rerouted(lease.holding)
         self.perform(lease, lease.reroute(message))
 
     def _on_hidden(self, channel: Channel, hidden: Hidden) -> None:

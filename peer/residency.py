@@ -121,6 +121,11 @@ class Residency:
         while len(holding.chunks) < len(holding.keys):
             self._add_chunk(holding)
 
+    def rerouted(self, holding: Holding) -> None:
+        """Other hops may come before it now: what it writes from here on is not what the prompt's keys name."""
+        holding.keys = holding.keys[: len(holding.chunks)]
+        self._note_next_chunk(holding)
+
     def _add_chunk(self, holding: Holding) -> None:
         index, size = len(holding.chunks), self._chunk_pages
         pages = holding.pages[index * size : (index + 1) * size]

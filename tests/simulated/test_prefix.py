@@ -252,6 +252,25 @@ def test_an_answer_that_was_left_in_the_middle_is_found_as_far_as_it_came():
     assert second == (expected(again, 5), 192)
 
 
+def test_a_hop_whose_predecessor_is_replaced_at_the_prompt_names_nothing_more():
+    """What it runs from then on comes from the new one, which may compute otherwise; the keys name the old one."""
+
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm, asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(complete(swarm, PROMPT, chunk_tokens=8, wait_s=30.0))
+            second = it.peers["p1"].node
+            while not any(lease.holding.done >= 70 for lease in second.book.leases.values()):
+                await asyncio.sleep(0.001)
+            await it.add_peer("spare", *SPANS[0])
+            await it.kill("p0")
+            tokens, _ = await running
+            return tokens, len(second.book.residency.prefix._chunks)
+
+    tokens, known = run(main())
+    assert tokens == expected(PROMPT, 6)
+    assert known == 1
+
+
 @pytest.mark.parametrize(("victim", "cached"), [("p0", 0), ("p1", 0), ("p2", 256)])
 def test_hops_behind_one_that_was_replaced_name_nothing(victim, cached):
     """The last hop's KV is whole and of the same predecessors; one behind a new hop is of two."""
