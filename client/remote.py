@@ -44,16 +44,14 @@ class RemoteSession:
         self._recall: Callable[[int, int], torch.Tensor] | None = None
         self._inputs: list[torch.Tensor] = []
         self._waiting: dict[int, asyncio.Future[tuple[int, Buffer]]] = {}
-        self._room = asyncio.Event()
+        self._room, self._opened = asyncio.Event(), asyncio.Event()
         self._planning: asyncio.Task[None] | None = None
         self._seeking: asyncio.Task[None] | None = None
-        self._tasks = asyncio.TaskGroup()
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
+        self._timer: tuple[float, asyncio.Handle] | None = None  # when it is due, and its handle
+        self._tasks, self._loop = asyncio.TaskGroup(), asyncio.get_running_loop()
         self._error: ShoalError | None = None
         self._stuck_since: float | None = None  # no answer since a plan was asked for then
         self._forgiven = False
-        self._opened = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -188,11 +186,15 @@ class RemoteSession:
 
     def _set_timer(self) -> None:
         deadline = self._core.deadline()
-        if self._timer is not None and (deadline is None or self._timer.when() > deadline):
-            self._timer.cancel()
-            self._timer = None
+        if self._timer is not None and (deadline is None or self._timer[0] > deadline):
+            self._drop_timer()
         if deadline is not None and self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._on_timer)
+            self._timer = deadline, self._loop.call_at(deadline, self._on_timer)
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer[1].cancel()
+            self._timer = None
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -266,9 +268,7 @@ class RemoteSession:
         for task in (self._planning, self._seeking):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._drop_timer()
 
     # -- tensors and bytes ----------------------------------------------------------------------------------------
 

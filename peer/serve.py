@@ -71,6 +71,11 @@ async def serve(config: PeerConfig) -> int:
             courteous(config, life.account, life.pausing) as life.duty,
         ):
             return await life.run()
+    except ExceptionGroup as group:  # of the tasks that run beside it
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group
     finally:
         life.close()
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from processes import Running
     from shoal.client.swarm import Swarm
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(200)]
 
 LONG = {"model": "demo", "prompt": "def f(", "max_tokens": 1500, "ignore_eos": True, "stream": True}
 EMPTY_INVITE = Invite("default", "demo", ()).encode()

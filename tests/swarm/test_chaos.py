@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(400)]
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 

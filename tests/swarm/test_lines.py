@@ -22,7 +22,7 @@ from shoal.peer.link import Patience
 from shoal.peer.transport import P2PTransport
 from shoal.peer.wire import Hidden, Want
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180), needs_network]
+pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(180), needs_network]
 
 MIB = 1 << 20
 BIG, SMALL = b"b" * 16, b"s" * 16

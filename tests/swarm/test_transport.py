@@ -16,7 +16,7 @@ from shoal.dht.identity import Identity
 from shoal.peer.errors import HopClosed
 from shoal.peer.transport import QUEUE_HIGH_BYTES, READ_CHUNK_BYTES, P2PTransport
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 
 ECHO_PEER = Path(__file__).parent / "echo_peer.py"
 

@@ -22,7 +22,7 @@ from shoal.peer.errors import NoRouteError
 
 from tests.swarm.test_peers import BLOCKS, PROMPT, STEPS, expected, folder, generate, load_model  # noqa: F401  fixtures
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
 
 TYPED_S = 10
 OPTIONS = ("--dtype", "float32", "--device", "cpu", "--json", "--drain", "20")

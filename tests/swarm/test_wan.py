@@ -17,7 +17,7 @@ from netlab.forwarder import inside
 from netlab.lab import Lab, LabError
 from shoal.peer.errors import NoRouteError
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180), needs_network]
+pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(180), needs_network]
 
 WAN = str(Path(__file__).resolve().parents[2] / "scripts" / "wan")
 STEPS = 16

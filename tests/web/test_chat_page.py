@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
 
 HOSTILE = """\
 <script>window.hurt = 1</script> <img src=x onerror="window.hurt = 2">

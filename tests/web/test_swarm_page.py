@@ -9,7 +9,7 @@ import time
 import pytest
 from test_chat_page import answered, ask, limit
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
