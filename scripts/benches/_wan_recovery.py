@@ -65,7 +65,7 @@ async def _stall(made: Stage, hop: int, fault: signal.Signals, codec: str | None
                 made.peers[session.route[hop].peer_id].signal(fault)
             seconds, token = await timed_step(session, made.model, [token])
             times.append(seconds)
-        if not session.stats.repairs:
+        if not session.stats.repairs + session.stats.moves:
             raise RuntimeError("the fault hit nobody that the generation used")
         return max(times[AFTER:]) - median(times[:AFTER]), session.route[hop].peer_id
 
