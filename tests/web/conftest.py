@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 
@@ -58,7 +61,25 @@ def site(tmp_path_factory):
         made.peers = [made.start_peer(index) for index in range(len(SPANS))]
         made.start_server()
         made.names = [peer.event("event", "online")["peer"] for peer in made.peers]
+        until_ready(made.url)
         yield made
+
+
+def until_ready(url):
+    """Until the server has seen a holder of every block."""
+    end = time.monotonic() + WAIT_MS / 1000
+    while not ready(url):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def ready(url):
+    try:
+        with urlopen(f"{url}/health/ready", timeout=5):
+            return True
+    except HTTPError as error:
+        error.close()
+        return False
 
 
 @pytest.fixture(scope="session")
