@@ -46,7 +46,7 @@ class StepSession(Protocol):
 
     async def ready(self, token_ids: Sequence[int]) -> None: ...
 
-    def remember(self, token_ids: Sequence[int]) -> None: ...
+    def remember(self, tokens: Callable[[], Sequence[int]]) -> None: ...
 
 
 class Constraint(Protocol):
@@ -157,7 +157,9 @@ async def generate(
     sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
     constraint = options.grammar.begin() if options.grammar is not None else None
     if not session.position and ends.spec.length_kind(len(ids)) == ends.spec.length_kind(len(ids) + count):
-        session.remember(ids)  # where positions mean the same in a longer prompt, the answer's KV is good for it too
+        session.remember(
+            lambda: ids
+        )  # where positions mean the same in a longer prompt, the answer's KV is good for it too
     await session.ready(ids)
     for left in reversed(range(count)):
         hidden = await session.step(embed(ends, ids[session.position :], session.position), Want.LAST)

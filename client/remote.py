@@ -40,7 +40,7 @@ class RemoteSession:
         self._terms, self._shape, self._backend = terms, shape, backend
         self._core = MovingSession(terms, self._recall_bytes)
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
-        self._held: Sequence[int] = ()  # the tokens that the KV is of, if they are to be remembered
+        self._held: Callable[[], Sequence[int]] = tuple  # the tokens that the KV is of, if they are to be remembered
         self._recall: Callable[[int, int], torch.Tensor] | None = None
         self._inputs: list[torch.Tensor] = []
         self._waiting: dict[int, asyncio.Future[tuple[int, Buffer]]] = {}
@@ -60,8 +60,9 @@ class RemoteSession:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._end(SessionClosed("the session was closed"))
-        self._perform(self._core.close(self._held))
-        self._backend.held(self._terms, self._held[: self.position], self.route)
+        held = self._held()
+        self._perform(self._core.close(held))
+        self._backend.held(self._terms, held[: self.position], self.route)
         await self._tasks.__aexit__(None, None, None)
 
     @property
@@ -89,17 +90,16 @@ class RemoteSession:
         """Make inputs of positions `[a, b)` again with `recall` ([b - a, hidden]) instead of keeping them."""
         self._recall = recall
 
-    def remember(self, token_ids: Sequence[int]) -> None:
-        """Let later sessions find what the hops computed for these tokens; the list may grow until the end."""
-        self._held = token_ids
+    def remember(self, tokens: Callable[[], Sequence[int]]) -> None:
+        """Let later sessions find what the hops compute: `tokens` tells, whenever it is asked, which ones those are."""
+        self._held = tokens
 
     async def ready(self, token_ids: Sequence[int]) -> None:
         """Wait until every hop is open, before inputs for `token_ids` are given. Of the prompt that the session was
         opened for, `position` then counts what all hops hold from before: inputs begin there, and what `recall_with`
         was given must know those before it. That is 0 without it, or where `token_ids` are of another prompt.
 
-        Errors: `NoRouteError`, `SessionClosed`.
-        """
+        Errors: `NoRouteError`, `SessionClosed`."""
         await self._wait_open()
         if self._terms.prefix is None or self.stats.steps:
             return
@@ -123,7 +123,7 @@ class RemoteSession:
         answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in self._chunks(hidden, want)]
         parts = [received(*answer, self._terms, self._dtype) for answer in await asyncio.gather(*answers)]
         if length:
-            self._backend.held(self._terms, self._held[:length], self.route)
+            self._backend.held(self._terms, self._held()[:length], self.route)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def on_message(self, peer_id: str, message: Message) -> None:

@@ -24,7 +24,7 @@ from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.routing.announcement import AnnouncementError, decode
 from shoal.routing.chunks import chunk_of, lines_hold_up
 from shoal.routing.health import Health
-from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
+from shoal.routing.planner import SPREAD, NoRoute, Route, RouteRequest, plan_route
 from shoal.routing.route import CHUNK_TOKENS
 from shoal.routing.view import View, fold
 
@@ -165,7 +165,8 @@ class Swarm:
             return replace(found, reason=f"{found.reason} {self._revision_hint()}".rstrip())
         known = self._familiar.find(work.begins.groups) if work.begins is not None else None
         other = familiar_route(self._view, request, known, now, self._place.rng) if known is not None else None
-        return other if other is not None and other.expected_s <= found.expected_s else found
+        # Routes within SPREAD are as good as each other, and KV that is found spares the peers work.
+        return other if other is not None and other.expected_s <= (1 + SPREAD) * found.expected_s else found
 
     def held(self, terms: SessionTerms, token_ids: Sequence[int], hops: tuple[Hop, ...]) -> None:
         """Remember who holds what a session began with."""

@@ -45,6 +45,8 @@ class Session(Protocol):
 
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None: ...
 
+    def remember(self, tokens: Callable[[], Sequence[int]]) -> None: ...
+
     async def step(self, hidden: torch.Tensor, want: Want = ...) -> torch.Tensor: ...
 
 
@@ -78,6 +80,10 @@ class RemoteBlocks:
             max_tokens, self.start, self.stop, dtype=str(self.dtype).removeprefix("torch."), codec=self.codec,
             wait_s=self.wait_s, priority=self.priority, prompt=prompt,
         )  # fmt: skip
+
+    def text(self, content: History, kind: int) -> Sequence[int]:
+        """Token ids by which later sessions may find what a KV holds; none if it is of no use to prompts of `kind`."""
+        return content.keys.tolist() if content.is_text and self.length_kind(len(content)) == kind else ()
 
 
 class Inputs:
@@ -177,6 +183,9 @@ class Lanes:
         lane = Lane(await hold(self.blocks.swarm.session(options)), capacity)
         inputs = self.inputs  # and not self: sessions outlive those who forget to close them
         lane.session.recall_with(lambda start, stop: inputs.of(lane.content, start, stop))
+        if (prompt := options.prompt) is not None:
+            blocks = self.blocks
+            lane.session.remember(lambda: blocks.text(lane.content, prompt.kind))
         self.open.append(lane)
         return lane
 

@@ -208,7 +208,7 @@ async def turn(swarm, prompt, count=140, each=None, **options):
     given = SessionOptions(max_tokens=len(prompt) + count, prompt=Prompt(tuple(prompt)), **options)
     async with swarm.session(given) as session:
         session.recall_with(lambda a, b: states(tokens[a:b]))
-        session.remember(tokens)
+        session.remember(lambda: tokens)
         await session.ready(tokens)
         for number in range(count):
             out = await session.step(states(tokens[session.position :]))

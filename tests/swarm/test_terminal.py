@@ -72,6 +72,7 @@ def test_a_conversation_at_a_terminal(home, processes) -> None:
         terminal.until("taken back: import os")
         terminal.enter("/nonsense")
         terminal.until("/help lists them")
+        terminal.until(">>> ")
 
         terminal.type(INTERRUPT)
         terminal.until("leaves)")

@@ -16,7 +16,7 @@ from shoal.client.model.loading import SCORE, Loaded, library_config
 from shoal.peer.wire import Want
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from shoal.client.swarm import SessionOptions
@@ -33,6 +33,7 @@ class LocalSession:
         self._position = 0
         self.route, self.stats = (), SessionStats()
         self.recall: Callable[[int, int], torch.Tensor] | None = None
+        self.remembered: Callable[[], Sequence[int]] = tuple
 
     @property
     def position(self) -> int:
@@ -45,6 +46,9 @@ class LocalSession:
 
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
         self.recall = recall
+
+    def remember(self, tokens: Callable[[], Sequence[int]]) -> None:
+        self.remembered = tokens
 
     async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
         assert self._position + len(hidden) <= self._options.max_tokens
@@ -59,15 +63,18 @@ class LocalSession:
         return {Want.ALL: out, Want.LAST: out[-1:], Want.NONE: out[:0]}[want]
 
     def close(self) -> None:
+        self._swarm.remembered.append(list(self.remembered())[: self._position])
         self._swarm.free += self._pages
 
 
 class LocalSwarm:
-    """`sent`: tokens run in all; `open`: sessions now; `fails`: so many steps are refused next."""
+    """`sent`: tokens run in all; `open`: sessions now; `fails`: so many steps are refused next;
+    `remembered`: what each session told that its KV held in the end."""
 
     def __init__(self, span: Span) -> None:
         self.span, self.free = span, list(range(PAGES))
         self.sent = self.open = self.opened = self.fails = 0
+        self.remembered: list[list[int]] = []
 
     @asynccontextmanager
     async def session(self, options: SessionOptions) -> AsyncIterator[LocalSession]:

@@ -57,8 +57,8 @@ class LocalSession:
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
         self.recall = recall
 
-    def remember(self, token_ids: Sequence[int]) -> None:
-        self.remembered = token_ids
+    def remember(self, tokens: Callable[[], Sequence[int]]) -> None:
+        self.remembered = tokens
 
     async def ready(self, token_ids: Sequence[int]) -> None:
         assert self._held < len(token_ids)

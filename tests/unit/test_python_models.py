@@ -128,6 +128,20 @@ def test_a_session_goes_on_over_several_generates_as_one_would(llama, model) -> 
     assert swarm_of(model).open == 0
 
 
+def test_what_peers_are_to_remember_is_what_their_kv_holds(model) -> None:
+    prompt, how = tokens(1, 40), {"do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+    with model.inference_session(max_length=64) as session:
+        model.generate(prompt, max_new_tokens=12, **how)
+        session.position = 30
+        model.generate(tokens(1, 5, seed=8), max_new_tokens=4, **how)
+        held = session.output_ids[0, : session.position].tolist()
+    assert len(held) == 38
+    assert swarm_of(model).remembered == [held]
+    with torch.no_grad(), model.transformer.h.inference_session(max_length=8) as session:
+        session.step(torch.randn(1, 3, model.config.hidden_size))
+    assert swarm_of(model).remembered[1:] == [[]]  # these were no tokens
+
+
 def test_a_session_takes_beams_and_then_other_numbers_of_beams(llama, model) -> None:
     batch, how = padded((6, 3)), {"eos_token_id": None, "pad_token_id": PAD, "do_sample": False}
     with model.inference_session() as session:
