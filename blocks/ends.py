@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from shoal.blocks.errors import CheckpointError, PromptTooLong
 from shoal.blocks.packed import PackedLinear, can_pack
-from shoal.blocks.parts import library
 from shoal.blocks.spec import HasConfig, ModelSpec, spec_of
 from torch import nn
 from torch.nn.functional import embedding
@@ -193,11 +192,8 @@ def _linear(weight: torch.Tensor, *, tied: bool) -> nn.Module:
 
 def _load_norm(spec: ModelSpec, path: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     family = spec.family
-    modeling = library(family)
-    kind: Any = getattr(modeling, family.norm) if family.norm else nn.LayerNorm
-    eps = (getattr(spec.config, family.norm_eps),) if family.norm_eps else ()
-    plain = not getattr(spec.config, "layer_norm_elementwise_affine", True)  # OPT's may have no weights
-    norm: nn.Module = kind(spec.hidden_size, *eps, **({"elementwise_affine": False} if plain else {}))
+    weighted = bool(getattr(spec.config, "layer_norm_elementwise_affine", True))  # OPT's may have no weights
+    norm = family.norm.build(spec.hidden_size, _entry(spec, family.norm_eps), weighted=weighted)
     for part, _ in list(norm.named_parameters()):
         norm.register_parameter(part, nn.Parameter(_need(tensors, f"{path}.{part}"), requires_grad=False))
     return norm

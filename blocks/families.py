@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoal.blocks.errors import UnsafeCheckpoint, UnsupportedFamily
+from shoal.blocks.norms import Norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,7 +43,7 @@ class Family:
     block: str
     rotary: str | None = None
     rotary_per_layer_type: bool = False
-    norm: str | None = None
+    norm: Norm = Norm.LAYER
     norm_eps: str | None = "rms_norm_eps"
     blocks: str = "layers"
     embedding: str = "embed_tokens"
@@ -143,12 +144,13 @@ def _like_llama(name: str, model_type: str, stem: str, **rest: Any) -> Family:
         "module": model_type,
         "block": f"{stem}DecoderLayer",
         "rotary": f"{stem}RotaryEmbedding",
-        "norm": f"{stem}RMSNorm",
+        "norm": Norm.RMS,
     }
     return Family(name, model_type, **(parts | rest))
 
 
 _GEMMA: dict[str, Any] = {
+    "norm": Norm.RMS_PLUS_ONE,
     "embed_scale": "hidden_size",
     "embed_scale_is_root": True,
     "logits_softcap": "final_logit_softcapping",
@@ -174,11 +176,11 @@ _LIST = (
         **_GEMMA,
     ),
     _like_llama("Phi-3", "phi3", "Phi3"),
-    _like_llama("OLMo 2", "olmo2", "Olmo2"),
+    _like_llama("OLMo 2", "olmo2", "Olmo2", norm=Norm.RMS_WIDE),
     _like_llama("GLM-4", "glm4", "Glm4"),
     _like_llama("GLM-4", "glm", "Glm"),
     _like_llama("Granite", "granite", "Granite", embed_scale="embedding_multiplier", logits_divisor="logits_scaling"),
-    _like_llama("gpt-oss", "gpt_oss", "GptOss"),
+    _like_llama("gpt-oss", "gpt_oss", "GptOss", norm=Norm.RMS_WIDE),
     Family(
         "Falcon",
         "falcon",

@@ -1,4 +1,6 @@
-"""How far downloads and loading are, told on stderr: bars on a terminal, lines elsewhere; knows no hub, no files."""
+"""How far downloads and loading are, told on stderr: bars on a terminal, lines elsewhere; knows no hub, no files.
+
+rich is imported when there is something to draw: most commands download nothing."""
 
 from __future__ import annotations
 
@@ -6,21 +8,13 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as RichProgress
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
+
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 LINE_EACH = 10  # lines for a whole file, where there is no terminal
 LINES_FROM_BYTES = 1 << 26  # a smaller file gets none
@@ -46,10 +40,8 @@ class Bar:
     """One line per file on stderr; a context manager, so that the terminal is left tidy."""
 
     def __init__(self, console: Console | None = None) -> None:
-        columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._bars = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), *columns, console=console or Console(stderr=True)
-        )
+        self._console = console
+        self._bars: RichProgress | None = None  # without a download there is no line
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -58,19 +50,35 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars.live.is_started:
+        if self._bars is not None:
             self._bars.stop()
 
     def start(self, name: str, total_bytes: int, done_bytes: int) -> None:
-        self._bars.start()  # not before: without a download there is no line
+        if self._bars is None:
+            self._bars = self._drawn()
+            self._bars.start()
         self._task = self._bars.add_task(name, total=total_bytes, completed=done_bytes)
 
     def update(self, done_bytes: int) -> None:
-        if self._task is not None:
+        if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done_bytes)
 
     def finish(self) -> None:
         self._task = None
+
+    def _drawn(self) -> RichProgress:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        return Progress(TextColumn("{task.description}"), *columns, console=self._console or Console(stderr=True))
 
 
 class Lines:
@@ -96,7 +104,7 @@ class Lines:
 @contextmanager
 def downloads() -> Iterator[Progress]:
     """Shows downloads as long as it is open, as suits stderr."""
-    if not Console(stderr=True).is_terminal:
+    if not sys.stderr.isatty():
         yield Lines()
         return
     with Bar() as bar:
@@ -104,14 +112,16 @@ def downloads() -> Iterator[Progress]:
 
 
 @contextmanager
-def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def counted(what: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
     """A bar of `total` things, on a terminal only; call what is yielded with how many are done."""
-    console = Console(stderr=True)
-    if not console.is_terminal or total < 1:
+    if total < 1 or not (console or sys.stderr.isatty()):
         yield lambda _done: None
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console or Console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=total)
         yield lambda done: bars.update(task, completed=done)
 

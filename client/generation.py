@@ -157,9 +157,8 @@ async def generate(
     sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
     constraint = options.grammar.begin() if options.grammar is not None else None
     if not session.position and ends.spec.length_kind(len(ids)) == ends.spec.length_kind(len(ids) + count):
-        session.remember(
-            lambda: ids
-        )  # where positions mean the same in a longer prompt, the answer's KV is good for it too
+        # Positions mean the same in a longer prompt: the answer's KV is good for it too.
+        session.remember(lambda: ids)
     await session.ready(ids)
     for left in reversed(range(count)):
         hidden = await session.step(embed(ends, ids[session.position :], session.position), Want.LAST)

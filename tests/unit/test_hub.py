@@ -307,11 +307,10 @@ def test_without_a_terminal_large_files_are_told_of_in_lines(capsys):
     assert capsys.readouterr().err == "fetching x.safetensors: 50 of 100 MB\n"
 
 
-def test_blocks_are_counted_on_a_terminal(monkeypatch):
+def test_blocks_are_counted_on_a_terminal():
     shown = io.StringIO()
     terminal = Console(file=shown, force_terminal=True, width=120)
-    monkeypatch.setattr("shoal.blocks.hub_progress.Console", lambda stderr: terminal)
-    with counted("loading blocks 0:3", 3) as on_block:
+    with counted("loading blocks 0:3", 3, terminal) as on_block:
         on_block(3)
     assert "loading blocks 0:3" in shown.getvalue()
     assert "3/3" in shown.getvalue()

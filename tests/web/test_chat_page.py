@@ -91,6 +91,9 @@ def test_stop_ends_the_answer_and_the_work_for_it(open_page):
     page.keyboard.press("Escape")
     answered(page)
     assert "Stopped." in page.inner_text(".answer-foot")
+    assert re.match(r"via \d peers?", page.inner_text(".via summary").strip())  # known from its beginning
+    page.click(".via summary")
+    assert page.locator(".tiles li").last.inner_text().endswith("–11")
     assert page.inner_text(".md")
     begun = time.monotonic()
     while in_flight(page):

@@ -26,9 +26,11 @@ export async function getJson(path, signal) {
   return (await ask(path, { signal })).json();
 }
 
-/** The events of a stream, parsed, as they come. Errors: `Failure`; an abort ends it as `AbortError`. */
+/** The events of a stream, parsed, as they come; before them, if its headers say so, who makes the answer. Errors: `Failure`; an abort ends it as `AbortError`. */
 export async function* events(path, body, signal) {
   const response = await ask(path, { body, signal });
+  const made = provenance(response.headers);
+  if (made) yield { shoal: made };
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   try {
@@ -46,6 +48,23 @@ export async function* events(path, body, signal) {
   } finally {
     await reader.cancel().catch(() => {}); // hangs up: the peers let go of what they hold for us
   }
+}
+
+/** What the headers tell of an answer, in the form of the `shoal` object at its end; null if they tell nothing. */
+function provenance(headers) {
+  const listed = (name) => (headers.get(name) ?? "").split(", ").filter(Boolean);
+  const peers = listed("x-shoal-peers");
+  if (!peers.length) return null;
+  const spans = listed("x-shoal-blocks").map((span) => span.split(":").map(Number));
+  const route = spans.length === peers.length ? peers.map((peer, at) => ({ peer, blocks: spans[at] })) : [];
+  const number = (name) => Number(headers.get(name) ?? 0);
+  return {
+    peers,
+    repairs: number("x-shoal-repairs"),
+    cached_tokens: number("x-shoal-cached-tokens"),
+    ttft_s: number("x-shoal-ttft-ms") / 1000,
+    answers: [{ route }],
+  };
 }
 
 async function ask(path, { body, signal }) {
