@@ -65,6 +65,11 @@ class Ends:
         """Where the ends compute."""
         return self._weights.embedding.device
 
+    @property
+    def width(self) -> int:
+        """Of what `normed` gives, and of the embedding's rows."""
+        return self._weights.embedding.shape[1]
+
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Hidden states `[T, hidden_size]` of token ids `[T]` at positions `[T]`; positions matter where learned.

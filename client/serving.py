@@ -69,6 +69,14 @@ class Answer(Completion):
         self.repairs, self.moves, self.cached_tokens = stats.repairs, stats.moves, stats.cached_tokens
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """Hidden states `[n, width]`, or `[1, width]` of the last token alone, and how they were made."""
+
+    hidden: torch.Tensor
+    made: Answer
+
+
 class Serving:
     """Made from a joined swarm and the same model's ends; it owns nothing that would have to be closed."""
 
@@ -86,8 +94,9 @@ class Serving:
         check_ids(self.model.ends.spec, [*ask.options.sampling.logit_bias])
         return Stream(self, ask)
 
-    async def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """The last hidden states `[n, width]` of `n` tokens, behind the final norm: what the head would see.
+    async def embed(self, token_ids: Sequence[int], *, last: bool = False) -> Embedded:
+        """The last hidden states of `n` tokens, behind the final norm: what the head would see. `last`: those of the
+        last token only, which spares the others' way back, and the work for what peers know of the text from before.
 
         Errors: `GenerationError`, `PromptTooLong`, `NoRouteError`, `SessionClosed`.
         """
@@ -99,12 +108,17 @@ class Serving:
             raise PromptTooLong(
                 f"The text has {len(token_ids)} tokens; the model's context is {ends.spec.max_position}. Shorten it."
             )
+        made, prompt = Answer(time.perf_counter()), prompt_of(ends.spec, token_ids) if last else None
         self.in_flight += 1
         try:
-            async with self.swarm.session(SessionOptions(len(token_ids), dtype=self.model.dtype)) as session:
+            options = SessionOptions(len(token_ids), dtype=self.model.dtype, prompt=prompt)
+            async with self.swarm.session(options) as session:
                 session.recall_with(lambda start, stop: embed(ends, token_ids[start:stop], start))
-                hidden = await session.step(embed(ends, token_ids, 0), Want.ALL)
-            return await off_loop(ends, ends.normed, hidden)
+                await session.ready(token_ids)
+                at = session.position
+                hidden = await session.step(embed(ends, token_ids[at:], at), Want.LAST if last else Want.ALL)
+                made.note(session)
+            return Embedded(await off_loop(ends, ends.normed, hidden), made)
         finally:
             self.in_flight -= 1
 

@@ -30,7 +30,7 @@ SHARED_S: Final = 2.0  # a session that has sent something within this time shar
 
 class Channel:
     """A stream with a link on it. `run` reads until the end; `send` may be called at any time before. `on_room` is
-    called when what waits has become little again."""
+    called when what waits has become little again. `waiting`: what is to be sent first."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Channel:
         clock: Callable[[], float],
         line: Line | None = None,
         on_room: Callable[[], None] | None = None,
+        waiting: Turns | None = None,
     ) -> None:
         self.remote = stream.remote
         self._stream = stream
@@ -51,12 +52,13 @@ class Channel:
         self._line = line or Line()
         self._on_room = on_room or (lambda: None)
         self._corked: list[Buffer] = []  # leaves in one write, and mostly in one packet, when this tick is over
-        self._turns = Turns()
-        self._clogged = False
+        self._turns = waiting if waiting is not None else Turns()
+        self._clogged = self._turns.bytes > self._clogged_bytes()
         self._sender, self._others_at = b"", -SHARED_S  # the last session to send, and when it was another one
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._say_own()
+        self._flush_soon()
 
     @property
     def clogged(self) -> bool:

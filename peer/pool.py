@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from shoal.peer.channel import Channel
+from shoal.peer.channel import CLOGGED_BYTES, MAX_QUEUED_BYTES, Channel
 from shoal.peer.errors import HopClosed
 from shoal.peer.line import Line
 from shoal.peer.link import Patience
+from shoal.peer.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,11 +36,12 @@ class PoolConfig:
 
 @dataclass(slots=True)
 class _Entry:
-    """A channel, or the messages that wait until it stands."""
+    """A channel, or what waits until it stands. `why`: what ended it before that, if we did."""
 
     task: asyncio.Task[None] | None = None
     channel: Channel | None = None
-    waiting: list[Message] = field(default_factory=list)
+    waiting: Turns = field(default_factory=Turns)
+    why: str = ""
 
 
 class ChannelPool:
@@ -76,21 +78,23 @@ class ChannelPool:
 
     def send(self, peer_id: str, addrs: Sequence[str], message: Message) -> None:
         """Queue a message to a peer, connecting first if need be; a failure shows in `on_lost`."""
-        entry = self.connect(peer_id, addrs)
+        self.connect(peer_id, addrs)
+        entry = self._entries.get(peer_id)
+        if entry is None or entry.why:
+            return
         if entry.channel is None:
-            entry.waiting.append(message)
+            entry.waiting.add(message)
+            if entry.waiting.bytes > MAX_QUEUED_BYTES and entry.task is not None:
+                entry.why = "has not answered yet, and too much waits for it"
+                asyncio.get_running_loop().call_soon(entry.task.cancel)  # once it has begun, and so tells of its end
         elif not entry.channel.closed:
             entry.channel.send(message)
 
-    def connect(self, peer_id: str, addrs: Sequence[str]) -> _Entry:
+    def connect(self, peer_id: str, addrs: Sequence[str]) -> None:
         """Open a channel if there is none yet, before there is anything to send."""
-        entry = self._entries.get(peer_id)
-        if entry is None and self._left:
-            return _Entry()
-        if entry is None:
+        if peer_id not in self._entries and not self._left:
             entry = self._entries[peer_id] = _Entry()
             entry.task = self._tasks.create_task(self._run(peer_id, tuple(addrs), entry))
-        return entry
 
     def rtts(self) -> dict[str, float]:
         """Measured round trips in seconds, by peer."""
@@ -104,13 +108,15 @@ class ChannelPool:
     def clogged(self, peer_id: str) -> bool:
         """Whether so much waits for a peer that whoever makes more should wait too."""
         entry = self._entries.get(peer_id)
-        return entry is not None and entry.channel is not None and entry.channel.clogged
+        if entry is None:
+            return False
+        return entry.waiting.bytes > CLOGGED_BYTES if entry.channel is None else entry.channel.clogged
 
     def forget(self, peer_id: str, session: bytes, epoch: int) -> None:
         """What waits for a lease that has ended need not be sent."""
         entry = self._entries.get(peer_id)
-        if entry is not None and entry.channel is not None:
-            entry.channel.forget(session, epoch)
+        if entry is not None:
+            (entry.waiting if entry.channel is None else entry.channel).forget(session, epoch)
 
     def drop(self, peer_id: str) -> None:
         """Close the channel to a peer, if there is one."""
@@ -123,27 +129,30 @@ class ChannelPool:
         return list(self._entries)
 
     async def _run(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
-        why = ""
         try:
             await self._pump(peer_id, addrs, entry)
         except HopClosed as error:
-            why = str(error)
+            entry.why = str(error)
         except TimeoutError:
-            why = f"did not answer within {self._config.connect_timeout_s:g} s"
+            entry.why = f"did not answer within {self._config.connect_timeout_s:g} s"
         finally:
             if self._entries.get(peer_id) is entry:  # not one that was dropped on purpose
                 del self._entries[peer_id]
-                self._on_lost(peer_id, why or (entry.channel.why if entry.channel is not None else "was not reached"))
+                if entry.channel is None:
+                    self._config.on_room(peer_id)  # as a channel does when it closes
+                why = entry.why or (entry.channel.why if entry.channel is not None else "was not reached")
+                self._on_lost(peer_id, why)
 
     async def _pump(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
         async with asyncio.timeout(self._config.connect_timeout_s):
             stream = await self._transport.connect(peer_id, addrs)
         config, on_room = self._config, partial(self._config.on_room, peer_id)
-        entry.channel = Channel(stream, config.agent, config.patience, config.clock, config.line, on_room)
+        waiting, entry.waiting = entry.waiting, Turns()
+        was_clogged = waiting.bytes > CLOGGED_BYTES
+        entry.channel = Channel(stream, config.agent, config.patience, config.clock, config.line, on_room, waiting)
         entry.channel.ping()
         if self._on_open is not None:
             self._on_open(peer_id)
-        for message in entry.waiting:
-            entry.channel.send(message)
-        entry.waiting.clear()
+        if was_clogged and not entry.channel.clogged:
+            on_room()
         await entry.channel.run(self._on_message)

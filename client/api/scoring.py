@@ -21,7 +21,7 @@ async def score(serving: Serving, ids: Sequence[int], top: int) -> list[Scored]:
 
     Errors: those of `Serving.embed`.
     """
-    hidden = await serving.embed(ids)
+    hidden = (await serving.embed(ids)).hidden
     found = [Scored(ids[0], None)]
     for start in range(0, len(ids) - 1, ROWS):
         rows = hidden[start : min(start + ROWS, len(ids) - 1)]

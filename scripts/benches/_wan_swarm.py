@@ -71,11 +71,12 @@ def bounds(blocks: int, peers: int = PEERS) -> list[tuple[int, int]]:
 
 
 @asynccontextmanager
-async def stage(model: str, spares: Iterable[int] = ()) -> AsyncIterator[Stage]:
-    """A swarm of three peers, with another holder for each span in `spares`; on a network without delay at first."""
+async def stage(model: str, spares: Iterable[int] = (), hosts: str = "") -> AsyncIterator[Stage]:
+    """A swarm of three peers, with another holder for each span in `spares`; on a network without delay at first.
+    `hosts`: options of the whole network, as scripts/wan takes them."""
     held = load_model(model, "float32")
     spans = bounds(held.ends.spec.n_blocks)
-    with Lab(f"rate=0 rtt=0ms {HOSTS}") as lab:
+    with Lab(f"rate=0 rtt=0ms {hosts} {HOSTS}") as lab:
         async with Children({"OMP_NUM_THREADS": "1"}) as children:
             argv = ["bootstrap", "--json", "--model", "bench", "--host", lab.hosts["boot"], "--port", "4001"]
             node = await children.start("bootstrap", argv, within=lab.command("boot"))

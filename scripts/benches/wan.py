@@ -41,13 +41,13 @@ async def measure_all(places: dict[str, str], arguments: argparse.Namespace) -> 
     for name, model in places.items():
         if "recovery" not in arguments.only:
             faults.clear()
-        async with stage(model, SPARED if faults else ()) as made:
+        async with stage(model, SPARED if faults else (), arguments.hosts) as made:
             if arguments.only != ["recovery"]:
                 figures |= await measure_model(name, made, arguments)
             if faults:
                 figures |= stalls(faults[0], await recovery(made, faults[0], arguments.codec))
         for setting in faults[1:]:
-            async with stage(model, SPARED) as made:
+            async with stage(model, SPARED, arguments.hosts) as made:
                 figures |= stalls(setting, await recovery(made, setting, arguments.codec))
         faults.clear()
         if arguments.only == ["recovery"]:
@@ -180,6 +180,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="of each prefill (default 3)")
     parser.add_argument(
         "--codec", choices=FORMS, default=None, help="of hidden states on the wire (default: as they are)"
+    )
+    parser.add_argument(
+        "--hosts", default="", metavar="OPTIONS", help="how hosts use their lines, as scripts/wan takes it: idle=keep"
     )
     parser.add_argument("--tiny", action="store_true", help="everything, small, to see that it runs")
     arguments = parser.parse_args()

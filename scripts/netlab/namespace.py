@@ -114,6 +114,8 @@ def _settings(spec: Spec) -> None:
         except OSError as error:
             allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
             raise SpecError(f"tcp={spec.tcp} is not to be had here; there is {', '.join(allowed)}") from error
+    if spec.keep:
+        Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle").write_text("0")
     for name in ("all", "default"):
         switch = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         if switch.exists():

@@ -23,6 +23,7 @@ Options of the whole network, before the first host:
   mtu=1500       largest packet in bytes
   bulk=yes       hand over big pieces of a TCP stream whole (for speed; off where there is loss)
   tcp=reno       the hosts' congestion control (default: this machine's)
+  idle=restart   keep: a connection that had nothing to send goes on as fast as it was, and does not feel its way anew
   seed=0         of loss and jitter"""
 MAX_HOSTS = 200
 
@@ -51,6 +52,7 @@ class Spec:
     mtu: int = 1500
     bulk: bool = True
     tcp: str = ""
+    keep: bool = False
     seed: int = 0
 
 
@@ -62,8 +64,8 @@ def parse(text: str) -> Spec:
             name, _, value = word.partition("=")
             if hosts:
                 raise SpecError(f"{word!r} stands after a host: options of the whole network come first")
-            if name in {"mtu", "bulk", "tcp", "seed"}:
-                whole = replace(whole, **{name: _whole_option(name, value)})
+            if name in {"mtu", "bulk", "tcp", "idle", "seed"}:
+                whole = replace(whole, **{"keep" if name == "idle" else name: _whole_option(name, value)})
             else:
                 default = with_option(default, word)
             continue
@@ -97,6 +99,10 @@ def _whole_option(name: str, value: str) -> int | str | bool:
         return value
     if name == "bulk":
         return _yes(value)
+    if name == "idle":
+        if value not in {"restart", "keep"}:
+            raise SpecError(f"idle={value} should be restart or keep")
+        return value == "keep"
     if not value.isdecimal() or (name == "mtu" and not 576 <= int(value) <= 65535):
         raise SpecError(f"{name}={value} is not a whole number" + (" from 576 to 65535" if name == "mtu" else ""))
     return int(value)

@@ -272,7 +272,13 @@ def test_embeddings_are_the_last_hidden_states(client, whole, tokenizer) -> None
         assert math.isclose(sum(x * x for x in one.embedding), 1, abs_tol=1e-4)
     assert found.usage.prompt_tokens == sum(len(tokenizer(text).input_ids) for text in texts)
     raw = client.embeddings.with_raw_response.create(model="demo", input=PROMPT, encoding_format="base64")
-    assert len(base64.b64decode(raw.http_response.json()["data"][0]["embedding"])) == 4 * len(wanted)
+    body = raw.http_response.json()
+    assert len(base64.b64decode(body["data"][0]["embedding"])) == 4 * len(wanted)
+    assert body["shoal"]["peers"] == raw.headers["x-shoal-peers"].split(", ")
+    blocks = [hop["blocks"] for hop in body["shoal"]["answers"][0]["route"]]
+    assert (blocks[0][0], blocks[-1][1]) == (0, 12)
+    many = client.embeddings.create(model="demo", input=[f"name {n}" for n in range(20)])
+    assert [one.index for one in many.data] == list(range(20))
 
 
 def test_models_are_listed(client) -> None:

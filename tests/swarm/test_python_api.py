@@ -28,7 +28,14 @@ from shoal.client import (
 from shoal.client.generation import GenerationOptions
 from shoal.client.model.background import background
 from shoal.peer.errors import SessionClosed
-from transformers import AutoTokenizer, StoppingCriteria, TextIteratorStreamer, set_seed
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    StoppingCriteria,
+    TextIteratorStreamer,
+    set_seed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,6 +186,24 @@ def test_without_a_head(invite, whole, prompt) -> None:
     with AutoDistributedModel.from_pretrained(join=invite, torch_dtype="float32") as model, torch.no_grad():
         found = model(prompt).last_hidden_state
         assert (found - whole.model(prompt).last_hidden_state).abs().max() < 1e-3
+
+
+def test_sequence_classification(processes, tmp_path) -> None:
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_labels=3, pad_token_id=0, max_position_embeddings=64,
+    )  # fmt: skip
+    whole = LlamaForSequenceClassification(config).eval()
+    whole.save_pretrained(tmp_path / "model")
+    join = start_swarm(processes, tmp_path, str(tmp_path / "model"), ("0:1", "1:2"))
+    batch = torch.tensor([[0, 0, 5, 6, 7], [11, 12, 13, 14, 15]])
+    mask = (batch > 0).long()
+    with AutoDistributedModelForSequenceClassification.from_pretrained(join=join, dtype="float32") as model:
+        with torch.no_grad():
+            found, expected = model(batch, attention_mask=mask).logits, whole(batch, attention_mask=mask).logits
+        assert found.shape == (2, 3)
+        assert (found - expected).abs().max() < 1e-4
 
 
 def test_closing_a_model_ends_what_goes_on_in_another_thread(invite, prompt) -> None:

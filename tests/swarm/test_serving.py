@@ -192,10 +192,13 @@ async def test_a_stream_that_is_left_frees_the_peers_at_once(invite, model) -> N
 async def test_embeddings_are_the_last_hidden_states(invite, model, whole) -> None:
     ids = tokens(model)
     async with serving(invite, model) as it:
-        found = await it.embed(ids)
+        found = (await it.embed(ids)).hidden
+        last = await it.embed(ids, last=True)
     with torch.no_grad():
         expected = whole.base_model(torch.tensor([ids])).last_hidden_state[0]
     assert (found - expected).abs().max() < 1e-3
+    assert (last.hidden - expected[-1:]).abs().max() < 1e-3
+    assert last.made.route
 
 
 async def test_what_cannot_be_run_is_said_before_anything_is_sent(invite, model) -> None:

@@ -9,7 +9,7 @@ import pytest
 from shoal.peer.errors import HopClosed
 from shoal.peer.link import Patience
 from shoal.peer.pool import ChannelPool, PoolConfig
-from shoal.peer.wire import VERSION, Close, Hello, encode
+from shoal.peer.wire import VERSION, Close, Hello, Hidden, Want, encode
 
 from tests.sim.clock import run
 from tests.sim.network import SimNetwork, SimTransport
@@ -73,3 +73,66 @@ def test_a_peer_that_is_not_there_is_told_once() -> None:
     with pytest.raises(HopClosed) as refused:
         run(SimTransport(SimNetwork(random.Random(1)), "near").connect("far", ()))
     assert run(go()) == [("far", str(refused.value))]
+
+
+def hidden(number: int, size: int) -> Hidden:
+    """A message of a session of its own."""
+    payload = bytes(size)
+    return Hidden(
+        session=number.to_bytes(16), epoch=1, step=1, position=0, count=1, want=Want.LAST, replay=False, rows=1,
+        width=size // 4, dtype="float32", payload=payload,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def slow_to_open(monkeypatch: pytest.MonkeyPatch):
+    """A network in which a connection takes 2 s to stand."""
+
+    async def connect(self, peer_id, addrs):
+        await asyncio.sleep(2)
+        return await usual(self, peer_id, addrs)
+
+    usual = SimTransport.connect
+    monkeypatch.setattr(SimTransport, "connect", connect)
+
+
+def test_what_waits_for_a_connection_counts_as_what_waits_for_a_line(slow_to_open, monkeypatch) -> None:
+    monkeypatch.setattr("shoal.peer.pool.CLOGGED_BYTES", 3500)
+    read = bytearray()
+
+    async def serve(stream) -> None:
+        stream.write(HELLO)
+        while data := await stream.read():
+            read.extend(data)
+
+    async def go() -> list[bool]:
+        net, seen = SimNetwork(random.Random(1)), []
+        net.servers["far"] = serve
+        config = PoolConfig("test", clock=asyncio.get_running_loop().time)
+        async with net.tasks, ChannelPool(SimTransport(net, "near"), config, lambda *_: None, print) as it:
+            for number in range(4):
+                it.send("far", (), hidden(number, 1000))
+                seen.append(it.clogged("far"))
+            it.forget("far", (3).to_bytes(16), 1)
+            await asyncio.sleep(3)
+            seen.append(it.clogged("far"))
+        return seen
+
+    assert run(go()) == [False, False, False, True, False]
+    assert 3000 < len(read) < 4000  # without what was forgotten
+
+
+def test_too_much_that_waits_for_a_connection_ends_it(slow_to_open, monkeypatch) -> None:
+    monkeypatch.setattr("shoal.peer.pool.MAX_QUEUED_BYTES", 3000)
+
+    async def go() -> list[tuple[str, str]]:
+        net, told = SimNetwork(random.Random(1)), []
+        config = PoolConfig("test", clock=asyncio.get_running_loop().time)
+        async with ChannelPool(SimTransport(net, "near"), config, print, lambda *lost: told.append(lost)) as it:
+            for number in range(8):
+                it.send("far", (), hidden(number, 1000))
+            await asyncio.sleep(0.1)
+            assert it.peers() == []
+        return told
+
+    assert run(go()) == [("far", "has not answered yet, and too much waits for it")]
