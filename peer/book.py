@@ -80,8 +80,8 @@ class LeaseBook:
         """Clients that hold leases."""
         return {lease.owner for lease in self.leases.values()}
 
-    def open(self, request: Open, client: str) -> Lease | Refused:
-        """A new lease, or why not."""
+    def open(self, request: Open, client: str, link: int = 0) -> Lease | Refused:
+        """A new lease for a client that asks over `link`, or why not."""
         if (refused := self._check(request, client)) is not None:
             return refused
         scope = client, request.start, request.stop
@@ -91,7 +91,7 @@ class LeaseBook:
             text = f"{self.free_tokens} of {request.max_tokens} tokens are free, in {free} pages"
             return _refusal(request, Reason.BUSY, text, BUSY_RETRY_S)
         kept_bytes = self.limits.kept_bytes_per_lease
-        lease = Lease(request, Terms(client, holding, self.offer.width, kept_bytes, self.kept))
+        lease = Lease(request, Terms(client, holding, self.offer.width, kept_bytes, self.kept, link))
         self.leases[request.session] = lease
         self.opened += 1
         return lease
@@ -111,10 +111,10 @@ class LeaseBook:
         self.residency.close(lease.holding)
         lease.kept.clear()
 
-    def client_lost(self, client: str, now: float) -> None:
-        """The client's link is gone, or a new one takes its place: the leases that it has now end after the grace."""
+    def link_lost(self, link: int, now: float) -> None:
+        """A client's link is gone: the leases that were opened over it end after the grace."""
         for lease in self.leases.values():
-            if lease.owner == client:
+            if lease.terms.link == link:
                 self._orphans.setdefault(lease.session, now + self.limits.grace_s)
 
     def sweep(self, now: float) -> list[Lease]:

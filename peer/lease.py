@@ -50,13 +50,15 @@ Action: TypeAlias = Send | Run
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was agreed when the lease was opened; `width` is the model's hidden size, `holding` its share of the KV."""
+    """What was agreed when the lease was opened; `width` is the model's hidden size, `holding` its share of the KV,
+    `link` the owner's link that it was opened over."""
 
     owner: str
     holding: Holding
     width: int
     kept_bytes: int
     kept_shared: KeptBudget | None = None
+    link: int = 0
 
 
 class Lease:

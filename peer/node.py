@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Self
 
@@ -60,9 +61,8 @@ class Node:
         self.steps = Steps(engine, self.book, self, config)
         self.tally = self.steps.tally
         self.broken = self.steps.broken  # set when the device is lost for good; every lease has ended then
-        self._links: dict[Channel, int] = {}  # all that others opened, numbered as they came
+        self._links: dict[int, Channel] = {}  # all that others opened
         self._numbers = count()
-        self._clients: dict[str, Channel] = {}  # the link over which each of them was heard last
         self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._now = config.clock
         self._line = config.line
@@ -82,7 +82,7 @@ class Node:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for channel in list(self._links):
+        for channel in list(self._links.values()):
             channel.close()
         for task in self._running:
             task.cancel()
@@ -146,38 +146,29 @@ class Node:
         """One incoming link, from a client or from a previous hop."""
         config = self.config
         channel = Channel(stream, config.agent, config.patience, self._now, self._line, self.steps.wake)
-        self._links[channel] = next(self._numbers)
+        number = next(self._numbers)
+        self._links[number] = channel
         try:
-            await channel.run(self._on_message)
+            await channel.run(partial(self._on_message, number))
         finally:
-            del self._links[channel]
-            if self._clients.get(channel.remote) is channel:
-                del self._clients[channel.remote]
-                self.book.client_lost(channel.remote, self._now())
+            del self._links[number]
+            self.book.link_lost(number, self._now())
 
-    def _on_message(self, channel: Channel, message: Message) -> None:
-        self._heard(channel)
+    def _on_message(self, number: int, channel: Channel, message: Message) -> None:
         if isinstance(message, Hidden):
             self._on_hidden(channel, message)
         elif isinstance(message, Open):
-            self._on_open(channel, message)
+            self._on_open(number, channel, message)
         elif isinstance(message, Reroute):
             self._on_reroute(channel, message)
         elif isinstance(message, Close):
             self._on_close(channel, message)
 
-    def _heard(self, channel: Channel) -> None:
-        """A link stands for its client from its first message on, until a newer one does. One that the client gave up
-        while it was being opened may still come about later, and must not take the place of the one in use; nor may
-        what an old link still brings."""
-        used = self._clients.get(channel.remote)
-        if used is None or self._links[used] < self._links[channel]:
-            self._clients[channel.remote] = channel
-            self.book.client_lost(channel.remote, self._now())  # whatever it held was opened over an earlier link
-
-    def _on_open(self, channel: Channel, request: Open) -> None:
+    def _on_open(self, number: int, channel: Channel, request: Open) -> None:
+        """A lease belongs to the link that it is opened over. A client may have given that link up already, and what it
+        sent over it may come late, in whatever order: nothing that is opened over another one is touched by that."""
         self._settle_replaced(request, channel.remote)
-        lease = self.book.open(request, channel.remote)
+        lease = self.book.open(request, channel.remote, number)
         if isinstance(lease, Refused):
             channel.send(lease)
         else:
@@ -225,7 +216,7 @@ class Node:
         if send.to != lease.owner:
             self._pool.send(send.to, lease.next_addrs, send.message)
             return
-        channel = self._clients.get(lease.owner)
+        channel = self._links.get(lease.terms.link)
         if channel is not None and not channel.closed:
             channel.send(send.message)
 
@@ -233,7 +224,7 @@ class Node:
         """Whether what a lease's prompts give would only wait for the line to its next hop."""
         if lease.next != lease.owner:
             return self._pool.clogged(lease.next)
-        channel = self._clients.get(lease.owner)
+        channel = self._links.get(lease.terms.link)
         return channel is not None and channel.clogged
 
     def _next_lost(self, peer_id: str, why: str) -> None:

@@ -156,11 +156,15 @@ def test_a_client_that_is_gone_gives_everything_back(seed, silently, within_s):
             it.net.kill("gone")
             task.cancel()
             gone = loop.time()
-            while any(free(it).values()) or any("gone" in peer.node._clients for peer in it.peers.values()):
+            while any(free(it).values()) or any(links_of(peer, "gone") for peer in it.peers.values()):
                 await asyncio.sleep(0.5)
             return loop.time() - gone
 
     assert run(main()) <= within_s
+
+
+def links_of(peer, client):
+    return [channel for channel in peer.node._links.values() if channel.remote == client]
 
 
 @pytest.mark.parametrize("seed", range(20))

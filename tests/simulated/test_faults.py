@@ -386,6 +386,27 @@ def test_a_clients_own_messages_from_the_wrong_side_do_no_harm():
     beside_a_rogue(2, attack)
 
 
+def test_a_link_that_its_client_gave_up_may_come_late_and_touches_nothing_that_is_open():
+    """What was sent over a line that was cut arrives when it is mended, behind what a new connection brought. The last
+    hop hears nothing else from the client while a session runs."""
+
+    async def main():
+        async with clean_world(7, [(0, 3), (3, 6)]) as it, it.client() as swarm, asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(generate(swarm, PROMPT, 30))
+            await asyncio.sleep(0.1)
+            assert it.peers["p1"].node.book.leases
+            stream = await SimTransport(it.net, "client").connect("p1", ())
+            late = Rogue(stream)
+            late.say(Close(session=b"o" * 16, epoch=3), open_message(b"p" * 16, start=3))
+            await asyncio.sleep(0.05)
+            assert not running.done()
+            stream.close()
+            async with asyncio.timeout(0.95):
+                return await running
+
+    assert run(main()) == expected(PROMPT, 30)
+
+
 def test_one_client_cannot_take_more_leases_than_its_share():
     async def attack(it, rogue, honest):
         book = it.peers["p0"].node.book

@@ -139,10 +139,10 @@ def test_another_clients_lease_is_not_found():
     assert it.find(b"x" * 16) is None
 
 
-def test_a_lost_clients_leases_end_after_the_grace():
+def test_a_lost_links_leases_end_after_the_grace():
     it = book(limits=Limits(grace_s=5.0))
-    mine, other = it.open(request(0), "a"), it.open(request(1), "b")
-    it.client_lost("a", 100.0)
+    mine, other = it.open(request(0), "a", 1), it.open(request(1), "b", 2)
+    it.link_lost(1, 100.0)
     assert it.sweep(104.9) == []
     assert it.sweep(105.0) == [mine]
     it.detach(mine)
@@ -153,9 +153,9 @@ def test_a_lost_clients_leases_end_after_the_grace():
 def test_a_client_that_comes_back_keeps_no_lease_of_its_lost_link():
     """A client takes a hop for lost with its link, and never comes back to that lease: it must not stay for ever."""
     it = book(limits=Limits(grace_s=5.0))
-    old = it.open(request(0), "a")
-    it.client_lost("a", 100.0)
-    new = it.open(request(1), "a")
+    old = it.open(request(0), "a", 1)
+    it.link_lost(1, 100.0)
+    new = it.open(request(1), "a", 2)
     assert it.sweep(106.0) == [old]
     assert it.find(new.session) is new
 
@@ -170,12 +170,12 @@ class Book(RuleBasedStateMachine):
         self.now = 0.0
         self.number = 0
 
-    @rule(client=st.sampled_from("abc"), tokens=st.integers(1, 60))
-    def open(self, client, tokens):
+    @rule(client=st.sampled_from("abc"), tokens=st.integers(1, 60), link=st.integers(0, 4))
+    def open(self, client, tokens, link):
         self.number += 1
         free, held = self.book.free_tokens, len(self.book.leases)
         mine = sum(lease.owner == client for lease in self.book.leases.values())
-        answer = self.book.open(replace(OPEN, session=self.number.to_bytes(16, "big"), max_tokens=tokens), client)
+        answer = self.book.open(replace(OPEN, session=self.number.to_bytes(16, "big"), max_tokens=tokens), client, link)
         pages = -(-tokens // 4)
         if tokens > 48:
             assert reason(answer) is Reason.LIMIT
@@ -201,9 +201,9 @@ class Book(RuleBasedStateMachine):
     def free(self):
         self.book.free(self.detached.pop())
 
-    @rule(client=st.sampled_from("abc"))
-    def lose(self, client):
-        self.book.client_lost(client, self.now)
+    @rule(link=st.integers(0, 4))
+    def lose(self, link):
+        self.book.link_lost(link, self.now)
 
     @rule(passed_s=st.floats(0.0, 3.0))
     def sweep(self, passed_s):
@@ -223,8 +223,8 @@ class Book(RuleBasedStateMachine):
         assert len(held) + self.book.pages.free == 12
 
     def teardown(self):
-        for client in "abc":
-            self.book.client_lost(client, self.now)
+        for link in range(5):
+            self.book.link_lost(link, self.now)
         for lease in self.book.sweep(self.now + 2.0):
             self._detach(lease)
         assert not self.book.leases

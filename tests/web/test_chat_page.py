@@ -87,7 +87,8 @@ def test_stop_ends_the_answer_and_the_work_for_it(open_page):
     limit(page, 1500)
     ask(page, "def add(a, b):")
     page.wait_for_function("() => document.querySelector('.md')?.textContent.length > 20")
-    assert in_flight(page) == 1
+    while not in_flight(page):  # the picture may be half a second old
+        assert page.get_attribute(".answer", "aria-busy") == "true"
     page.keyboard.press("Escape")
     answered(page)
     assert "Stopped." in page.inner_text(".answer-foot")
@@ -97,7 +98,7 @@ def test_stop_ends_the_answer_and_the_work_for_it(open_page):
     assert page.inner_text(".md")
     begun = time.monotonic()
     while in_flight(page):
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 1.5
     page.wait_for_selector("#send:visible")
 
 
