@@ -9,6 +9,7 @@ import torch
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.ends import load_ends, load_tokenizer
 from shoal.blocks.errors import CheckpointError
+from shoal.blocks.lean import leave_layers_out
 from shoal.blocks.spec import spec_of
 from shoal.client.generation import eos_token_ids
 
@@ -37,6 +38,7 @@ def load_model(
 
     Errors: those of `blocks`.
     """
+    leave_layers_out()
     config_only = resolve(name, wanted=lambda _: False, revision=revision)
     wanted = spec_of(config_only).family.end_tensors(config_only.tensor_names())
     checkpoint = resolve(name, wanted=frozenset(wanted).__contains__, revision=config_only.revision, progress=progress)
