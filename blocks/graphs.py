@@ -26,6 +26,7 @@ MAX_GRAPHS = 128
 USES_BEFORE_CAPTURE = 1  # kernels must have been compiled and chosen; and what is tried once is not worth a capture
 USES_BEFORE_RETRY = 256  # after a capture that found too little memory
 _RING = 4  # steps whose inputs may be on their way at once
+_WATCHED = 2  # of them share an event: recording and asking for it is a tenth of a step's Python
 
 
 class Graphs:
@@ -61,7 +62,7 @@ class _Graph:
         self._size, self._span, self._layout, kv = size, span, Layout(size), span.kv
         self._ints = torch.zeros(self._layout.length, dtype=torch.int32, device=kv.device)
         self._pinned = [torch.zeros_like(self._ints, device="cpu").pin_memory() for _ in range(_RING)]
-        self._sent = [torch.cuda.Event() for _ in range(_RING)]  # type: ignore[no-untyped-call]
+        self._sent = [torch.cuda.Event() for _ in range(_RING // _WATCHED)]  # type: ignore[no-untyped-call]
         self._next, self._uses = 0, 0
         self._eager_in: int | None = None  # the thread that last ran it without a graph
         self._hidden = torch.zeros((size.tokens, width), device=kv.device, dtype=kv.dtype)
@@ -76,12 +77,15 @@ class _Graph:
 
     def fill(self, step: Step, hidden: torch.Tensor, turns: Turns) -> None:
         """Send a step's inputs; a buffer is written again only when the device has read it."""
-        self._next = (self._next + 1) % _RING
-        pinned, sent = self._pinned[self._next], self._sent[self._next]
-        sent.synchronize()
+        turn, number = divmod(self._next, _WATCHED)
+        pinned = self._pinned[self._next]
+        if number == 0:
+            self._sent[turn].synchronize()
         self._layout.write(pinned.numpy(), step, self._span.group, self._span.kv.scratch_page)
         self._ints.copy_(pinned, non_blocking=True)
-        sent.record()
+        if number == _WATCHED - 1:
+            self._sent[turn].record()
+        self._next = (self._next + 1) % _RING
         self._place(self._hidden, hidden, len(step.decodes))
         for name, parts in turns.items():
             if name not in self._turns:

@@ -34,6 +34,11 @@ class Rotary:
         """The attention types with rotations of their own; "" where all blocks share one."""
         return self._types or ("",)
 
+    @property
+    def by_length(self) -> bool:
+        """Whether any rotation depends on more than the position."""
+        return any(self._by_length(name) for name in self.names)
+
     def frequencies(self, name: str) -> tuple[torch.Tensor, float] | None:
         """Angles per position `[width / 2]` and the factor on cosine and sine; None where they depend on the length."""
         if self._by_length(name):

@@ -30,7 +30,8 @@ class Steps:
     """Forwards of a span whose parts are all fused, with our kernels."""
 
     def __init__(self, parts: Parts, kv: KVPool) -> None:
-        self._span, self._kv, self._rotary = FusedSpan(parts, kv), kv, parts.rotary
+        self._span, self._kv = FusedSpan(parts, kv), kv
+        self._rotary = parts.rotary if parts.rotary is not None and parts.rotary.by_length else None
         self._arrays = PageArrays(kv.n_pages)
         self._width = parts.spec.hidden_size
         self.graphs = Graphs(self._span, self._width)
@@ -71,11 +72,10 @@ class Steps:
 
     def _turns(self, rows: tuple[Row, ...]) -> Turns:
         """Rotations that depend on the rows' lengths; all others are worked out on the device from positions."""
-        rotary = self._rotary
-        if rotary is None or all(rotary.frequencies(name) is not None for name in rotary.names):
+        if self._rotary is None:
             return {}
         shown = torch.empty((1, 1, 1), dtype=torch.float32, device=self._kv.device)
-        turns = rotary.turns(shown, make_batch(rows, self._kv.device))
+        turns = self._rotary.turns(shown, make_batch(rows, self._kv.device))
         return {name: (turn[:, 0].real.contiguous(), turn[:, 0].imag.contiguous()) for name, turn in turns.items()}
 
     def _inputs(self, step: Step, run: range, turns: Turns) -> Inputs:

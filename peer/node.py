@@ -36,8 +36,8 @@ UNUSED_S = 60.0
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """What a node serves and within which bounds; `budget` None: what the engine says of its steps. `at_rest` is called
-    when the last lease has ended. `line`: how much of this machine's line may be used. `duty`: how the engine rests
-    between its steps."""
+    in a thread when the last lease has ended. `line`: how much of this machine's line may be used. `duty`: how the
+    engine rests between its steps."""
 
     offer: Offer
     agent: str
@@ -243,7 +243,7 @@ class Node:
             self._drop_unused(self._now())
             busy, was_busy = bool(self.book.leases), busy
             if was_busy and not busy and self.config.at_rest is not None:
-                self.config.at_rest()
+                await asyncio.to_thread(self.config.at_rest)
 
     def _drop_unused(self, now: float) -> None:
         """Close links to next hops that no lease has used for a while."""

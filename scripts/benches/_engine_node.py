@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from _engine_link import Client, served
 from _engine_models import Bench, Figures, release, states, tell
+from _loop import run
 from shoal.peer.wire import PREFIX_TOKENS
 
 COMMON, OWN = 2048, 16
@@ -44,7 +45,7 @@ def _prefix(bench: Bench, kind: str) -> Figures:
                     results.append(await _first_token(client, hidden, keys))
         return first[2:], second[2:]  # the first pairs choose kernels and capture graphs
 
-    first, second = asyncio.run(go())
+    first, second = run(go())
     if any(one.cached for one in first):
         raise RuntimeError("a new prefix was found in the cache")
     first_s, second_s = (statistics.median(one.peer_s for one in ones) for ones in (first, second))
@@ -105,7 +106,7 @@ def node(bench: Bench) -> Figures:
                 seconds = time.perf_counter() - started
         return seconds
 
-    seconds = asyncio.run(go())
+    seconds = run(go())
     return {"node_tokens_per_s": count * new / seconds, "node_requests_s": seconds}
 
 

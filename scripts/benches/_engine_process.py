@@ -7,6 +7,7 @@ import asyncio
 import json
 
 import psutil
+from _loop import run
 from shoal.blocks.lean import leave_out
 
 SETTLE_S = 3.0
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     leave_out()  # as the command line does, before anything heavy is imported
-    resident_mb, own_mb = asyncio.run(_memory_mb(options.device, tiny=options.tiny))
+    resident_mb, own_mb = run(_memory_mb(options.device, tiny=options.tiny))
     print(json.dumps({"idle_process_rss_mb": resident_mb, "idle_process_own_mb": own_mb}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import tempfile
 import time
@@ -132,13 +131,3 @@ def spans(blocks: int, peers: int) -> list[str]:
     """Equal spans, one a peer."""
     size = blocks // peers
     return [f"{index * size}:{(index + 1) * size}" for index in range(peers)]
-
-
-def run(main: object) -> None:
-    """Run a coroutine on the loop that users get."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main)  # type: ignore[arg-type]
-    else:
-        uvloop.run(main)  # type: ignore[arg-type]

@@ -18,8 +18,9 @@ import aiohttp
 import psutil
 import torch
 from _api_load import PROMPTS, TIMEOUT_S, Load, over_http, over_python, run_clients
+from _loop import run
 from _report import print_table, write_json
-from _swarm import run, swarm_of, tell
+from _swarm import swarm_of, tell
 from shoal.blocks.checkpoint import DEMO_PATH
 from shoal.client.cli.children import Children
 from shoal.client.local import load_model

@@ -16,8 +16,9 @@ import torch
 from _chaos_clients import NEW_TOKENS, Client, Task, undisturbed
 from _chaos_peers import ChaosError, Peer, peers_of
 from _chaos_schedule import KINDS, Fault, schedule
+from _loop import run
 from _report import print_table, write_json
-from _swarm import run, tell
+from _swarm import tell
 from shoal.client.cli.children import Children
 from shoal.client.cli.complaint import CommandError
 from shoal.client.cli.terminal import quiet_libraries

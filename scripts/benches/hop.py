@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import torch
+from _loop import run
 from _report import print_table, write_json
-from _swarm import LocalModel, Shape, decode, median, run, spans, swarm_of, tell
+from _swarm import LocalModel, Shape, decode, median, spans, swarm_of, tell
 from shoal.client.local import ClientModel, load_model
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import Swarm, join_swarm

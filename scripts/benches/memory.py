@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+from _loop import run
 from _report import print_table, write_json
-from _swarm import Shape, run, tell
+from _swarm import Shape, tell
 from shoal.client.cli.children import Child, Children
 from shoal.client.cli.complaint import CommandError
 from shoal.dht.directory import open_directory

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import torch
+from _loop import run
 from _report import print_table, write_json
-from _swarm import Shape, decode, run, swarm_of, tell
+from _swarm import Shape, decode, swarm_of, tell
 from shoal.client.local import ClientModel, load_model
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import Swarm, join_swarm

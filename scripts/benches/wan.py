@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from _loop import run
 from _report import print_table, write_json
-from _swarm import Shape, median, run, tell
+from _swarm import Shape, median, tell
 from _wan_ideal import Alone, ideal_decode, ideal_prefill, legs_of, mean, unpipelined_prefill
 from _wan_recovery import HANG_GOAL_S, Recovery, recovery
 from _wan_swarm import NEAR, SETTINGS, decode_s, prefill_s, stage

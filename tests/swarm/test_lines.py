@@ -131,10 +131,11 @@ def wide(tmp_path_factory):
 
 
 async def test_what_peers_and_clients_send_at_is_found_announced_and_makes_activations_small(wide):
-    """First all lines carry 20 Mbit/s, then 100, of which one peer uses 50."""
+    """First all lines carry 20 Mbit/s, then 100, of which one peer uses 50. It takes no more either, so the client sends
+    to another one."""
     limit = ["--max-bandwidth", "50Mbit"]
-    with Lab("rate=20Mbit rtt=5ms boot p q me") as lab:
-        async with processes(lab, wide, {"p": "0:2", "q": "2:4"}, {"p": limit}) as (invite, peers):
+    with Lab("rate=20Mbit rtt=5ms boot o p q me") as lab:
+        async with processes(lab, wide, {"o": "0:1", "p": "1:3", "q": "3:4"}, {"p": limit}) as (invite, peers):
             with lab.inside("me"):
                 model = load_model(str(wide), "float32")
                 info = Model(4, WIDTH, model.checkpoint.revision)
@@ -147,16 +148,14 @@ async def test_what_peers_and_clients_send_at_is_found_announced_and_makes_activ
 
 
 async def measured(joined, model, peer_id, mbits):
-    """After a few prompts client and peer know what they can send."""
-    for _ in range(3):
-        await prefill(joined, model)
-    assert joined.knowledge().upload_bps == pytest.approx(mbits["me"] * 125e3, rel=0.3)
-    close = pytest.approx(mbits["p"] * 125e3, rel=0.3)
+    """After some prompts client and peer know what they can send, and the swarm has been told."""
+    mine, theirs = (pytest.approx(mbits[who] * 125e3, rel=0.3) for who in ("me", "p"))
     with suppress(TimeoutError):
-        async with asyncio.timeout(15):
-            while upload(await joined.refresh(), peer_id) != close:
-                await asyncio.sleep(0.5)
-    assert upload(joined.view, peer_id) == close
+        async with asyncio.timeout(60):  # a busy machine does not always fill the line
+            while joined.knowledge().upload_bps != mine or upload(await joined.refresh(), peer_id) != theirs:
+                await prefill(joined, model)
+    assert joined.knowledge().upload_bps == mine
+    assert upload(joined.view, peer_id) == theirs
     assert joined._form(SessionOptions(max_tokens=TOKENS, dtype="bfloat16", codec="auto")) == "int8"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+from shoal.blocks.lean import MASKS
+
 CODE = """
 import sys
 {before}
@@ -30,6 +33,47 @@ def test_nothing_is_hidden_from_who_imports_the_library() -> None:
     assert done.stdout.strip() == "False"
 
 
+LATER = """
+import sys
+from shoal.blocks.lean import leave_out
+leave_out()
+import shoal.blocks.span, bitsandbytes, transformers.models.llama.modeling_llama, torch
+heavy = ("torch._dynamo.eval_frame", "torch._inductor", "torch.distributed.tensor", "sympy")
+print(*(name for name in heavy if name in sys.modules))
+{then}
+"""
+
+
+COMPILED = "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item(), heavy[0] in sys.modules)"
+MARKED = """
+@torch.compile(backend="eager")
+def f(x):
+    return -x
+print(heavy[0] in sys.modules, f(torch.ones(1)).item())
+"""
+MODULE = "print(type(torch.compile(torch.nn.Linear(1, 1), backend='eager')).__name__)"
+PART = "import torch._dynamo.config as c; print(c is torch._dynamo.config, c.__spec__.name)"
+WHOLE = "torch._dynamo.reset(); print(torch._dynamo.__file__.endswith('__init__.py'))"
+CLASS = "from transformers.masking_utils import TransformGetItemToIndex as T; print(T().__class__.__module__)"
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        (COMPILED, "2.0 True"),
+        (MARKED, "False -1.0"),
+        (MODULE, "OptimizedModule"),
+        (PART, "True torch._dynamo.config"),
+        (WHOLE, "True"),
+        (CLASS, MASKS),
+    ],
+)
+def test_the_compiler_is_imported_once_somebody_compiles(then: str, said: str) -> None:
+    code = LATER.format(then=then)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["", said], done.stderr
+
+
 def test_the_command_line_leaves_them_out() -> None:
     code = (
         "import sys; from shoal.client.cli.main import run;"
@@ -44,7 +88,8 @@ def test_a_client_imports_no_modeling_code_and_of_hivemind_only_what_it_uses() -
         "import sys; from shoal.blocks.lean import leave_out; leave_out();"
         "from shoal.client.cli.completion import complete; from shoal.client.local import load_model;"
         "import shoal.dht.foreign; load_model('demo', None);"
-        "print({name for name in ('transformers.activations', 'torch._dynamo', 'hivemind.averaging', 'rich') if name in sys.modules})"
+        "heavy = ('transformers.activations', 'torch._dynamo.eval_frame', 'hivemind.averaging', 'rich');"
+        "print({name for name in heavy if name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "set()", done.stderr
