@@ -23,8 +23,8 @@ LEAST_WINDOW: Final = 32 * 1024
 NEW_WINDOW: Final = 256 * 1024
 MOST_WINDOW: Final = 64 * 1024 * 1024
 QUIET_MARK: Final = 64 * 1024  # bytes between marks while nothing waits
-SPAN_S: Final = 0.1  # a rate is measured over so long, as a busy program answers late, then many at once;
-SPAN_BYTES: Final = 512 * 1024  # or over so many bytes in
+SPAN_S: Final = 0.03  # a rate is measured over so long a time,
+SPAN_BYTES: Final = 512 * 1024  # or so many bytes in
 SHORT_SPAN_S: Final = 0.012  # so long a time
 SAMPLES: Final = 64
 MEMORY_S: Final = 5.0  # of a rate, if there are newer ones
@@ -145,6 +145,6 @@ class Flow:
         fits = int(self.rate * (self.round_trip_s + slack_s))
         if waited_s < slack_s / 2:
             self.window += gained if full else 0
-        elif self.rate and (waited_s > slack_s or (full and fits > self.window)):
-            self.window = fits  # more, where what is waited for is not the line but a busy program
+        elif self.rate and waited_s > slack_s:
+            self.window = fits
         self.window = min(max(self.window, 2 * self.part_bytes, LEAST_WINDOW), MOST_WINDOW)
