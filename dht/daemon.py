@@ -69,8 +69,9 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
         self._alive = False
         self.died.set()
         if self._client is not None:
-            if (writer := self._client.control._write_task) is not None:
-                writer.add_done_callback(_seen)
+            for task in (self._client.control._read_task, self._client.control._write_task):
+                if task is not None:
+                    task.add_done_callback(_seen)
             for call in self._client.control._pending_calls.values():
                 if not call.done():
                     call.set_exception(P2PDaemonError(DEATH_NOTE))
@@ -82,7 +83,7 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
 
 
 def _seen(task: asyncio.Task[None]) -> None:
-    """Take notice of how a task ended: hivemind's writer fails with its daemon, and nobody asks it."""
+    """Take notice of how a task ended: hivemind's reader and writer fail with their daemon, and nobody asks."""
     if not task.cancelled():
         task.exception()
 

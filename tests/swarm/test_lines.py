@@ -131,8 +131,8 @@ def wide(tmp_path_factory):
 
 
 async def test_what_peers_and_clients_send_at_is_found_announced_and_makes_activations_small(wide):
-    """First all lines carry 20 Mbit/s, then 100, of which one peer uses 50. It takes no more either, so the client sends
-    to another one."""
+    """First all lines carry 20 Mbit/s, then 100, of which one peer uses 50. It takes no more either, so that the client
+    sends to another one."""
     limit = ["--max-bandwidth", "50Mbit"]
     with Lab("rate=20Mbit rtt=5ms boot o p q me") as lab:
         async with processes(lab, wide, {"o": "0:1", "p": "1:3", "q": "3:4"}, {"p": limit}) as (invite, peers):
