@@ -42,7 +42,6 @@ class Recovery:
 
 async def recovery(made: Stage, setting: Setting, codec: str | None) -> Recovery:
     """Kill the middle hop, then stop the first one; both need a spare online."""
-    setting.apply(made.lab)
     tell(f"{setting.name}: kill -9 of the middle hop")
     killed, spare = await _stall(made, 1, signal.SIGKILL, codec)
     connect, replay = await _connect_s(made, spare), await _replay_s(made, codec)

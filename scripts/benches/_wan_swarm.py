@@ -33,19 +33,18 @@ KV_TOKENS = 16384
 
 @dataclass(frozen=True)
 class Setting:
-    """One of the three of the Petals paper. rate: bits/s; rtt_s: between any two hosts. Both 0: hardly a network."""
+    """One of the three of the Petals paper. rate: bits/s; rtt_s: between any two hosts."""
 
     name: str
     rate: float
     rtt_s: float
 
-    def apply(self, lab: Lab) -> None:
-        """Make every line of a running network so."""
-        for host in lab.hosts:
-            lab.set(host, f"rate={self.rate / 1e6:.6f}Mbit", f"rtt={self.rtt_s * 1e3:.6f}ms")
+    @property
+    def lines(self) -> str:
+        """Options of every host's line, as scripts/wan takes them."""
+        return f"rate={self.rate / 1e6:.6f}Mbit rtt={self.rtt_s * 1e3:.6f}ms"
 
 
-NEAR = Setting("near", 0.0, 0.0)
 SETTINGS = (
     Setting("1gbit_5ms", 1e9, 0.005),
     Setting("100mbit_5ms", 1e8, 0.005),
@@ -71,12 +70,16 @@ def bounds(blocks: int, peers: int = PEERS) -> list[tuple[int, int]]:
 
 
 @asynccontextmanager
-async def stage(model: str, spares: Iterable[int] = (), hosts: str = "") -> AsyncIterator[Stage]:
-    """A swarm of three peers, with another holder for each span in `spares`; on a network without delay at first.
-    `hosts`: options of the whole network, as scripts/wan takes them."""
+async def stage(model: str, setting: Setting, spares: Iterable[int] = (), hosts: str = "") -> AsyncIterator[Stage]:
+    """A swarm of three peers, with another holder for each span in `spares`; `hosts`: options of the whole network, as
+    scripts/wan takes them.
+
+    Its lines are of `setting` from the beginning: connections remember for a while what they learned of a line, TCP's
+    congestion control and the windows of libp2p's streams, and on lines that change under them are slow for minutes.
+    """
     held = load_model(model, "float32")
     spans = bounds(held.ends.spec.n_blocks)
-    with Lab(f"rate=0 rtt=0ms {hosts} {HOSTS}") as lab:
+    with Lab(f"{setting.lines} {hosts} {HOSTS}") as lab:
         async with Children({"OMP_NUM_THREADS": "1"}) as children:
             argv = ["bootstrap", "--json", "--model", "bench", "--host", lab.hosts["boot"], "--port", "4001"]
             node = await children.start("bootstrap", argv, within=lab.command("boot"))
@@ -97,7 +100,8 @@ async def stage(model: str, spares: Iterable[int] = (), hosts: str = "") -> Asyn
                     await swarm.wait_covered(60)
                     peers = {peer: started[host] for peer, host in ids.items()}
                     yield Stage(lab, swarm, held, peers, ids)
-                    NEAR.apply(lab)  # so that all can leave quickly
+                    for host in lab.hosts:
+                        lab.set(host, "rate=0", "rtt=0ms")  # so that all can leave quickly
 
 
 async def timed_step(session: RemoteSession, model: ClientModel, ids: list[int]) -> tuple[float, int]:

@@ -15,7 +15,7 @@ from _report import print_table, write_json
 from _swarm import Shape, median, tell
 from _wan_ideal import Alone, ideal_decode, ideal_prefill, legs_of, mean, unpipelined_prefill
 from _wan_recovery import HANG_GOAL_S, Recovery, recovery
-from _wan_swarm import NEAR, SETTINGS, decode_s, prefill_s, stage
+from _wan_swarm import SETTINGS, decode_s, prefill_s, stage
 from netlab.measure import round_trips
 from netlab.namespace import why_not
 from shoal.blocks.formats import FORMS
@@ -36,61 +36,50 @@ CONTEXT = 64
 
 
 async def measure_all(places: dict[str, str], arguments: argparse.Namespace) -> dict[str, float]:
-    """Every model in every setting, each model in one swarm whose lines change; recovery with the first model."""
+    """Every model in every setting, each in a swarm of its own; recovery with the first model."""
     figures: dict[str, float] = {}
-    faults = [setting for setting in arguments.settings if setting.name in RECOVERED]
-    for name, model in places.items():
-        if "recovery" not in arguments.only:
-            faults.clear()
-        async with stage(model, SPARED if faults else (), arguments.hosts) as made:
-            if arguments.only != ["recovery"]:
-                figures |= await measure_model(name, made, arguments)
-            if faults:
-                figures |= stalls(faults[0], await recovery(made, faults[0], arguments.codec))
-        for setting in faults[1:]:
-            async with stage(model, SPARED, arguments.hosts) as made:
-                figures |= stalls(setting, await recovery(made, setting, arguments.codec))
-        faults.clear()
-        if arguments.only == ["recovery"]:
-            break
+    for number, (name, model) in enumerate(places.items()):
+        for setting in arguments.settings:
+            faults = not number and "recovery" in arguments.only and setting.name in RECOVERED
+            if not faults and arguments.only == ["recovery"]:
+                continue
+            async with stage(model, setting, SPARED if faults else (), arguments.hosts) as made:
+                if arguments.only != ["recovery"]:
+                    figures |= await measure_model(name, made, setting, arguments)
+                if faults:
+                    figures |= stalls(setting, await recovery(made, setting, arguments.codec))
     return figures
 
 
-async def measure_model(name: str, made: Stage, arguments: argparse.Namespace) -> dict[str, float]:
-    """Decode and prefill of one model in every setting."""
-    figures: dict[str, float] = {}
+async def measure_model(name: str, made: Stage, setting: Setting, arguments: argparse.Namespace) -> dict[str, float]:
+    """Decode and prefill of one model in one setting."""
     tokens = min(arguments.prompt, made.model.ends.spec.max_position - 48)
-    tell(f"{name}: compute without a network")
+    round_trip = median(round_trips(made.lab, "me", "p1", 30))
+    tell(f"{name}: the first prompt, {setting.name}; compute without a network")
+    first_s, chunks = await prefill_s(made, tokens, arguments.codec)
     alone = Alone(made.model, tokens)
-    _, chunks = await prefill_s(made, tokens, arguments.codec)
-    figures[f"{name}_decode_ms_near"] = 1e3 * await decode_s(made, CONTEXT, arguments.steps, arguments.codec)
     before = alone.measure(CONTEXT, chunks)
-    for setting in arguments.settings:
-        setting.apply(made.lab)
-        round_trip = median(round_trips(made.lab, "me", "p1", 30))
-        found = await measure_setting(name, made, setting, tokens, arguments)
-        after = alone.measure(CONTEXT, chunks)
-        compute = mean(before, after)
-        before = after
-        legs = legs_of(setting, round_trip, arguments.codec, made.model.ends.spec.hidden_size)
-        figures |= found | {
-            f"{name}_rtt_ms_{setting.name}": 1e3 * round_trip,
-            f"{name}_compute_ms_{setting.name}": 1e3 * (sum(compute.decode) + compute.ends),
-        }
-        if "decode" in arguments.only:
-            figures |= compared(f"{name}_decode", setting, figures, ideal_decode(compute, legs))
-        if "prefill" in arguments.only:
-            figures |= compared(f"{name}_prefill", setting, figures, ideal_prefill(compute, legs, tokens))
-            whole = unpipelined_prefill(compute, legs, tokens)
-            figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
-    NEAR.apply(made.lab)
+    figures = await measure_setting(name, made, setting, tokens, arguments)
+    compute = mean(before, alone.measure(CONTEXT, chunks))
+    legs = legs_of(setting, round_trip, arguments.codec, made.model.ends.spec.hidden_size)
+    figures |= {
+        f"{name}_rtt_ms_{setting.name}": 1e3 * round_trip,
+        f"{name}_compute_ms_{setting.name}": 1e3 * (sum(compute.decode) + compute.ends),
+    }
+    if "decode" in arguments.only:
+        figures |= compared(f"{name}_decode", setting, figures, ideal_decode(compute, legs))
+    if "prefill" in arguments.only:
+        figures |= compared(f"{name}_prefill", setting, figures, ideal_prefill(compute, legs, tokens))
+        whole = unpipelined_prefill(compute, legs, tokens)
+        figures[f"{name}_prefill_first_ms_{setting.name}"] = 1e3 * first_s
+        figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
     return figures
 
 
 async def measure_setting(
     name: str, made: Stage, setting: Setting, tokens: int, arguments: argparse.Namespace
 ) -> dict[str, float]:
-    """A decode step; the prompt's pass, pipelined as sessions do it and whole, the first one and the median of all."""
+    """A decode step; the prompt's pass, pipelined as sessions do it and whole: medians."""
     figures = {}
     if "decode" in arguments.only:
         tell(f"{name}: decode, {setting.name}")
@@ -101,7 +90,6 @@ async def measure_setting(
         times = [(await prefill_s(made, tokens, arguments.codec))[0] for _ in range(arguments.repeats)]
         whole = [(await prefill_s(made, tokens, arguments.codec, tokens))[0] for _ in range(arguments.repeats)]
         figures |= {
-            f"{name}_prefill_first_ms_{setting.name}": 1e3 * times[0],
             f"{name}_prefill_ms_{setting.name}": 1e3 * median(times),
             f"{name}_prefill_whole_ms_{setting.name}": 1e3 * median(whole),
             f"{name}_prefill_over_whole_{setting.name}": median(times) / median(whole),
@@ -166,7 +154,7 @@ def show(figures: dict[str, float], arguments: argparse.Namespace) -> None:
         "ideal decode: 4 measured one-way legs + compute in one process, measured before and after, without a network."
     )
     print("ideal prefill: the slowest stage, leg or all cores busy throughout, and one chunk through the rest.")
-    print("whole: the prompt in one piece; first: the first prompt after the network changed.")
+    print("whole: the prompt in one piece; first: the first prompt over new connections.")
 
 
 def read_arguments() -> argparse.Namespace:
