@@ -173,7 +173,7 @@ def _compile_later(
 
 def _real(name: str) -> ModuleType:
     """Import a module whose place one of ours has held."""
-    for own in [own for own, module in sys.modules.items() if isinstance(module, (_Compiler, _Masks))]:
+    for own in [own for own, module in list(sys.modules.items()) if isinstance(module, (_Compiler, _Masks))]:
         del sys.modules[own]
     return importlib.import_module(name)
 
