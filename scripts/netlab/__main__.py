@@ -24,6 +24,7 @@ SETTINGS = ("rate=1Gbit rtt=5ms a b", "rate=100Mbit rtt=5ms a b", "rate=100Mbit 
 EXAMPLES = """\
 Examples:
   scripts/wan up rate=100Mbit rtt=100ms a b home:inbound=no   stands up a network until Ctrl-C; then, elsewhere:
+  scripts/wan up boot home:nat=yes pc@home laptop@home        two hosts behind one router that translates addresses
   scripts/wan exec a -- shoal bootstrap --host 11.0.1.1       runs a command on a host
   scripts/wan shell b                                         a shell on a host
   scripts/wan cut a,b                                         cuts a and b off from all others
@@ -51,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/wan", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"{SYNTAX}\n\n{EXAMPLES}",
         description="A wide area network on this machine: each host is a network namespace, and one process moves the "
-        "packets between them with delay, rate, loss, jitter and firewalls. Needs root. The machine's own network is "
-        "not touched, and nothing is left when it ends.",
+        "packets between them with delay, rate, loss, jitter, firewalls and address translation. Needs root. The "
+        "machine's own network is not touched, and nothing is left when it ends.",
     )  # fmt: skip
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _command(commands, _up, "up", "stand up a network until Ctrl-C", ("spec", "+"))
@@ -92,7 +93,8 @@ def _spec(words: Sequence[str]) -> str:
 def _up(arguments: argparse.Namespace) -> int:
     with Lab(_spec(arguments.spec), arguments.name) as lab:
         for host, address in lab.hosts.items():
-            print(f"{host:<20} {address}", flush=True)
+            public = lab.public[host]
+            print(f"{host:<20} {address}" + (f" behind {public}" if public != address else ""), flush=True)
         sys.stderr.write("up; Ctrl-C takes it down\n")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.pause()

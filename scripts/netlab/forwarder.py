@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from netlab.namespace import address_of, new_namespace, open_device
+from netlab.namespace import addresses_of, new_namespace, open_device
 from netlab.spec import SpecError, parse, with_option
 from netlab.traffic import Traffic
 
@@ -34,27 +34,38 @@ class Forwarder:
 
     def __init__(self, text: str, orders: socket.socket) -> None:
         self.spec = parse(text)
-        self.names = list(self.spec.hosts)
-        self.namespaces = [new_namespace() for _ in self.names]
-        self.devices = [open_device(space, host, self.spec) for host, space in enumerate(self.namespaces)]
-        addresses = [socket.inet_aton(address_of(host)) for host in range(len(self.names))]
-        self.traffic = Traffic(addresses, self.spec.hosts.values(), self.spec.seed)
+        self.lines = list(self.spec.lines)
+        self.names = self.lines + list(self.spec.behind)  # in the order of `Traffic`'s numbers
+        self.addresses = addresses_of(self.spec)
+        self.namespaces = {name: new_namespace() for name in self.spec.hosts}
+        self.devices = {
+            self.names.index(name): open_device(space, self.addresses[name], self.spec)
+            for name, space in self.namespaces.items()
+        }
+        packed = {name: socket.inet_aton(address) for name, address in self.addresses.items()}
+        behind = [(self.lines.index(router), packed[name]) for name, router in self.spec.behind.items()]
+        public = [packed[name] for name in self.lines]
+        self.traffic = Traffic(public, self.spec.lines.values(), self.spec.seed, behind)
         self._orders = orders
 
     def describe(self) -> dict[str, Any]:
-        """Where the hosts are."""
+        """Where the hosts are, and which router is between them and the others."""
         path = f"/proc/{os.getpid()}/fd"
         hosts = {
-            name: {"address": address_of(host), "namespace": f"{path}/{self.namespaces[host]}"}
-            for host, name in enumerate(self.names)
+            name: {
+                "address": self.addresses[name],
+                "public": self.addresses[self.spec.behind.get(name, name)],
+                "namespace": f"{path}/{space}",
+            }
+            for name, space in self.namespaces.items()
         }
         return {"pid": os.getpid(), "hosts": hosts}
 
     def run(self) -> None:
         """Forward until the leash (stdin) ends."""
         traffic, clock = self.traffic, time.monotonic
-        host_of = {device: host for host, device in enumerate(self.devices)}
-        watched = [*self.devices, self._orders.fileno(), LEASH]
+        host_of = {device: host for host, device in self.devices.items()}
+        watched = [*host_of, self._orders.fileno(), LEASH]
         while True:
             due = traffic.next_due()
             wait_s = None if due is None else max(0.0, due - clock())
@@ -88,24 +99,29 @@ class Forwarder:
 
     def _obey(self, order: dict[str, Any]) -> dict[str, Any]:
         if order["do"] == "cut":
-            left, right = order["left"], order["right"] or [name for name in self.names if name not in order["left"]]
-            self.traffic.cut(([self._host(name) for name in left], [self._host(name) for name in right]))
+            left, right = order["left"], order["right"] or [name for name in self.lines if name not in order["left"]]
+            self.traffic.cut(([self._line(name) for name in left], [self._line(name) for name in right]))
         elif order["do"] == "heal":
             self.traffic.heal()
         elif order["do"] == "set":
-            host = self._host(order["host"])
+            number = self._line(order["host"])
             for option in order["options"]:
-                self.traffic.lines[host] = with_option(self.traffic.lines[host], option)
+                line = with_option(self.traffic.lines[number], option)
+                if (line.nat == "no") != (self.traffic.lines[number].nat == "no"):
+                    raise SpecError("what is a router and what is none is said when the network is made")
+                self.traffic.lines[number] = line
         elif order["do"] == "stats":
             return {"cpu_s": time.process_time(), **self.traffic.counts}
         elif order["do"] != "describe":
             raise SpecError(f"there is no order {order['do']!r}")
         return self.describe()
 
-    def _host(self, name: str) -> int:
-        if name not in self.names:
-            raise SpecError(f"there is no host {name!r}; there are {', '.join(self.names)}")
-        return self.names.index(name)
+    def _line(self, name: str) -> int:
+        if name in self.spec.behind:
+            raise SpecError(f"{name!r} has no line of its own; name its router {self.spec.behind[name]!r}")
+        if name not in self.lines:
+            raise SpecError(f"there is no host {name!r}; there are {', '.join(self.lines)}")
+        return self.lines.index(name)
 
 
 def inside(namespaces: set[int]) -> list[int]:
@@ -141,12 +157,12 @@ def _guard(forwarder: Forwarder, orders: Path) -> None:
     """Fork the watcher. It spares the process that started us: a test may stand inside a host itself."""
     spared = {os.getpid(), os.getppid()}
     leash, ours = os.pipe2(os.O_CLOEXEC)
-    inodes = {os.fstat(space).st_ino for space in forwarder.namespaces}
+    inodes = {os.fstat(space).st_ino for space in forwarder.namespaces.values()}
     if os.fork():
         os.close(leash)
         return
     os.setsid()
-    for descriptor in (0, 1, 2, ours, *forwarder.namespaces, *forwarder.devices):
+    for descriptor in (0, 1, 2, ours, *forwarder.namespaces.values(), *forwarder.devices.values()):
         os.close(descriptor)
     watch(leash, inodes, spared, orders)
     os._exit(0)

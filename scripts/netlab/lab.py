@@ -56,12 +56,14 @@ def order(name: str, **what: Any) -> dict[str, Any]:
 
 
 class Lab:
-    """A running network, gone at the end of `with`. `hosts`: addresses by name; `pid`: the forwarder."""
+    """A running network, gone at the end of `with`. By host: `hosts` are own addresses, `public` what others
+    see. `pid`: the forwarder."""
 
     def __init__(self, spec: str, name: str | None = None) -> None:
         self.spec = spec
         self.name = name or uuid.uuid4().hex[:12]
         self.hosts: dict[str, str] = {}
+        self.public: dict[str, str] = {}
         self.pid = 0
         self._namespaces: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
@@ -83,7 +85,8 @@ class Lab:
         told = json.loads(line)
         self.pid = told["pid"]
         for host, where in told["hosts"].items():
-            self.hosts[host], self._namespaces[host] = where["address"], where["namespace"]
+            self.hosts[host], self.public[host] = where["address"], where["public"]
+            self._namespaces[host] = where["namespace"]
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEVICE = b"wan0"
 TUN_FILE = Path("/dev/net/tun")
-NETWORK = "11.0.0.0"  # libp2p drops relay addresses in ranges that are private or for documentation
-MASK = "255.255.0.0"
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 OFFLOAD_CSUM, OFFLOAD_TSO4 = 0x01, 0x02
@@ -54,9 +52,15 @@ def why_not() -> str | None:
     return None
 
 
-def address_of(host: int) -> str:
-    """The address of host number `host`; each has a /24 of its own, as the directory limits nodes of one."""
-    return f"11.0.{host + 1}.1"
+def addresses_of(spec: Spec) -> dict[str, str]:
+    """Addresses of all hosts and routers. Public ones have a /24 each, as the directory limits nodes of one, and are in
+    no range for private use or documentation: libp2p drops relay addresses in those. The hosts behind every router are
+    192.168.1.2, 192.168.1.3 and so on, as in most homes."""
+    found = {name: f"11.0.{number}.1" for number, name in enumerate(spec.lines, 1)}
+    for router in spec.lines:
+        hidden = [name for name, its in spec.behind.items() if its == router]
+        found |= {name: f"192.168.1.{number}" for number, name in enumerate(hidden, 2)}
+    return found
 
 
 def new_namespace() -> int:
@@ -80,19 +84,19 @@ def within(namespace: int, work: Callable[[], T]) -> T:
     return _in_thread(entered)
 
 
-def open_device(namespace: int, host: int, spec: Spec) -> int:
-    """A non-blocking descriptor of the host's TUN device, which is up, addressed and the way to all other hosts."""
-    return within(namespace, lambda: _open_device(host, spec))
+def open_device(namespace: int, address: str, spec: Spec) -> int:
+    """A non-blocking descriptor of a host's TUN device, which is up, addressed and the way to everywhere."""
+    return within(namespace, lambda: _open_device(address, spec))
 
 
-def _open_device(host: int, spec: Spec) -> int:
+def _open_device(address: str, spec: Spec) -> int:
     tun = os.open(TUN_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", DEVICE, IFF_TUN | IFF_NO_PI | IFF_VNET_HDR))
-    if spec.bulk and not any(line.loss for line in spec.hosts.values()):
+    if spec.bulk and not any(line.loss for line in spec.lines.values()):
         fcntl.ioctl(tun, TUNSETOFFLOAD, OFFLOAD_CSUM | OFFLOAD_TSO4)
     _settings(spec)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, SIOCSIFADDR, DEVICE.ljust(16, b"\0") + _sockaddr(address_of(host)))
+        fcntl.ioctl(control, SIOCSIFADDR, DEVICE.ljust(16, b"\0") + _sockaddr(address))
         fcntl.ioctl(control, SIOCSIFNETMASK, DEVICE.ljust(16, b"\0") + _sockaddr("255.255.255.255"))
         fcntl.ioctl(control, SIOCSIFMTU, struct.pack("16si20x", DEVICE, spec.mtu))
         fcntl.ioctl(control, SIOCSIFTXQLEN, struct.pack("16si20x", DEVICE, QUEUE_PACKETS))
@@ -100,7 +104,7 @@ def _open_device(host: int, spec: Spec) -> int:
             flags = struct.unpack("16xH22x", fcntl.ioctl(control, SIOCGIFFLAGS, struct.pack("40s", device)))[0]
             fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH22x", device, flags | IFF_UP))
         name = ctypes.create_string_buffer(DEVICE)
-        route = struct.pack("L", 0) + _sockaddr(NETWORK) + _sockaddr("0.0.0.0") + _sockaddr(MASK)
+        route = struct.pack("L", 0) + _sockaddr("0.0.0.0") * 3
         route += struct.pack("HhLPhPLLH6x", RTF_UP, 0, 0, 0, 0, ctypes.addressof(name), 0, 0, 0)
         fcntl.ioctl(control, SIOCADDRT, route)
     return tun

@@ -12,25 +12,36 @@ from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING
 
+from netlab.router import HEADER, TCP, UDP, Router
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from netlab.spec import Line
 
-HEADER = 10
-TCP, UDP = 6, 17
-FLOW_S = 300.0  # how long a firewall remembers a flow in which nothing passes
 MIN_QUEUE_BYTES = 1 << 17  # two of the biggest packets, however slow the line
 
 
 class Traffic:
-    """Packets under way between hosts, which are numbers: `lines[n]` is host n's line, `addresses[n]` its 4 bytes."""
+    """Packets under way between hosts, which are numbers: `lines[n]` is host n's line, `addresses[n]` its 4 bytes.
 
-    def __init__(self, addresses: Iterable[bytes], lines: Iterable[Line], seed: int) -> None:
+    Number n may also be a router. `behind`: router and own address of each host that has one; their numbers follow.
+    """
+
+    def __init__(
+        self, addresses: Sequence[bytes], lines: Iterable[Line], seed: int, behind: Sequence[tuple[int, bytes]] = ()
+    ) -> None:
         self._number = {address: host for host, address in enumerate(addresses)}
         self.lines = list(lines)
         self.counts: Counter[str] = Counter()
         self._rng = random.Random(seed)
+        hidden = list(enumerate(behind, len(self.lines)))
+        self._router_of = {host: router for host, (router, _) in hidden}
+        self._routers = {
+            number: Router(addresses[number], {a: host for host, (router, a) in hidden if router == number}, self._rng)
+            for number, line in enumerate(self.lines)
+            if line.nat != "no"
+        }
         self._cut: set[tuple[int, int]] = set()
         self._up_free = [0.0] * len(self.lines)
         self._down_free = [0.0] * len(self.lines)
@@ -51,8 +62,21 @@ class Traffic:
 
     def take(self, source: int, packet: bytes, now: float) -> None:
         """A host sent a packet."""
+        if packet[HEADER] >> 4 != 4:
+            return
+        if source in self._router_of:
+            source = self._router_of[source]
+            router = self._routers[source]
+            if packet[HEADER + 16 : HEADER + 20] in router.hosts:
+                heapq.heappush(self._due, (now, next(self._order), source, source, 0, packet))
+                return
+            translated = router.outward(packet, self.lines[source], now)
+            if translated is None:
+                self.counts["blocked"] += 1
+                return
+            packet = translated
         destination = self._number.get(packet[HEADER + 16 : HEADER + 20])
-        if packet[HEADER] >> 4 != 4 or destination is None or destination == source:
+        if destination is None or destination == source:
             return
         if (source, destination) in self._cut:
             self.counts["cut"] += 1
@@ -70,16 +94,17 @@ class Traffic:
         due, arrived = self._due, []
         while due and due[0][0] <= now:
             at, order, source, destination, size, packet = heapq.heappop(due)
-            if not size:
-                arrived.append((destination, packet))
-                continue
-            done = self._through_downlink(at, source, destination, size)
+            done = self._through_downlink(at, source, destination, size) if size else at
             if done is None:
                 self.counts["overflow"] += 1
-            elif done <= now:
-                arrived.append((destination, packet))
-            else:
+            elif done > now:
                 heapq.heappush(due, (done, order, source, destination, 0, packet))
+            elif destination not in self._routers:
+                arrived.append((destination, packet))
+            elif (inside := self._routers[destination].inward(packet, self.lines[destination], now)) is not None:
+                arrived.append(inside)
+            else:
+                self.counts["blocked"] += 1
         self.counts["delivered"] += len(arrived)
         return arrived
 
@@ -130,7 +155,8 @@ class Traffic:
         if not outside:
             return True
         flow = (destination, source, protocol, far + near)
-        if now - self._begun.get(flow, -FLOW_S) >= FLOW_S:
+        expire = self.lines[destination].expire
+        if now - self._begun.get(flow, -expire) >= expire:
             return False
         self._begun[flow] = now
         return True

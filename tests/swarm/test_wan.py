@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -43,6 +44,31 @@ def test_delay_rate_and_firewall_are_as_told():
         assert 35e6 < measure.rate(lab, "home", "b", 2.0) < 51e6
         lab.set("home", "inbound=yes")
         assert measure.reachable(lab, "a", "home")
+
+
+def test_a_router_translates_real_connections():
+    with Lab("rtt=2ms a home:nat=yes,expire=1s pc@home laptop@home office:nat=yes desk@office") as lab:
+        assert lab.hosts["pc"] == lab.hosts["desk"] == "192.168.1.2"
+        assert lab.public["pc"] == lab.public["laptop"] != lab.public["desk"]
+        for near, far in (("pc", "a"), ("laptop", "a"), ("laptop", "pc")):
+            assert measure.reachable(lab, near, far)
+        assert not measure.reachable(lab, "a", "pc", 0.3)
+        assert measure.rate(lab, "pc", "a", 1.0) > 50e6
+        with lab.socket("a", socket.SOCK_DGRAM) as there, lab.socket("pc", socket.SOCK_DGRAM) as here:
+            there.settimeout(0.5)
+            here.settimeout(0.5)
+            there.bind((lab.hosts["a"], 0))
+            here.sendto(b"question", there.getsockname())
+            question, seen = there.recvfrom(100)
+            assert (question, seen[0]) == (b"question", lab.public["pc"])
+            there.sendto(b"answer", seen)
+            assert here.recv(100) == b"answer"
+            time.sleep(1.1)
+            there.sendto(b"too late", seen)
+            with pytest.raises(TimeoutError):
+                here.recv(100)
+        with pytest.raises(LabError, match="name its router 'home'"):
+            lab.set("pc", "loss=1%")
 
 
 def test_loss_jitter_and_cuts_are_as_told():
