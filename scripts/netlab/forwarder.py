@@ -111,7 +111,8 @@ class Forwarder:
                     raise SpecError("what is a router and what is none is said when the network is made")
                 self.traffic.lines[number] = line
         elif order["do"] == "stats":
-            return {"cpu_s": time.process_time(), **self.traffic.counts}
+            passed = {f"{self.lines[a]}>{self.lines[b]}": count for (a, b), count in self.traffic.passed.items()}
+            return {"cpu_s": time.process_time(), **self.traffic.counts, "passed": passed}
         elif order["do"] != "describe":
             raise SpecError(f"there is no order {order['do']!r}")
         return self.describe()

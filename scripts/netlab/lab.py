@@ -140,8 +140,8 @@ class Lab:
         """Change a host's line: `lab.set("a", "rtt=300ms", "loss=2%")`."""
         order(self.name, do="set", host=host, options=options)
 
-    def stats(self) -> dict[str, float]:
-        """Packets by fate, and the forwarder's CPU seconds."""
+    def stats(self) -> dict[str, Any]:
+        """Packets by fate, and the forwarder's CPU seconds; `passed`: packets by way ("a>b", routers for hosts)."""
         return order(self.name, do="stats")
 
     def _namespace(self, host: str) -> str:

@@ -34,6 +34,7 @@ class Traffic:
         self._number = {address: host for host, address in enumerate(addresses)}
         self.lines = list(lines)
         self.counts: Counter[str] = Counter()
+        self.passed: Counter[tuple[int, int]] = Counter()  # packets that came through the second one's line
         self._rng = random.Random(seed)
         hidden = list(enumerate(behind, len(self.lines)))
         self._router_of = {host: router for host, (router, _) in hidden}
@@ -99,14 +100,18 @@ class Traffic:
                 self.counts["overflow"] += 1
             elif done > now:
                 heapq.heappush(due, (done, order, source, destination, 0, packet))
-            elif destination not in self._routers:
-                arrived.append((destination, packet))
-            elif (inside := self._routers[destination].inward(packet, self.lines[destination], now)) is not None:
-                arrived.append(inside)
+            elif (found := self._inside(destination, packet, now)) is not None:
+                arrived.append(found)
+                self.passed[source, destination] += 1
             else:
                 self.counts["blocked"] += 1
         self.counts["delivered"] += len(arrived)
         return arrived
+
+    def _inside(self, destination: int, packet: bytes, now: float) -> tuple[int, bytes] | None:
+        """The host that gets a packet, and the packet as it gets it."""
+        router = self._routers.get(destination)
+        return (destination, packet) if router is None else router.inward(packet, self.lines[destination], now)
 
     def _send(self, source: int, destination: int, packet: bytes, now: float) -> None:
         here, there = self.lines[source], self.lines[destination]
