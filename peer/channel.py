@@ -114,7 +114,7 @@ class Channel:
     async def _read(self, on_message: Callable[[Channel, Message], None]) -> None:
         while not self.closed and (data := await self._stream.read()):
             now, flow = self._now(), self.link.flow
-            rate, arrived = flow.rate, flow.under_way
+            proven, arrived = flow.proven, flow.under_way
             try:
                 messages = self.link.receive(data, now)
             except ProtocolError as error:
@@ -123,8 +123,8 @@ class Channel:
             self._say_own()
             if flow.under_way != arrived and self._turns:
                 self._flush_soon()
-            if flow.rate != rate:
-                self._line.saw(flow.rate, now)
+            if flow.proven != proven:
+                self._line.saw(flow.proven, now)
             for message in messages:
                 on_message(self, message)
             self._line.down.take(len(data), now)

@@ -51,11 +51,11 @@ class _Point:
 
 
 class Flow:
-    """One direction of a link. `rate`: bytes/s that were seen to arrive, 0 while unknown; `window`: bytes that may be
-    under way; `round_trip_s`: the shortest of late."""
+    """One direction of a link. `rate`: bytes/s that were seen to arrive, 0 while unknown; `proven`: the same, from two
+    samples on; `window`: bytes that may be under way; `round_trip_s`: the shortest of late."""
 
     def __init__(self) -> None:
-        self.rate = 0.0
+        self.rate = self.proven = 0.0
         self.window = NEW_WINDOW
         self.round_trip_s = 0.0
         self.shared = False  # by several sessions
@@ -135,8 +135,10 @@ class Flow:
             self._samples.append((point.at, size / took_s))
             while len(self._samples) > 2 and point.at - self._samples[0][0] > MEMORY_S:
                 self._samples.popleft()
-            # The second best: one that a busy program has falsified shall not stand.
+            # The second best: one that a busy program has falsified shall not stand. A link's first is all that this
+            # link can go by, and nothing to tell others.
             self.rate = sorted(rate for _, rate in self._samples)[-2:][0]
+            self.proven = self.rate if len(self._samples) > 1 else 0.0
             self._base = point
 
     def _steer(self, waited_s: float, gained: int, *, full: bool) -> None:

@@ -103,6 +103,27 @@ def test_a_clock_that_runs_slow_makes_no_line_quicker():
     assert flow.rate < 1.3e6
 
 
+@pytest.mark.parametrize("late_s", [0.0, 0.02])
+def test_a_links_first_sample_proves_nothing(late_s):
+    """The other side's program reads the first mark late: what it reads next seems to have come quicker than it did."""
+    flow, wire = Flow(), Wire(2.5e6, 0.01)
+    honest, rates = flow.answered, []
+
+    def answered(mark, at, now):
+        found = honest(mark, at + (0.0 if rates else late_s), now)
+        rates.append((flow.rate, flow.proven))
+        return found
+
+    flow.answered = answered
+    send(flow, wire, 2 * MIB)
+    first = next(number for number, (rate, _) in enumerate(rates) if rate)
+    assert rates[first][0] == pytest.approx(4e6 if late_s else 2.5e6, rel=0.2)
+    assert rates[first][1] == 0.0
+    proven = [proven for _, proven in rates if proven]
+    assert len(proven) > 5
+    assert proven == pytest.approx([2.5e6] * len(proven), rel=0.1)
+
+
 def test_a_line_that_becomes_slower_is_noticed():
     flow, wire = Flow(), Wire(1.25e7, 0.005)
     now, _ = send(flow, wire, 64 * MIB)
