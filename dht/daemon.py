@@ -53,6 +53,11 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
         wanted = p2pd_pb2.ConnectRequest(peer=peer_id.to_bytes(), addrs=[maddr.to_bytes() for maddr in maddrs])
         await self.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=wanted))
 
+    async def part(self, peer_id: Any) -> None:
+        """Close every connection to a peer. Errors: as for `ask`."""
+        gone = p2pd_pb2.DisconnectRequest(peer=peer_id.to_bytes())
+        await self.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=gone))
+
     async def list_peers(self) -> tuple[Any, ...]:
         """Who is connected. Errors: as for `ask`."""
         response = await self.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))

@@ -93,25 +93,32 @@ class Host:
         """Dial a peer unless a connection stands; OSError, ValueError or the daemon's P2PDaemonError if that fails."""
         from shoal.dht.foreign import PeerID
         from shoal.dht.maddr import is_relayed, pack
+        from shoal.dht.nearby import meet_nearby
 
         maddrs = tuple(maddrs)
         # The daemon wants addresses without the trailing /p2p/ID.
         bare = [pack(maddr.removesuffix(f"/p2p/{peer_id}")) for maddr in maddrs]
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             await self.p2p.dial(PeerID.from_base58(peer_id), bare)
+            if any(map(is_relayed, maddrs)):
+                await meet_nearby(self, peer_id, maddrs)
         if any(map(is_relayed, maddrs)):
             await self._punched(peer_id)
 
-    async def _punched(self, peer_id: str) -> None:
-        """Wait a moment for a direct connection beside a relayed one: a stream stays on that which it was opened on."""
+    async def direct_to(self, peer_id: str) -> bool:
+        """Whether a connection to a peer stands that no relay carries."""
         from shoal.dht.maddr import endpoint
 
+        peers = await self.p2p.list_peers()
+        return any(endpoint(str(maddr)) for peer in peers if str(peer.peer_id) == peer_id for maddr in peer.addrs)
+
+    async def _punched(self, peer_id: str) -> None:
+        """Wait a moment for a direct connection beside a relayed one: a stream stays on that which it was opened on."""
         with suppress(TimeoutError):
             async with asyncio.timeout(PUNCH_TIMEOUT_S):
                 while True:
-                    for peer in await self.p2p.list_peers():
-                        if str(peer.peer_id) == peer_id and any(endpoint(str(maddr)) for maddr in peer.addrs):
-                            return
+                    if await self.direct_to(peer_id):
+                        return
                     await asyncio.sleep(PUNCH_POLL_S)
 
     async def current_maddrs(self) -> tuple[str, ...]:

@@ -40,6 +40,11 @@ def is_relayed(maddr: str) -> bool:
     return CIRCUIT in maddr
 
 
+def is_loopback(maddr: str) -> bool:
+    """Whether an address is one of this machine for itself."""
+    return maddr.startswith(("/ip4/127.", "/ip6/::1/"))
+
+
 def endpoint(maddr: str) -> tuple[str, int] | None:
     """IP address and TCP port of a direct address; None for any other."""
     parts = maddr.split("/")

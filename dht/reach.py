@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shoal.dht.foreign import P2PDaemonError, P2PHandlerError, PeerID
 from shoal.dht.host import open_host
-from shoal.dht.maddr import endpoint, is_relayed
+from shoal.dht.maddr import endpoint, is_loopback, is_relayed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -135,9 +135,11 @@ def port_of(host: Host) -> int:
 
 
 def shareable(maddrs: Sequence[str]) -> tuple[str, ...]:
-    """As many addresses, from the first on, as an announcement has room for."""
+    """As many addresses as an announcement has room for: ways through relays first, then those that were first. Those
+    of this machine alone only if there are no others."""
+    elsewhere = [maddr for maddr in maddrs if not is_loopback(maddr)] or maddrs
     kept: list[str] = []
-    for maddr in maddrs[:MAX_ADDRS]:
+    for maddr in sorted(elsewhere, key=lambda maddr: not is_relayed(maddr))[:MAX_ADDRS]:
         if sum(map(len, kept)) + len(maddr) <= MAX_ADDRS_CHARS:
             kept.append(maddr)
     return tuple(kept)
@@ -164,10 +166,10 @@ async def seen_at(host: Host, peer_id: str) -> str | None:
     return None
 
 
-async def listens(address: str, port: int) -> bool:
+async def listens(address: str, port: int, within_s: float = DIAL_S) -> bool:
     """Whether a TCP connection can be begun."""
     try:
-        async with asyncio.timeout(DIAL_S):
+        async with asyncio.timeout(within_s):
             _, writer = await asyncio.open_connection(address, port)
     except OSError:  # a timeout is one too
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from shoal.dht.identity import Identity
 from shoal.dht.maddr import endpoint, is_relayed, pack
+from shoal.dht.nearby import in_our_network
 from shoal.dht.reach import MAX_ADDRS_CHARS, DialBack, reach_of, shareable
 
 
@@ -56,3 +57,22 @@ def test_addresses_leave_room_for_the_rest_of_an_announcement():
     assert 0 < sum(map(len, kept)) <= MAX_ADDRS_CHARS
     assert kept == tuple(long[: len(kept)])
     assert len(shareable([f"/ip4/192.0.2.{n}/tcp/1" for n in range(20)])) == 8
+
+
+def test_the_way_through_a_relay_is_told_however_many_other_addresses_there_are():
+    here = ["/ip4/127.0.0.1/tcp/1/p2p/Y", "/ip6/::1/tcp/1/p2p/Y"]
+    local = [f"/ip4/172.17.{n}.1/tcp/1/p2p/Y" for n in range(12)]
+    relayed = f"/ip4/192.0.2.1/tcp/4001/p2p/{'X' * 52}/p2p-circuit/p2p/Y"
+    assert shareable([*here, *local, relayed]) == (relayed, *local[:7])
+    assert shareable(here) == tuple(here)  # a swarm on one machine
+
+
+def test_a_neighbour_is_one_in_the_same_private_network():
+    ours = ["/ip4/127.0.0.1/tcp/1/p2p/X", "/ip4/192.168.1.2/tcp/1/p2p/X", "/ip4/192.0.2.1/tcp/4001/p2p/R/p2p-circuit"]
+    near = "/ip4/192.168.1.3/tcp/7/p2p/Y"
+    others = (
+        "/ip4/192.168.2.3/tcp/7/p2p/Y", "/ip4/192.168.1.2/tcp/7/p2p/Y", "/ip4/127.0.0.1/tcp/7/p2p/Y",
+        "/ip4/11.0.0.1/tcp/7/p2p/Y", "/ip4/192.0.2.1/tcp/4001/p2p/R/p2p-circuit/p2p/Y", "/ip6/fd00::1/tcp/7/p2p/Y",
+    )  # fmt: skip
+    assert in_our_network([*others, near], ours) == [near]
+    assert in_our_network([near], ["/ip4/11.0.1.1/tcp/1/p2p/X"]) == []
