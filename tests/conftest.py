@@ -8,8 +8,12 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.forks.popen import forked
+
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Generator
 
 # By the driver's own file and not by torch: tests of the command line look at what is loaded.
 if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl").exists():
@@ -23,3 +27,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The browser's driver keeps an event loop running in this thread until the end: no async test can follow."""
     items.sort(key=lambda item: "web" in item.path.relative_to(item.config.rootpath).parts)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests of swarms start their processes as forks, fixtures' too, but for those that are about the start."""
+    if item.get_closest_marker("swarm") is None or item.get_closest_marker("executed") is not None:
+        return (yield)
+    with forked():
+        return (yield)

@@ -17,18 +17,17 @@ import sys
 import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.forks.server import load
+
 PR_SET_PDEATHSIG = 1
 
 
 def serve(path: str) -> None:
     """Until killed: one fork for each request, which waits for another one that does the work."""
-    from shoal.blocks.lean import leave_out
-
-    leave_out()  # as the command does first
-    import hivemind  # noqa: F401
+    load()
     import openai  # noqa: F401
-    import shoal.peer.serve  # noqa: F401
-    from shoal.client import AutoDistributedModelForCausalLM  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
