@@ -6,6 +6,7 @@ Everything that all blocks of a span share is worked out here once per forward: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,9 +95,9 @@ class Batch:
     def reads(self, window: int | None) -> tuple[Read, ...]:
         """One read per row, for blocks that see `window` tokens back (None: all)."""
         if window not in self._reads:
-            firsts = np.cumsum([0, *(row.count for row in self.rows)])
+            firsts = accumulate((row.count for row in self.rows[:-1]), initial=0)
             self._reads[window] = tuple(
-                _read(row, int(first), window, self.device) for row, first in zip(self.rows, firsts, strict=False)
+                _read(row, first, window, self.device) for row, first in zip(self.rows, firsts, strict=True)
             )
         return self._reads[window]
 
@@ -109,14 +110,13 @@ class Batch:
 
 def make_batch(rows: tuple[Row, ...], device: torch.device) -> Batch:
     """Describe rows that `check_rows` found good."""
-    positions = np.concatenate([np.arange(row.position, row.end) for row in rows])
-    return Batch(
-        rows=rows,
-        device=device,
-        n_tokens=len(positions),
-        write=_write_of(rows, device),
-        positions=torch.from_numpy(positions).to(device)[None],
-    )
+    n_tokens = sum(row.count for row in rows)
+    if n_tokens == len(rows):
+        positions = torch.tensor([[row.position for row in rows]], device=device)
+    else:
+        ranges = [np.arange(row.position, row.end) for row in rows]
+        positions = torch.from_numpy(np.concatenate(ranges)).to(device)[None]
+    return Batch(rows, device, n_tokens, _write_of(rows, device), positions)
 
 
 def check_rows(rows: Sequence[Row], n_slots: int) -> tuple[Row, ...]:
@@ -156,11 +156,10 @@ def slots_of(pages: Sequence[int], start: int, stop: int) -> np.ndarray[tuple[in
 
 def _source(pages: Sequence[int], start: int, stop: int, device: torch.device) -> slice | torch.Tensor:
     """The slots of positions `start` to `stop`: a slice where the pages that hold them are consecutive."""
-    first = start // PAGE_TOKENS
-    held = np.asarray(pages[first : (stop - 1) // PAGE_TOKENS + 1], dtype=np.int64)
-    if bool((held[1:] - held[:-1] == 1).all()):
-        offset = (int(held[0]) - first) * PAGE_TOKENS
-        return slice(offset + start, offset + stop)
+    first, last = start // PAGE_TOKENS, (stop - 1) // PAGE_TOKENS
+    offset = pages[first] - first
+    if first == last or tuple(pages[first : last + 1]) == tuple(range(first + offset, last + offset + 1)):
+        return slice(offset * PAGE_TOKENS + start, offset * PAGE_TOKENS + stop)
     return torch.from_numpy(slots_of(pages, start, stop)).to(device)
 
 

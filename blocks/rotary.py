@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 Embedding = tuple[torch.Tensor, torch.Tensor]
 
+TABLE_TOKENS = 8192  # positions whose rotations are kept once they are made: 4 MiB for heads of 128
+
 
 class Rotary:
     """A family's rotary module; `types` are the attention types it differs by (empty: one for all blocks)."""
 
     def __init__(self, module: nn.Module, types: tuple[str, ...] = ()) -> None:
         self._module, self._types = module, types
+        self._tables: dict[tuple[str, torch.device], torch.Tensor] = {}
 
     @property
     def width(self) -> int:
@@ -50,9 +53,15 @@ class Rotary:
         return {name: self._turns_of_type(hidden, batch, name) for name in self.names}
 
     def _turns_of_type(self, hidden: torch.Tensor, batch: Batch, name: str) -> torch.Tensor:
+        end = max(row.end for row in batch.rows)
+        if (table := self._tables.get((name, hidden.device))) is not None and end <= len(table):
+            return _rows_of(table, batch)
         if (found := self.frequencies(name)) is not None:
-            angles = batch.positions[0, :, None, None] * found[0]
-            return torch.polar(angles.new_full((), found[1]).expand_as(angles), angles)
+            if end > TABLE_TOKENS:
+                return _turned(batch.positions[0], *found)
+            length = min(TABLE_TOKENS, 1 << (end - 1).bit_length())
+            table = self._tables[name, hidden.device] = _turned(torch.arange(length, device=hidden.device), *found)
+            return _rows_of(table, batch)
         cos, sin = (part[0, :, : part.shape[-1] // 2].float() for part in self._of_type(hidden, batch, name))
         return torch.complex(cos, sin)[:, None]
 
@@ -90,3 +99,16 @@ class Rotary:
         kind: Any = self._module.rope_type
         kind = kind[name] if name else kind
         return kind == "longrope" or "dynamic" in kind
+
+
+def _turned(positions: torch.Tensor, frequencies: torch.Tensor, factor: float) -> torch.Tensor:
+    """Complex rotations `[T, 1, width / 2]` of positions `[T]`."""
+    angles = positions[:, None, None] * frequencies
+    return torch.polar(angles.new_full((), factor).expand_as(angles), angles)
+
+
+def _rows_of(table: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What `table` has for the batch's positions: a view for a single row."""
+    if len(batch.rows) == 1:
+        return table.narrow(0, batch.rows[0].position, batch.rows[0].count)
+    return table.index_select(0, batch.positions[0])

@@ -98,8 +98,10 @@ class DeviceEngine:
     """`Engine` over a `Span`: a thread of its own, so that one process uses one device from one thread."""
 
     def __init__(self, span: Span, page_tokens: int) -> None:
+        from shoal.blocks.span import Row
         from shoal.peer.transfer import Transfer
 
+        self._row = Row
         self.span = span
         self.start, self.stop = span.blocks.start, span.blocks.stop
         self.width = span.spec.hidden_size
@@ -181,9 +183,7 @@ class DeviceEngine:
         return [outputs[index] for index in range(len(batch))]
 
     def _forward_range(self, pieces: Sequence[Piece], start: int, stop: int) -> list[Output]:
-        from shoal.blocks.span import Row
-
-        rows = [Row(piece.pages, piece.position, piece.count, piece.length) for piece in pieces]
+        rows = [self._row(piece.pages, piece.position, piece.count, piece.length) for piece in pieces]
         return self._transfer.unload(self.span.forward(self._transfer.load(pieces), rows, start, stop), pieces)
 
 

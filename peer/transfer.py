@@ -7,6 +7,7 @@ one number out, and one wait, at the end. Elsewhere received bytes become tensor
 from __future__ import annotations
 
 from itertools import accumulate
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +53,7 @@ class Transfer:
         if self._locked:
             host, finite, starts = self._fetch(sent, total, starts, pieces)
         else:
-            host, finite = sent.cpu(), bool(torch.isfinite(total))
+            host, finite = sent.cpu(), isfinite(total.item())
         good = [finite or _finite(result[end - piece.count : end]) for end, piece in zip(ends, pieces, strict=True)]
         payloads = self._payloads(host, starts, pieces)
         return [Output(payload, fine) for payload, fine in zip(payloads, good, strict=True)]
@@ -72,7 +73,9 @@ class Transfer:
 
     def _unpacked(self, piece: Piece) -> torch.Tensor:
         """The piece's rows `[count, width]`; floats are laid over the received bytes without a copy."""
-        rows = view_bytes(piece.payload, piece.dtype, self._width)[piece.offset : piece.offset + piece.count]
+        rows = view_bytes(piece.payload, piece.dtype, self._width)
+        if piece.count < len(rows):
+            rows = rows[piece.offset : piece.offset + piece.count]
         return unpack(rows, piece.dtype, self._width)
 
     def _as_sent(self, result: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
@@ -95,7 +98,7 @@ class Transfer:
             host[at : at + stop - start].copy_(sent[start:stop], non_blocking=True)
             at += stop - start
         torch.cuda.current_stream(self._device).synchronize()
-        return host, bool(torch.isfinite(flag)), [0, *accumulate(piece.keep_rows for piece in pieces)][:-1]
+        return host, isfinite(flag.item()), [0, *accumulate(piece.keep_rows for piece in pieces)][:-1]
 
     def _payloads(self, host: torch.Tensor, starts: list[int], pieces: Sequence[Piece]) -> list[Buffer]:
         """Each piece's rows as bytes of its form. Rows that share memory with others are copied, so that keeping them
