@@ -72,15 +72,23 @@ class PaddedRead:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows of one forward. `write`: the slots of all new tokens, `[T]` or a slice; `positions`: `[1, T]`."""
+    """Rows of one forward. `write`: the slots of all new tokens, `[T]` or a slice."""
 
     rows: tuple[Row, ...]
     device: torch.device
     n_tokens: int
     write: slice | torch.Tensor
-    positions: torch.Tensor
+    _positions: torch.Tensor | None = None
     _reads: dict[int | None, tuple[Read, ...]] = field(default_factory=dict)
     _padded: dict[int | None, PaddedRead] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Positions of all tokens, `[1, T]`, made when they are first asked for."""
+        if self._positions is None:
+            ranges = [np.arange(row.position, row.end) for row in self.rows]
+            self._positions = torch.from_numpy(np.concatenate(ranges)).to(self.device)[None]
+        return self._positions
 
     @property
     def decodes_only(self) -> bool:
@@ -110,13 +118,7 @@ class Batch:
 
 def make_batch(rows: tuple[Row, ...], device: torch.device) -> Batch:
     """Describe rows that `check_rows` found good."""
-    n_tokens = sum(row.count for row in rows)
-    if n_tokens == len(rows):
-        positions = torch.tensor([[row.position for row in rows]], device=device)
-    else:
-        ranges = [np.arange(row.position, row.end) for row in rows]
-        positions = torch.from_numpy(np.concatenate(ranges)).to(device)[None]
-    return Batch(rows, device, n_tokens, _write_of(rows, device), positions)
+    return Batch(rows, device, sum(row.count for row in rows), _write_of(rows, device))
 
 
 def check_rows(rows: Sequence[Row], n_slots: int) -> tuple[Row, ...]:

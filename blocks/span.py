@@ -64,7 +64,6 @@ class Span:
         self._parts = parts
         self._steps = _steps(parts, kv) if parts.fused and has_kernels(kv.device, kv.dtype) else None
 
-    @torch.inference_mode()
     def forward(
         self, hidden: torch.Tensor, rows: Sequence[Row], start: int | None = None, stop: int | None = None
     ) -> torch.Tensor:
@@ -79,17 +78,23 @@ class Span:
                 f"hidden states of shape {tuple(hidden.shape)} do not fit rows of {n_tokens} tokens in all and a "
                 f"hidden size of {self.spec.hidden_size}"
             )
-        if self._steps is not None:
-            return self._steps.forward(hidden, rows, run)
-        held = check_rows(rows, self.kv.n_slots)
-        with kernel_order(self.device):
-            return self._through(hidden.to(self.device, self.dtype), run, make_batch(held, self.device))
+        if torch.is_inference_mode_enabled():
+            return self._forward(hidden, rows, run)
+        with torch.inference_mode():
+            return self._forward(hidden, rows, run)
 
     @torch.inference_mode()
     def warm_up(self, rows: int, tokens: int) -> None:
         """Make ready for decode steps of up to `rows` rows and contexts of `tokens`, before anybody's KV is there."""
         if self._steps is not None:
             self._steps.warm_up(range(self.blocks.start, self.blocks.stop), rows, tokens)
+
+    def _forward(self, hidden: torch.Tensor, rows: Sequence[Row], run: range) -> torch.Tensor:
+        if self._steps is not None:
+            return self._steps.forward(hidden, rows, run)
+        held = check_rows(rows, self.kv.n_slots)
+        with kernel_order(self.device):
+            return self._through(hidden.to(self.device, self.dtype), run, make_batch(held, self.device))
 
     def _through(self, state: torch.Tensor, run: range, batch: Batch) -> torch.Tensor:
         if self.fused:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY_FILE_HEADER = b"\x08\x01\x12\x40"  # field 1: key type 1 (Ed25519); field 2: 64 bytes
-PEER_ID_HEADER = b"\x00\x24\x08\x01\x12\x20"  # multihash "identity", 36 bytes; key type 1; 32 bytes
+KEY_TYPE = b"\x08\x01\x12\x20"  # key type 1; 32 bytes
+PEER_ID_HEADER = b"\x00\x24" + KEY_TYPE  # multihash "identity", 36 bytes
 SEED_BYTES = 32
 PUBLIC_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -123,6 +124,11 @@ class Identity:
             with contextlib.suppress(FileExistsError):  # another process was quicker: use its key
                 cls.generate().save(path)
         return cls.load(path)
+
+    @property
+    def public_bytes(self) -> bytes:
+        """The raw 32-byte public key."""
+        return public_bytes_of(self.peer_id)
 
     def to_bytes(self) -> bytes:
         """The 68 bytes of libp2p's key file."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shoal.dht.foreign import Multiaddr, PeerID
-
 P2P_CODE = b"\xa5\x03"  # 421 as a varint
 CIRCUIT_CODE = b"\xa2\x02"  # 290
 CIRCUIT = "/p2p-circuit"
@@ -26,6 +24,8 @@ class Packed(NamedTuple):
 
 def pack(maddr: str) -> Packed:
     """Binary form of `/ip4/A/tcp/P` or of `/ip4/A/tcp/P/p2p/RELAY/p2p-circuit`. Errors: `ValueError`."""
+    from shoal.dht.foreign import Multiaddr, PeerID
+
     where, relayed, relay = maddr.removesuffix(CIRCUIT).partition("/p2p/")
     if not relayed:
         return Packed(bytes(Multiaddr(where).to_bytes()))
@@ -51,3 +51,14 @@ def endpoint(maddr: str) -> tuple[str, int] | None:
     if len(parts) < 5 or parts[1] not in {"ip4", "ip6"} or parts[3] != "tcp" or is_relayed(maddr):
         return None
     return (parts[2], int(parts[4])) if parts[4].isdecimal() else None
+
+
+def line(maddr: str) -> tuple[str, int] | None:
+    """IP address and TCP port of the address of a peer's own lines, `/ip4/A/tcp/P/tls/p2p/ID`; None for any other."""
+    parts = maddr.split("/")
+    return endpoint(maddr) if len(parts) == 8 and parts[5:7] == ["tls", "p2p"] else None
+
+
+def line_at(address: str, port: int, peer_id: str) -> str:
+    """The address of a peer's own lines."""
+    return f"/ip{6 if ':' in address else 4}/{address}/tcp/{port}/tls/p2p/{peer_id}"

@@ -99,9 +99,10 @@ async def serve_reach(host: Host) -> None:
     await host.p2p.add_binary_stream_handler(PROTOCOL, DialBackService(host).answer)
 
 
-async def ask_reach(host: Host, nodes: Iterable[str]) -> list[DialBack]:
-    """Ask nodes that we have a connection to, all at once; the answers that came."""
-    port = port_of(host)
+async def ask_reach(host: Host, nodes: Iterable[str], port: int = 0) -> list[DialBack]:
+    """Ask nodes that we have a connection to, all at once, about a TCP port of ours: the host's own, if none is given.
+    Returns the answers that came."""
+    port = port or port_of(host)
     others = [node for node in dict.fromkeys(nodes) if node != host.peer_id][:ENOUGH]
     if not port or not others:
         return []

@@ -77,6 +77,11 @@ class Channel:
         else:
             self._cork(self.link.send(message))
 
+    def flush(self) -> None:
+        """Let what was sent in this tick leave now, not at the tick's end."""
+        if self._soon:
+            self._flush()
+
     def forget(self, session: bytes, epoch: int) -> None:
         """What waits for a lease that has ended need not be sent."""
         self._turns.forget(session, epoch)
@@ -170,7 +175,7 @@ class Channel:
     def _flush_soon(self) -> None:
         if not self._soon:
             self._soon = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
     def _flush(self) -> None:
         """Write what may leave now."""

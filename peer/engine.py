@@ -148,8 +148,11 @@ class DeviceEngine:
         return outcome
 
     def _serve(self) -> None:
-        while (carry_out := self._work.get()) is not None:
-            carry_out()
+        import torch
+
+        with torch.inference_mode():
+            while (carry_out := self._work.get()) is not None:
+                carry_out()
 
     def _examine(self, error: Exception) -> None:
         """After an error: free what the failed step held, and see whether the device still works.

@@ -1,29 +1,57 @@
-"""How a peer gets into a swarm's network: its daemon and its directory. Knows no span and no sessions."""
+"""How a peer gets into a swarm's network: its daemon, its own lines and its directory. Knows no span, no sessions."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from shoal.dht.directory import Directory
-    from shoal.dht.host import Host
+    from shoal.dht.host import Host, Reach
     from shoal.dht.identity import Identity
     from shoal.dht.remembered import Remembered
     from shoal.peer.config import PeerConfig
     from shoal.peer.loading import Model
+    from shoal.peer.transport import P2PTransport
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """A peer's place in the network. `nodes`: peer ids of those that say whether others get here; `line_addrs`: where
+    its own lines are taken."""
+
+    host: Host
+    directory: Directory
+    transport: P2PTransport
+    nodes: tuple[str, ...]
+    line_addrs: tuple[str, ...]
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        """What others are told: as much as there is room for."""
+        from shoal.dht.reach import shareable
+
+        return shareable((*self.line_addrs, *self.host.maddrs))
+
+    async def look(self) -> tuple[Reach, tuple[str, ...]]:
+        """How others get here now, and the addresses to tell them."""
+        from shoal.dht.reach import find_reach, shareable
+
+        reach, addrs = await find_reach(self.host, self.nodes)
+        return reach, shareable((*self.line_addrs, *addrs))
 
 
 @asynccontextmanager
-async def join(
-    config: PeerConfig, identity: Identity, model: Model, remembered: Remembered
-) -> AsyncIterator[tuple[Host, Directory]]:
+async def join(config: PeerConfig, identity: Identity, model: Model, remembered: Remembered) -> AsyncIterator[Net]:
     """The network as long as the peer is in it. Errors: `HostError`, `JoinError`."""
     from shoal.dht.directory import open_directory
     from shoal.dht.host import HostConfig, listen_for
-    from shoal.dht.reach import open_reachable
+    from shoal.dht.reach import ids_of, open_reachable
+    from shoal.peer.lines import open_lines
+    from shoal.peer.transport import P2PTransport
 
     host_config = HostConfig(
         identity=identity, listen=config.listen or listen_for(config.invite.peers), port=config.port,
@@ -31,7 +59,9 @@ async def join(
     )  # fmt: skip
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_reachable(host_config))
+        nodes = tuple(ids_of(config.invite.peers))
+        lines = await stack.enter_async_context(open_lines(host, host_config.listen, config.port, nodes))
         directory = await stack.enter_async_context(
             open_directory(host, identity, config.invite, model.checkpoint.revision, remembered)
         )
-        yield host, directory
+        yield Net(host, directory, P2PTransport(host, lines), nodes, lines.addrs if lines else ())

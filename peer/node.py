@@ -204,13 +204,17 @@ class Node:
             return
         self.perform(lease, lease.accept(hidden, channel.remote))
 
-    def perform(self, lease: Lease, actions: Sequence[Action]) -> None:
-        """Do what a lease decided."""
+    def perform(self, lease: Lease, actions: Sequence[Action], *, at_once: bool = False) -> None:
+        """Do what a lease decided. `at_once`: the next hop gets its states before anything else is done."""
         for action in actions:
             if isinstance(action, Run):
                 self.steps.add(lease, action)
-            else:
-                self._send(lease, action)
+                continue
+            self._send(lease, action)
+            if at_once and action.to != lease.owner:
+                self._pool.flush(action.to)
+        if at_once and (channel := self._links.get(lease.terms.link)) is not None:
+            channel.flush()
 
     def _send(self, lease: Lease, send: Send) -> None:
         if send.to != lease.owner:

@@ -96,6 +96,12 @@ class ChannelPool:
             entry = self._entries[peer_id] = _Entry()
             entry.task = self._tasks.create_task(self._run(peer_id, tuple(addrs), entry))
 
+    def flush(self, peer_id: str) -> None:
+        """Let what was sent to a peer in this tick leave now."""
+        entry = self._entries.get(peer_id)
+        if entry is not None and entry.channel is not None:
+            entry.channel.flush()
+
     def rtts(self) -> dict[str, float]:
         """Measured round trips in seconds, by peer."""
         channels = [entry.channel for entry in self._entries.values() if entry.channel is not None]

@@ -49,9 +49,9 @@ async def preview(config: PeerConfig) -> int:
     room = await asyncio.to_thread(fit_model, config, model)
     identity = Identity.generate()  # nobody is to take this look for the peer itself
     remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
-    async with join(config, identity, model, remembered) as (host, directory):
+    async with join(config, identity, model, remembered) as net:
         revision, n_blocks = model.checkpoint.revision, model.spec.n_blocks
-        view = await look_up(directory, host.peer_id, revision, n_blocks, time.time())
+        view = await look_up(net.directory, net.host.peer_id, revision, n_blocks, time.time())
     found = await asyncio.to_thread(_preview, config, model, room, view)
     sys.stdout.write(json.dumps(_flat(found)) + "\n" if config.json else _words(found))
     return 0

@@ -8,7 +8,6 @@ import logging
 import platform
 import sys
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from shoal.dht.errors import HostError, JoinError
@@ -42,9 +41,9 @@ if TYPE_CHECKING:
     from shoal.peer.config import PeerConfig
     from shoal.peer.duty import Duty
     from shoal.peer.fit import Fit
+    from shoal.peer.join import Net
     from shoal.peer.loading import Model
     from shoal.peer.measure import Throughput
-    from shoal.peer.transport import P2PTransport
     from shoal.routing.rebalance import Move
 
 logger = logging.getLogger("shoal.peer")
@@ -113,8 +112,8 @@ class _Life:
 
     async def _run_once(self) -> bool:
         """From joining until we leave, the daemon dies or the device is lost; True for the last."""
-        async with join(self.config, self.identity, self.model, self.remembered) as (host, directory):
-            return await self._serve_spans(host, directory)
+        async with join(self.config, self.identity, self.model, self.remembered) as net:
+            return await self._serve_spans(net)
 
     async def _wait_to_rejoin(self) -> None:
         self.account.stage = "rejoining"
@@ -125,16 +124,13 @@ class _Life:
             async with asyncio.timeout(REJOIN_S):
                 await self.leave.wait()
 
-    async def _serve_spans(self, host: Host, directory: Directory) -> bool:
+    async def _serve_spans(self, net: Net) -> bool:
         """Serve, here and then where the swarm needs this peer more; True if the device is lost."""
-        from shoal.peer.transport import P2PTransport
-
-        transport = P2PTransport(host)
         while True:
-            engine = await self._engine(host, directory)
+            engine = await self._engine(net)
             if self.leave.is_set():
                 return False
-            if (move := await self._serve(host, directory, engine, transport)) is None:
+            if (move := await self._serve(net, engine)) is None:
                 return engine.broken
             self.close()
             self.engine, self.blocks = None, range(move.start, move.stop)
@@ -144,10 +140,10 @@ class _Life:
         if self.engine is not None:
             self.engine.close()
 
-    async def _engine(self, host: Host, directory: Directory) -> DeviceEngine:
+    async def _engine(self, net: Net) -> DeviceEngine:
         """The loaded span, measured; made at the first join, since the swarm decides which blocks it holds."""
         if self.engine is None:
-            self.blocks = blocks = self.blocks or await choose(directory, self._seat(host))
+            self.blocks = blocks = self.blocks or await choose(net.directory, self._seat(net))
             began = asyncio.get_running_loop().time()
             from shoal.blocks.kv import PAGE_TOKENS
             from shoal.peer.loading import load
@@ -159,12 +155,10 @@ class _Life:
             settle()
         return self.engine
 
-    def _seat(self, host: Host) -> Seat:
-        from shoal.dht.reach import shareable
-
+    def _seat(self, net: Net) -> Seat:
         spec, config = self.model.spec, self.config
         return Seat(
-            peer_id=host.peer_id, addrs=shareable(host.maddrs), n_blocks=spec.n_blocks,
+            peer_id=net.host.peer_id, addrs=net.addrs, n_blocks=spec.n_blocks,
             capacity=self.room.blocks, revision=self.model.checkpoint.revision,
             quantization=config.quantization, dtype=self.dtype, version=shoal_version(), name=config.name,
         )  # fmt: skip
@@ -192,17 +186,16 @@ class _Life:
         )  # fmt: skip
         return throughput
 
-    async def _serve(
-        self, host: Host, directory: Directory, engine: DeviceEngine, transport: P2PTransport
-    ) -> Move | None:
+    async def _serve(self, net: Net, engine: DeviceEngine) -> Move | None:
         """Until we leave, the network daemon dies, the device is lost or other blocks need this peer: then those."""
-        async with Node(self._node_config(host, engine), engine, transport) as node:
-            announcer = Announcer(directory, node, self._facts(host))
+        host = net.host
+        async with Node(self._node_config(host, engine), engine, net.transport) as node:
+            announcer = Announcer(net.directory, node, self._facts(net))
             self.pausing.attach(node)
             self.account.attach(node)
             await announcer.announce()
             self._say_online(host, engine)
-            move = await self._until_leaving(host, directory, node, announcer)
+            move = await self._until_leaving(net, node, announcer)
             self.account.stage = "loading" if move else "leaving"
             if move is not None and not self.leave.is_set():
                 if self.config.json:
@@ -221,16 +214,13 @@ class _Life:
         agent = f"shoal/{shoal_version()}"
         return NodeConfig(offer, agent, limits, budget, at_rest=trim, line=line, duty=self.duty)
 
-    async def _until_leaving(self, host: Host, directory: Directory, node: Node, announcer: Announcer) -> Move | None:
+    async def _until_leaving(self, net: Net, node: Node, announcer: Announcer) -> Move | None:
         """Until something ends this peer's serving; where it goes, if it is needed more elsewhere."""
-        from shoal.dht.reach import find_reach, ids_of
-
         async with asyncio.TaskGroup() as tasks:
-            look = partial(find_reach, host, ids_of(self.config.invite.peers))
-            work = announcer.run(), announcer.follow(look), report(node, logger), self.pausing.run(node, announcer)
+            work = announcer.run(), announcer.follow(net.look), report(node, logger), self.pausing.run(node, announcer)
             chores = [tasks.create_task(part) for part in work]
-            ends = [tasks.create_task(event.wait()) for event in (self.leave, host.died, node.broken)]
-            moving = tasks.create_task(self._move(directory, announcer))
+            ends = [tasks.create_task(event.wait()) for event in (self.leave, net.host.died, node.broken)]
+            moving = tasks.create_task(self._move(net.directory, announcer))
             await asyncio.wait([*ends, moving], return_when=asyncio.FIRST_COMPLETED)
             for task in (*chores, *ends, moving):
                 task.cancel()
@@ -243,15 +233,13 @@ class _Life:
         habit = Habit(self.config.rebalance_s, self.loading_s)
         return await Mover(directory, announcer, self.model.spec.n_blocks, habit).run()
 
-    def _facts(self, host: Host) -> Facts:
-        from shoal.dht.reach import shareable
-
+    def _facts(self, net: Net) -> Facts:
         if self.throughput is None:
             raise PeerError("the span was not measured")
         return Facts(
-            peer_id=host.peer_id, revision=self.model.checkpoint.revision, quantization=self.config.quantization,
+            peer_id=net.host.peer_id, revision=self.model.checkpoint.revision, quantization=self.config.quantization,
             dtype=self.dtype, decode_s=self.throughput.decode_s, prefill_s=self.throughput.prefill_s,
-            addrs=shareable(host.maddrs), version=shoal_version(), name=self.config.name, reach=host.reach,
+            addrs=net.addrs, version=shoal_version(), name=self.config.name, reach=net.host.reach,
         )  # fmt: skip
 
     def _say_online(self, host: Host, engine: DeviceEngine) -> None:

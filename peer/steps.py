@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Desk(Protocol):
     """Who passes messages on: the node."""
 
-    def perform(self, lease: Lease, actions: Sequence[Action]) -> None:
-        """Do what a lease decided."""
+    def perform(self, lease: Lease, actions: Sequence[Action], *, at_once: bool = False) -> None:
+        """Do what a lease decided. `at_once`: the next hop gets its states before anything else is done."""
         ...
 
     def clogged(self, lease: Lease) -> bool:
@@ -166,12 +166,9 @@ class Steps:
             self._settle(batch, outputs, started)
 
     def _settle(self, batch: list[Slice], outputs: list[Output], started: float) -> None:
+        """Answers first: others wait for them. Those of several sessions leave together, when this tick is over."""
         now = self._now()
         compute_s = now - started
-        self.tally.add(sum(piece.count for piece in batch), len(batch), compute_s, now)
-        self.scheduler.ran(batch, compute_s)
-        if self._duty is not None:
-            self._rest_s = self._duty.rest_s(compute_s)
         for piece, output in zip(batch, outputs, strict=True):
             job = self.jobs.get(piece.job)
             if job is None:
@@ -183,18 +180,23 @@ class Steps:
                 continue
             self._residency.written(job.lease.holding)
             if piece.done:
-                self._finish(piece.job, job)
+                self._finish(piece.job, job, alone=len(batch) == 1)
+        self.tally.add(sum(piece.count for piece in batch), len(batch), compute_s, now)
+        self.scheduler.ran(batch, compute_s)
+        if self._duty is not None:
+            self._rest_s = self._duty.rest_s(compute_s)
 
-    def _finish(self, number: int, job: Job) -> None:
+    def _finish(self, number: int, job: Job, *, alone: bool) -> None:
         del self.jobs[number]
+        payload = job.parts[0].payload if len(job.parts) == 1 else b"".join(part.payload for part in job.parts)
+        times_s = (max(0.0, job.queue_s or 0.0), max(0.0, job.compute_s))
+        answers = job.lease.finish(job.run.hidden, payload, job.run.keep_rows, times_s)
+        self._desk.perform(job.lease, answers, at_once=alone)
         now, holding = self._now(), job.lease.holding
         holding.jobs -= 1
         holding.idle_since = now
         if job.run.hidden.count == 1:
             self._gather.answered(job.lease.session, now)
-        payload = job.parts[0].payload if len(job.parts) == 1 else b"".join(part.payload for part in job.parts)
-        times_s = (max(0.0, job.queue_s or 0.0), max(0.0, job.compute_s))
-        self._desk.perform(job.lease, job.lease.finish(job.run.hidden, payload, job.run.keep_rows, times_s))
 
     def _fault(self, leases: Sequence[Lease], text: str) -> None:
         """The device failed these leases; or all, if it is lost."""

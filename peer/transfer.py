@@ -31,21 +31,26 @@ class Transfer:
         self._device, self._width = device, width
         self._locked = device.type == "cuda"
         self._inbox, self._outbox = _Locked(), _Locked()
+        self._rows: dict[str, tuple[memoryview, torch.Tensor]] = {}  # one row of each form, and the same as a tensor
 
     def load(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """The pieces' rows, one after another, as floats `[T, width]`, on the host or on the device.
 
-        On CUDA it is void with the next call; a copy to the device must have been made by then.
+        It may be void with the next call; a copy must have been made by then.
         """
         if len({piece.dtype for piece in pieces}) > 1:
             return torch.cat([self._unpacked(piece).to(torch.float32) for piece in pieces])
         if self._locked:
             return self._load_locked(pieces)
-        views = [self._unpacked(piece) for piece in pieces]
-        return views[0] if len(views) == 1 else torch.cat(views)
+        if len(pieces) == 1:
+            return self._unpacked(pieces[0]) if pieces[0].count > 1 else self._load_row(pieces[0])
+        return torch.cat([self._unpacked(piece) for piece in pieces])
 
     def unload(self, result: torch.Tensor, pieces: Sequence[Piece]) -> list[Output]:
         """Cut a ragged result `[T, width]` on the device into each piece's kept rows. Waits for the device."""
+        if len(pieces) == 1 and not self._locked and pieces[0].keep_rows == len(result):
+            payload = to_bytes(pack(result, pieces[0].dtype).cpu())
+            return [Output(payload, isfinite(result.sum(dtype=torch.float32).item()) or _finite(result))]
         sent = self._as_sent(result, pieces)
         ends = [*accumulate(piece.count for piece in pieces)]
         starts = [end - piece.keep_rows for end, piece in zip(ends, pieces, strict=True)]
@@ -57,6 +62,16 @@ class Transfer:
         good = [finite or _finite(result[end - piece.count : end]) for end, piece in zip(ends, pieces, strict=True)]
         payloads = self._payloads(host, starts, pieces)
         return [Output(payload, fine) for payload, fine in zip(payloads, good, strict=True)]
+
+    def _load_row(self, piece: Piece) -> torch.Tensor:
+        """A row alone, copied to where such a row always lies: no tensor has to be made for it."""
+        size = row_bytes(piece.dtype, self._width)
+        if piece.dtype not in self._rows:
+            memory = bytearray(size)
+            self._rows[piece.dtype] = memoryview(memory), view_bytes(memory, piece.dtype, self._width)
+        room, row = self._rows[piece.dtype]
+        room[:] = memoryview(piece.payload).cast("B")[piece.offset * size : (piece.offset + 1) * size]
+        return unpack(row, piece.dtype, self._width)
 
     def _load_locked(self, pieces: Sequence[Piece]) -> torch.Tensor:
         form, row = pieces[0].dtype, row_bytes(pieces[0].dtype, self._width)
@@ -106,9 +121,6 @@ class Transfer:
         packed = host.dtype is torch.uint8
         forms = {piece.dtype for piece in pieces if packed or piece.dtype != "int8"}
         views = {form: to_bytes(host if packed else pack(host, form)) for form in forms}
-        alone = len(pieces) == 1 and not self._locked and pieces[0].keep_rows == len(host)
-        if alone and views:
-            return [views[pieces[0].dtype]]
         row = {form: row_bytes(form, self._width) for form in forms}
         return [
             bytes(views[piece.dtype][start * row[piece.dtype] : (start + piece.keep_rows) * row[piece.dtype]])

@@ -1,35 +1,38 @@
-"""Byte streams between peers: the protocols the rest is written against, and libp2p behind them. No messages, no state.
+"""Byte streams between peers: the protocols the rest is written against, and what is behind them. No messages.
 
-The only file of this package with sockets. Every foreign error becomes `HopClosed` here and nowhere else. A stream is
-one libp2p stream, which the daemon pipes through a unix socket; bytes are read straight from that socket's transport,
-since asyncio's StreamReader copies each of them twice more.
+Every foreign error becomes `HopClosed` here and nowhere else. A stream is a line of our own to the other program where
+that can be called (`lines`), else a libp2p stream, which the daemon pipes through a unix socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
+from shoal.dht.maddr import line
 from shoal.peer.errors import HopClosed
+from shoal.peer.lines import dial
+from shoal.peer.streams import take_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from shoal.dht.host import Host
+    from shoal.peer.lines import Lines
+    from shoal.peer.streams import SocketStream
 
 logger = logging.getLogger(__name__)
 
 LINK_PROTOCOL = "/shoal/1/link"
 CONNECT_TIMEOUT_S = 10.0
-CLOSE_TIMEOUT_S = 5.0  # what is queued when a stream is closed may take this long to leave
-READ_CHUNK_BYTES = 256 * 1024  # at most so much in one read()
-PAUSE_READING_BYTES = 1024 * 1024  # the other side is held back while so much lies unread
-QUEUE_HIGH_BYTES = 1024 * 1024  # drain() waits while more than this is queued
-JOIN_BYTES = 64 * 1024  # buffers smaller than this in all leave in one write, and so in one packet
 MAX_ADDRESSES = 16
+HEAD_START_S = 0.3  # of an own line before libp2p is asked as well
+AVOIDED_S = 60.0  # where no line was to be had, libp2p is asked at once for so long
+
+Place = tuple[str, int]  # IP address and TCP port
 
 
 class Stream(Protocol):
@@ -73,139 +76,15 @@ class Transport(Protocol):
         ...
 
 
-class SocketStream(asyncio.Protocol):
-    """A `Stream` that takes over an asyncio writer's transport. received: bytes read already; paused: reading is."""
-
-    def __init__(self, remote: str, writer: asyncio.StreamWriter, received: bytes, paused: bool) -> None:
-        self.remote = remote
-        self._writer = writer  # kept, because a writer that is collected closes its transport
-        self._transport = transport = cast("asyncio.Transport", writer.transport)
-        self._chunks: deque[bytes] = deque([received] if received else [])
-        self._unread_bytes = len(received)
-        self._reading_paused = paused
-        self._ended = transport.is_closing()
-        self._reader: asyncio.Future[None] | None = None
-        self._drainers: deque[asyncio.Future[None]] = deque()
-        self._writing_paused = False
-        self._abort: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
-        transport.set_write_buffer_limits(high=QUEUE_HIGH_BYTES)
-        transport.set_protocol(self)
-
-    async def read(self) -> bytes:
-        """See `Stream`. One reader at a time."""
-        while not self._chunks:
-            if self._ended:
-                return b""
-            self._reader = self._loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-        return self._take()
-
-    def write(self, *buffers: bytes | bytearray | memoryview) -> None:
-        """See `Stream`."""
-        if self._ended or self._transport.is_closing():
-            return
-        if len(buffers) > 1 and sum(map(_size, buffers)) <= JOIN_BYTES:
-            self._transport.write(b"".join(buffers))
-            return
-        for buffer in buffers:
-            self._transport.write(buffer)
-
-    async def drain(self) -> None:
-        """See `Stream`."""
-        while self._writing_paused and not self._ended:
-            drained: asyncio.Future[None] = self._loop.create_future()
-            self._drainers.append(drained)
-            try:
-                await drained
-            finally:
-                self._drainers.remove(drained)
-        if self._ended or self._transport.is_closing():
-            raise HopClosed(self.remote, f"the stream to {self.remote} has closed")
-
-    def queued_bytes(self) -> int:
-        """See `Stream`."""
-        return self._transport.get_write_buffer_size()
-
-    def close(self) -> None:
-        """See `Stream`. What a stalled peer does not take within 5 s is thrown away."""
-        if self._transport.is_closing():
-            return
-        self._transport.close()
-        if self._transport.get_write_buffer_size():
-            self._abort = self._loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
-        self._end()
-
-    def data_received(self, data: bytes) -> None:
-        """asyncio: bytes have come."""
-        self._chunks.append(data)
-        self._unread_bytes += len(data)
-        if self._unread_bytes > PAUSE_READING_BYTES and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
-        _wake(self._reader)
-
-    def eof_received(self) -> bool:
-        """asyncio: the other side has closed; let the transport close too."""
-        self._end()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's signature
-        """asyncio: the socket is gone."""
-        if self._abort is not None:
-            self._abort.cancel()
-        self._end()
-
-    def pause_writing(self) -> None:
-        """asyncio: more than the high-water mark is queued."""
-        self._writing_paused = True
-
-    def resume_writing(self) -> None:
-        """asyncio: the queue has shrunk."""
-        self._writing_paused = False
-        self._wake_drainers()
-
-    def _take(self) -> bytes:
-        chunk = self._chunks.popleft()
-        if len(chunk) > READ_CHUNK_BYTES:
-            self._chunks.appendleft(chunk[READ_CHUNK_BYTES:])
-            chunk = chunk[:READ_CHUNK_BYTES]
-        self._unread_bytes -= len(chunk)
-        if self._reading_paused and self._unread_bytes <= PAUSE_READING_BYTES // 2:
-            self._reading_paused = False
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
-        return chunk
-
-    def _end(self) -> None:
-        self._ended = True
-        _wake(self._reader)
-        self._wake_drainers()
-
-    def _wake_drainers(self) -> None:
-        for drained in self._drainers:
-            _wake(drained)
-
-
-def _size(buffer: bytes | bytearray | memoryview) -> int:
-    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
-
-
-def _wake(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
-
-
 class P2PTransport:
-    """`Transport` over a host's libp2p daemon. serving: set once streams of others are taken."""
+    """`Transport` over own lines and a host's libp2p daemon. serving: set once streams of others are taken. `lines`:
+    where others' own lines come in."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, lines: Lines | None = None) -> None:
         self.peer_id = host.peer_id
         self.serving = asyncio.Event()
-        self._host = host
+        self._host, self._lines = host, lines
+        self._avoided: dict[Place, float] = {}  # where no line was to be had, and until when that counts
         self._known = False  # to the daemon, as one that takes streams
         self._accepted: asyncio.Queue[SocketStream] = asyncio.Queue()
 
@@ -213,11 +92,54 @@ class P2PTransport:
         """See `Transport`. At most 16 addresses are tried; none are needed while a connection stands."""
         if peer_id == self.peer_id:
             raise HopClosed(peer_id, "a peer does not connect to itself")
+        now = time.monotonic()
+        places = [place for place in map(line, addrs) if place and self._avoided.get(place, now) <= now]
+        others = [addr for addr in addrs if line(addr) is None][:MAX_ADDRESSES]
         with _closed_if_fails(peer_id):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                if addrs:
-                    await self._host.connect(peer_id, addrs[:MAX_ADDRESSES])
-                return await self._open(peer_id)
+                if not places:
+                    return await self._open(peer_id, others)
+                return await self._first(peer_id, places, others)
+
+    async def _first(self, peer_id: str, places: Sequence[Place], others: Sequence[str]) -> SocketStream:
+        """A line, or a libp2p stream if that is there first: it is asked for when there is no line after a moment."""
+        called = asyncio.create_task(self._call(peer_id, places))
+        through: asyncio.Task[SocketStream] | None = None
+        waiting, chosen = {called}, None
+        try:
+            while waiting and chosen is None:
+                head_start_s = None if through else HEAD_START_S
+                done, waiting = await asyncio.wait(waiting, timeout=head_start_s, return_when="FIRST_COMPLETED")
+                chosen = next((task for task in done if not task.exception()), None)
+                if chosen is None and through is None:
+                    through = asyncio.create_task(self._open(peer_id, others))
+                    waiting.add(through)
+            found = chosen or through
+            if found is None:
+                raise HopClosed(peer_id, f"nobody tried to reach {peer_id}")
+            return found.result()
+        finally:
+            if not called.done():
+                self._avoid(places)
+            for task in (called, through):
+                if task is not None and task is not chosen:
+                    task.cancel()
+                    task.add_done_callback(_close_unused)
+
+    async def _call(self, peer_id: str, places: Sequence[Place]) -> SocketStream:
+        """A line to the first of these places where the peer is."""
+        for place in places:
+            try:
+                return await dial(self._host.identity, peer_id, *place)
+            except OSError as error:
+                logger.debug("no line: %s", error)
+                self._avoid([place])
+        raise HopClosed(peer_id, f"there is no line to {peer_id}")
+
+    def _avoid(self, places: Sequence[Place]) -> None:
+        now = time.monotonic()
+        self._avoided = {place: until for place, until in self._avoided.items() if until > now}
+        self._avoided.update(dict.fromkeys(places, now + AVOIDED_S))
 
     async def serve(self, on_stream: Callable[[Stream], Awaitable[None]]) -> None:
         """See `Transport`. One at a time, but again after another has ended: the daemon is told once."""
@@ -229,6 +151,8 @@ class P2PTransport:
         self.serving.set()
         try:
             async with asyncio.TaskGroup() as tasks:
+                if self._lines is not None:
+                    tasks.create_task(self._lines.run(accepted.put_nowait))
                 while True:
                     tasks.create_task(_run(on_stream, await accepted.get()))
         finally:
@@ -237,13 +161,16 @@ class P2PTransport:
                 accepted.get_nowait().close()
 
     async def _accept(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        stream = _take_over(info.peer_id.to_base58(), reader, writer)
+        stream = take_over(info.peer_id.to_base58(), reader, writer)
         if self.serving.is_set() or not self._known:
             self._accepted.put_nowait(stream)
         else:
             stream.close()
 
-    async def _open(self, peer_id: str) -> SocketStream:
+    async def _open(self, peer_id: str, addrs: Sequence[str]) -> SocketStream:
+        """A libp2p stream."""
+        if addrs:
+            await self._host.connect(peer_id, addrs)
         from shoal.dht.foreign import PeerID, p2pd_pb2, raise_if_failed, read_pbmsg_safe, write_pbmsg
 
         # hivemind's own stream_open leaves its socket open when the daemon says no.
@@ -257,17 +184,12 @@ class P2PTransport:
         except BaseException:
             writer.close()
             raise
-        return _take_over(peer_id, reader, writer)
+        return take_over(peer_id, reader, writer)
 
 
-def _take_over(peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> SocketStream:
-    """Our stream in place of asyncio's pair, with whatever the reader holds already."""
-    # There is no public way to ask for these three.
-    received, paused = bytes(reader._buffer), reader._paused  # type: ignore[attr-defined]
-    stream = SocketStream(peer_id, writer, received, paused)
-    if reader.at_eof() or reader._eof:  # type: ignore[attr-defined]
-        stream.eof_received()
-    return stream
+def _close_unused(task: asyncio.Task[SocketStream]) -> None:
+    if not task.cancelled() and not task.exception():
+        task.result().close()
 
 
 async def _run(on_stream: Callable[[Stream], Awaitable[None]], stream: SocketStream) -> None:

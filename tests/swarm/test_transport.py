@@ -14,7 +14,9 @@ import pytest
 from shoal.dht.host import HostConfig, open_host
 from shoal.dht.identity import Identity
 from shoal.peer.errors import HopClosed
-from shoal.peer.transport import QUEUE_HIGH_BYTES, READ_CHUNK_BYTES, P2PTransport
+from shoal.peer.lines import open_lines
+from shoal.peer.streams import QUEUE_HIGH_BYTES, READ_CHUNK_BYTES
+from shoal.peer.transport import P2PTransport
 
 pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 
@@ -32,11 +34,15 @@ async def serving(transport, on_stream):
             task.cancel()
 
 
-@pytest.fixture
-async def pair():
-    """Two transports on daemons of their own: (ours, theirs, their addresses)."""
+@pytest.fixture(params=["libp2p", "line"])
+async def pair(request):
+    """Two transports on daemons of their own, joined through libp2p or by a line: (ours, theirs, their addresses)."""
     async with open_host(HostConfig()) as ours, open_host(HostConfig()) as theirs:
-        yield P2PTransport(ours), P2PTransport(theirs), theirs.maddrs
+        if request.param == "libp2p":
+            yield P2PTransport(ours), P2PTransport(theirs), theirs.maddrs
+        else:
+            async with open_lines(theirs, "127.0.0.1", 0, ()) as lines:
+                yield P2PTransport(ours), P2PTransport(theirs, lines), lines.addrs
 
 
 async def exactly(stream, count):
