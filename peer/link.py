@@ -97,11 +97,15 @@ class Link:
         if self.state is LinkState.CLOSED:
             return []
         self._heard = now
-        self._bytes += data
-        messages = []
-        while (message := self._take()) is not None:
-            if (passed := self._filter(message, now)) is not None:
-                messages.append(passed)
+        if self._bytes:
+            self._bytes += data
+            data = self._bytes
+        messages: list[Message] = []
+        done = self._take_all(memoryview(data), now, messages)
+        if data is not self._bytes:
+            self._bytes += memoryview(data)[done:]
+        elif done:
+            del self._bytes[:done]
         return messages
 
     @property
@@ -142,18 +146,21 @@ class Link:
         """Nothing goes in or out any more."""
         self.state = LinkState.CLOSED
 
-    def _take(self) -> Message | None:
-        """The next whole frame in the buffer, or None."""
-        if len(self._bytes) < PREFIX.size:
-            return None
-        header, payload = decode_prefix(memoryview(self._bytes)[: PREFIX.size].tobytes())
-        body, end = PREFIX.size + header, PREFIX.size + header + payload
-        if len(self._bytes) < end:
-            return None
-        # The payload is copied once, into memory of its own that a tensor may be laid over and keep.
-        message = decode(bytes(self._bytes[PREFIX.size : body]), self._bytes[body:end])
-        del self._bytes[:end]
-        return message
+    def _take_all(self, data: memoryview, now: float, messages: list[Message]) -> int:
+        """Put the messages of all whole frames in `data` to `messages`; how many bytes these took."""
+        done = 0
+        while len(data) - done >= PREFIX.size:
+            body = done + PREFIX.size
+            header, payload = decode_prefix(data[done:body])
+            end = body + header + payload
+            if len(data) < end:
+                break
+            # The payload is copied once, into memory of its own that a tensor may be laid over and keep.
+            message = decode(data[body : body + header], bytearray(data[body + header : end]))
+            done = end
+            if (passed := self._filter(message, now)) is not None:
+                messages.append(passed)
+        return done
 
     def _filter(self, message: Message, now: float) -> Message | None:
         if self.state is LinkState.HELLO:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from shoal.peer.fields import WireError, blob, integer, text
+from shoal.peer.fields import WireError, blob, integer, test_of, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_HEADER_BYTES = 48 * 1024  # an Open with all its prefix keys takes 36 KiB and its other fields up to 9
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
@@ -15,15 +18,15 @@ MAX_PARTED_BYTES = 2 * MAX_PAYLOAD_BYTES  # and their bytes
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-class _Checks(dict[type, tuple[tuple[str, Any], ...]]):
-    """The checks of each kind's fields, by kind."""
+class _Tests(dict[type, "Callable[[Message], str]"]):
+    """The tests of each kind's fields, by kind."""
 
-    def __missing__(self, kind: type) -> tuple[tuple[str, Any], ...]:
-        found = self[kind] = tuple((f.name, f.metadata["check"]) for f in fields(kind) if "check" in f.metadata)
+    def __missing__(self, kind: type) -> Callable[[Message], str]:
+        found = self[kind] = test_of(kind)
         return found
 
 
-_CHECKS = _Checks()
+_TESTS = _Tests()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,8 @@ class Message:
     kind: ClassVar[int]
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS[type(self)]:
-            if not check(getattr(self, name)):
-                raise WireError(f"{type(self).__name__}.{name} is out of bounds")
+        if wrong := _TESTS[type(self)](self):
+            raise WireError(f"{type(self).__name__}.{wrong} is out of bounds")
 
 
 @dataclass(frozen=True, slots=True)

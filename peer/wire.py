@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any
 
 import msgpack
@@ -215,10 +216,13 @@ _KINDS: dict[int, type[Message]] = {
         Hello, Open, Opened, Refused, Hidden, Receipt, Reroute, Close, Ping, Pong, Leaving, Part, Mark, Marked,
     )
 }  # fmt: skip
-_MAKERS = {
-    kind: tuple(f.metadata.get("make") for f in fields(kind) if "payload" not in f.metadata) for kind in _KINDS.values()
-}
 _NAMES = {kind: tuple(f.name for f in fields(kind) if "payload" not in f.metadata) for kind in _KINDS.values()}
+_HEADS = {kind: attrgetter("kind", *names) for kind, names in _NAMES.items()}
+_MAKERS = {  # of the fields that are not as msgpack gives them
+    kind: tuple((at, f.metadata["make"]) for at, f in enumerate(fields(kind)) if "make" in f.metadata)
+    for kind in _KINDS.values()
+}
+_WITH_PAYLOAD = frozenset({Hidden, Part})
 
 
 def encode(message: Message) -> tuple[Buffer, ...]:
@@ -226,7 +230,7 @@ def encode(message: Message) -> tuple[Buffer, ...]:
 
     Errors: `LocalProtocolError` if the frame is larger than a receiver would take.
     """
-    header = msgpack.packb([message.kind, *(getattr(message, name) for name in _NAMES[type(message)])])
+    header = msgpack.packb(_HEADS[type(message)](message))
     payload = message.payload if isinstance(message, Hidden | Part) else b""
     size = memoryview(payload).nbytes
     if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
@@ -252,15 +256,15 @@ def decode(header: Buffer, payload: Buffer) -> Message:
     except ValueError as error:
         raise RemoteProtocolError("a frame's header is not msgpack") from error
     kind = _KINDS.get(parts[0]) if type(parts) is list and parts and type(parts[0]) is int else None
-    if kind is None or len(parts) != len(_NAMES[kind]) + 1 or (payload and kind not in (Hidden, Part)):
+    if kind is None or len(parts) != len(_NAMES[kind]) + 1 or (payload and kind not in _WITH_PAYLOAD):
         raise RemoteProtocolError("a frame's header is no message of this version")
     return _build(kind, parts[1:], payload)
 
 
 def _build(kind: type[Message], values: list[Any], payload: Buffer) -> Message:
     try:
-        made = [make(value) if make else value for make, value in zip(_MAKERS[kind], values, strict=True)]
-        given = dict(zip(_NAMES[kind], made, strict=True))
-        return kind(**given, payload=payload) if kind in (Hidden, Part) else kind(**given)
+        for at, make in _MAKERS[kind]:
+            values[at] = make(values[at])
+        return kind(*values, *([payload] if kind in _WITH_PAYLOAD else []))
     except (WireError, ValueError, TypeError) as error:
         raise RemoteProtocolError(f"a {kind.__name__} message is malformed: {error}") from error
