@@ -53,12 +53,12 @@ def endpoint(maddr: str) -> tuple[str, int] | None:
     return (parts[2], int(parts[4])) if parts[4].isdecimal() else None
 
 
-def line(maddr: str) -> tuple[str, int] | None:
-    """IP address and TCP port of the address of a peer's own lines, `/ip4/A/tcp/P/tls/p2p/ID`; None for any other."""
+def direct_place(maddr: str) -> tuple[str, int] | None:
+    """IP address and TCP port of a peer's own port for streams, `/ip4/A/tcp/P/tls/p2p/ID`; None for any other."""
     parts = maddr.split("/")
     return endpoint(maddr) if len(parts) == 8 and parts[5:7] == ["tls", "p2p"] else None
 
 
-def line_at(address: str, port: int, peer_id: str) -> str:
-    """The address of a peer's own lines."""
+def direct_maddr(address: str, port: int, peer_id: str) -> str:
+    """The multiaddr of a peer's own port for streams."""
     return f"/ip{6 if ':' in address else 4}/{address}/tcp/{port}/tls/p2p/{peer_id}"

@@ -1,4 +1,4 @@
-"""How a peer gets into a swarm's network: its daemon, its own lines and its directory. Knows no span, no sessions."""
+"""How a peer gets into a swarm's network: its daemon, its port for direct streams, its directory. Knows no span."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A peer's place in the network. `nodes`: peer ids of those that say whether others get here; `line_addrs`: where
-    its own lines are taken."""
+    """A peer's place in the network. `nodes`: peer ids of those that say whether others get here; `direct_addrs`:
+    where direct streams are taken."""
 
     host: Host
     directory: Directory
     transport: P2PTransport
     nodes: tuple[str, ...]
-    line_addrs: tuple[str, ...]
+    direct_addrs: tuple[str, ...]
 
     @property
     def addrs(self) -> tuple[str, ...]:
         """What others are told: as much as there is room for."""
         from shoal.dht.reach import shareable
 
-        return shareable((*self.line_addrs, *self.host.maddrs))
+        return shareable((*self.direct_addrs, *self.host.maddrs))
 
     async def look(self) -> tuple[Reach, tuple[str, ...]]:
         """How others get here now, and the addresses to tell them."""
         from shoal.dht.reach import find_reach, shareable
 
         reach, addrs = await find_reach(self.host, self.nodes)
-        return reach, shareable((*self.line_addrs, *addrs))
+        return reach, shareable((*self.direct_addrs, *addrs))
 
 
 @asynccontextmanager
@@ -50,7 +50,7 @@ async def join(config: PeerConfig, identity: Identity, model: Model, remembered:
     from shoal.dht.directory import open_directory
     from shoal.dht.host import HostConfig, listen_for
     from shoal.dht.reach import ids_of, open_reachable
-    from shoal.peer.lines import open_lines
+    from shoal.peer.direct import open_direct_port
     from shoal.peer.transport import P2PTransport
 
     host_config = HostConfig(
@@ -60,8 +60,8 @@ async def join(config: PeerConfig, identity: Identity, model: Model, remembered:
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_reachable(host_config))
         nodes = tuple(ids_of(config.invite.peers))
-        lines = await stack.enter_async_context(open_lines(host, host_config.listen, config.port, nodes))
+        direct = await stack.enter_async_context(open_direct_port(host, host_config.listen, config.port, nodes))
         directory = await stack.enter_async_context(
             open_directory(host, identity, config.invite, model.checkpoint.revision, remembered)
         )
-        yield Net(host, directory, P2PTransport(host, lines), nodes, lines.addrs if lines else ())
+        yield Net(host, directory, P2PTransport(host, direct), nodes, direct.addrs if direct else ())

@@ -1,7 +1,7 @@
 """Byte streams between peers: the protocols the rest is written against, and what is behind them. No messages.
 
-Every foreign error becomes `HopClosed` here and nowhere else. A stream is a line of our own to the other program where
-that can be called (`lines`), else a libp2p stream, which the daemon pipes through a unix socket.
+Every foreign error becomes `HopClosed` here and nowhere else. A stream is a TLS connection to the other program where
+that can be called (`direct`), else a libp2p stream, which the daemon pipes through a unix socket.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shoal.dht.maddr import line
+from shoal.dht.maddr import direct_place
+from shoal.peer.direct import dial
 from shoal.peer.errors import HopClosed
-from shoal.peer.lines import dial
 from shoal.peer.streams import take_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from shoal.dht.host import Host
-    from shoal.peer.lines import Lines
+    from shoal.peer.direct import DirectPort
     from shoal.peer.streams import SocketStream
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 LINK_PROTOCOL = "/shoal/1/link"
 CONNECT_TIMEOUT_S = 10.0
 MAX_ADDRESSES = 16
-HEAD_START_S = 0.3  # of an own line before libp2p is asked as well
-AVOIDED_S = 60.0  # where no line was to be had, libp2p is asked at once for so long
+HEAD_START_S = 0.3  # of a direct stream before libp2p is asked as well
+AVOIDED_S = 60.0  # where no direct stream was to be had, libp2p is asked at once for so long
 
 Place = tuple[str, int]  # IP address and TCP port
 
@@ -77,14 +77,14 @@ class Transport(Protocol):
 
 
 class P2PTransport:
-    """`Transport` over own lines and a host's libp2p daemon. serving: set once streams of others are taken. `lines`:
-    where others' own lines come in."""
+    """`Transport` over direct streams and a host's libp2p daemon. serving: set once streams of others are taken.
+    `direct`: where others' direct streams come in."""
 
-    def __init__(self, host: Host, lines: Lines | None = None) -> None:
+    def __init__(self, host: Host, direct: DirectPort | None = None) -> None:
         self.peer_id = host.peer_id
         self.serving = asyncio.Event()
-        self._host, self._lines = host, lines
-        self._avoided: dict[Place, float] = {}  # where no line was to be had, and until when that counts
+        self._host, self._direct = host, direct
+        self._avoided: dict[Place, float] = {}  # where nobody answered, and until when that counts
         self._known = False  # to the daemon, as one that takes streams
         self._accepted: asyncio.Queue[SocketStream] = asyncio.Queue()
 
@@ -93,8 +93,8 @@ class P2PTransport:
         if peer_id == self.peer_id:
             raise HopClosed(peer_id, "a peer does not connect to itself")
         now = time.monotonic()
-        places = [place for place in map(line, addrs) if place and self._avoided.get(place, now) <= now]
-        others = [addr for addr in addrs if line(addr) is None][:MAX_ADDRESSES]
+        places = [place for place in map(direct_place, addrs) if place and self._avoided.get(place, now) <= now]
+        others = [addr for addr in addrs if direct_place(addr) is None][:MAX_ADDRESSES]
         with _closed_if_fails(peer_id):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 if not places:
@@ -102,7 +102,7 @@ class P2PTransport:
                 return await self._first(peer_id, places, others)
 
     async def _first(self, peer_id: str, places: Sequence[Place], others: Sequence[str]) -> SocketStream:
-        """A line, or a libp2p stream if that is there first: it is asked for when there is no line after a moment."""
+        """A direct stream, or one through libp2p if that is there first: it is asked for after a moment without one."""
         called = asyncio.create_task(self._call(peer_id, places))
         through: asyncio.Task[SocketStream] | None = None
         waiting, chosen = {called}, None
@@ -127,14 +127,14 @@ class P2PTransport:
                     task.add_done_callback(_close_unused)
 
     async def _call(self, peer_id: str, places: Sequence[Place]) -> SocketStream:
-        """A line to the first of these places where the peer is."""
+        """A direct stream to the first of these places where the peer is."""
         for place in places:
             try:
                 return await dial(self._host.identity, peer_id, *place)
             except OSError as error:
-                logger.debug("no line: %s", error)
+                logger.debug("no direct stream: %s", error)
                 self._avoid([place])
-        raise HopClosed(peer_id, f"there is no line to {peer_id}")
+        raise HopClosed(peer_id, f"{peer_id} takes no direct streams")
 
     def _avoid(self, places: Sequence[Place]) -> None:
         now = time.monotonic()
@@ -151,8 +151,8 @@ class P2PTransport:
         self.serving.set()
         try:
             async with asyncio.TaskGroup() as tasks:
-                if self._lines is not None:
-                    tasks.create_task(self._lines.run(accepted.put_nowait))
+                if self._direct is not None:
+                    tasks.create_task(self._direct.run(accepted.put_nowait))
                 while True:
                     tasks.create_task(_run(on_stream, await accepted.get()))
         finally:

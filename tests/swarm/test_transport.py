@@ -13,8 +13,8 @@ import psutil
 import pytest
 from shoal.dht.host import HostConfig, open_host
 from shoal.dht.identity import Identity
+from shoal.peer.direct import open_direct_port
 from shoal.peer.errors import HopClosed
-from shoal.peer.lines import open_lines
 from shoal.peer.streams import QUEUE_HIGH_BYTES, READ_CHUNK_BYTES
 from shoal.peer.transport import P2PTransport
 
@@ -34,15 +34,15 @@ async def serving(transport, on_stream):
             task.cancel()
 
 
-@pytest.fixture(params=["libp2p", "line"])
+@pytest.fixture(params=["libp2p", "direct"])
 async def pair(request):
-    """Two transports on daemons of their own, joined through libp2p or by a line: (ours, theirs, their addresses)."""
+    """Two transports on daemons of their own, joined through libp2p or directly: (ours, theirs, their addresses)."""
     async with open_host(HostConfig()) as ours, open_host(HostConfig()) as theirs:
         if request.param == "libp2p":
             yield P2PTransport(ours), P2PTransport(theirs), theirs.maddrs
         else:
-            async with open_lines(theirs, "127.0.0.1", 0, ()) as lines:
-                yield P2PTransport(ours), P2PTransport(theirs, lines), lines.addrs
+            async with open_direct_port(theirs, "127.0.0.1", 0, ()) as port:
+                yield P2PTransport(ours), P2PTransport(theirs, port), port.addrs
 
 
 async def exactly(stream, count):
@@ -207,7 +207,8 @@ async def test_failures_to_connect_are_hop_closed(pair):
         await ours.connect(theirs.peer_id, ["/not/an/address"])
 
 
-async def test_our_daemons_death_ends_streams(pair):
+@pytest.mark.parametrize("pair", ["libp2p"], indirect=True)
+async def test_our_daemons_death_ends_its_streams(pair):
     ours, theirs, maddrs = pair
     async with serving(theirs, echo):
         stream = await ours.connect(theirs.peer_id, maddrs)

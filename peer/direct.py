@@ -1,8 +1,8 @@
-"""Own lines between peers: a TLS connection from one program to the other, without the two libp2p daemons between them.
+"""Direct streams: TLS connections from one program to the other, without the two libp2p daemons between them.
 
 The one who is called shows a certificate that proves its peer id (`certificate`). The caller signs, with its own peer's
 key and as the first thing that it says, what only the two ends of this very connection know. Whoever cannot be called
-has no own lines, and is reached through libp2p.
+has no port for them, and is reached through libp2p.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from shoal.dht.identity import PUBLIC_BYTES, SIGNATURE_BYTES, peer_id_of, verify
-from shoal.dht.maddr import endpoint, line_at
+from shoal.dht.maddr import direct_maddr, endpoint
 from shoal.peer.certificate import client_context, peer_id_in, server_context
 from shoal.peer.streams import take_over
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GREETING: Final = b"shoal/1\n"
-SIGNED_PREFIX: Final = b"shoal-line:"
+SIGNED_PREFIX: Final = b"shoal-direct:"
 HANDSHAKE_S: Final = 5.0
 MAX_GREETED: Final = 64  # connections whose callers have not proved yet who they are
-MAX_LINE_ADDRS: Final = 2
+MAX_ADDRS: Final = 2  # that others are told
 FULL_S: Final = 0.5  # the pause after the system had no more sockets
 
 
-class LineError(OSError):
-    """A line could not be had."""
+class DirectError(OSError):
+    """Somebody is not who they should be."""
 
 
 async def dial(identity: Identity, peer_id: str, address: str, port: int) -> SocketStream:
-    """A line to a peer. Errors: `OSError` if nobody answers there, or somebody else."""
+    """A stream to a peer. Errors: `OSError` if nobody answers there, or somebody else."""
     reader, writer = await asyncio.open_connection(
         address, port, ssl=client_context(), server_hostname="", ssl_handshake_timeout=HANDSHAKE_S
     )
@@ -51,9 +51,9 @@ async def dial(identity: Identity, peer_id: str, address: str, port: int) -> Soc
         try:
             found = peer_id_in(certificate)
         except ValueError as error:
-            raise LineError(f"{address}:{port} shows {error}") from error
+            raise DirectError(f"{address}:{port} shows {error}") from error
         if found != peer_id:
-            raise LineError(f"{address}:{port} is {found}, not {peer_id}")
+            raise DirectError(f"{address}:{port} is {found}, not {peer_id}")
         writer.write(GREETING + identity.public_bytes + identity.sign(_signed(session, certificate)))
     except BaseException:
         writer.transport.abort()
@@ -61,8 +61,8 @@ async def dial(identity: Identity, peer_id: str, address: str, port: int) -> Soc
     return take_over(peer_id, reader, writer)
 
 
-class Lines:
-    """Takes other peers' lines on a TCP port. `addrs`: where, to tell others; none if nobody gets there."""
+class DirectPort:
+    """Takes others' direct streams on a TCP port. `addrs`: where, to tell others; none if nobody gets there."""
 
     def __init__(self, identity: Identity, listening: socket.socket, addrs: tuple[str, ...]) -> None:
         self.addrs = addrs
@@ -71,14 +71,14 @@ class Lines:
         self._greeted = 0
 
     async def run(self, on_stream: Callable[[SocketStream], None]) -> None:
-        """Hand over every line whose caller has proved who it is, until cancelled."""
+        """Hand over every stream whose caller has proved who it is, until cancelled."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
                     caller, _ = await loop.sock_accept(self._listening)
                 except OSError as error:
-                    logger.warning("cannot take another line: %s", error)
+                    logger.warning("cannot take another connection: %s", error)
                     await asyncio.sleep(FULL_S)
                     continue
                 if self._greeted >= MAX_GREETED:
@@ -92,7 +92,7 @@ class Lines:
             async with asyncio.timeout(HANDSHAKE_S):
                 on_stream(await self._take(caller))
         except (OSError, EOFError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
-            logger.debug("no line: %s", error)
+            logger.debug("no direct stream: %s", error)
         finally:
             self._greeted -= 1
 
@@ -110,7 +110,7 @@ class Lines:
             peer_id = peer_id_of(public)
             signed = _signed(transport.get_extra_info("ssl_object"), self._certificate)
             if not said.startswith(GREETING) or not verify(peer_id, signature, signed):
-                raise LineError(f"a caller did not prove to be {peer_id}")
+                raise DirectError(f"a caller did not prove to be {peer_id}")
         except BaseException:
             transport.abort()
             raise
@@ -118,22 +118,24 @@ class Lines:
 
 
 @asynccontextmanager
-async def open_lines(host: Host, listen: str, port: int, nodes: Iterable[str]) -> AsyncIterator[Lines | None]:
-    """Listen for lines beside a host: on the port after `port` if that is free, else on any. `nodes` are asked whether
-    they get there. None where the host itself is reached through relays alone."""
+async def open_direct_port(
+    host: Host, listen: str, port: int, nodes: Iterable[str]
+) -> AsyncIterator[DirectPort | None]:
+    """Listen for direct streams beside a host: on the port after `port` if that is free, else on any. `nodes` are asked
+    whether they get there. None where the host itself is reached through relays alone."""
     if host.relayed:
         yield None
         return
     with _listening(listen, port + 1 if port else 0) as listening:
         bound = listening.getsockname()[1]
         found = dict.fromkeys(found[0] for found in map(endpoint, host.maddrs) if found)
-        addrs = tuple(line_at(address, bound, host.peer_id) for address in found)[:MAX_LINE_ADDRS]
+        addrs = tuple(direct_maddr(address, bound, host.peer_id) for address in found)[:MAX_ADDRS]
         from shoal.dht.reach import ask_reach, reach_of
 
         if reach_of(await ask_reach(host, nodes, bound)) == "closed":
             logger.info("nothing from outside gets through to port %d: peers reach this one through libp2p", bound)
             addrs = ()
-        yield Lines(host.identity, listening, addrs)
+        yield DirectPort(host.identity, listening, addrs)
 
 
 def _listening(address: str, port: int) -> socket.socket:
@@ -158,5 +160,5 @@ def _signed(session: ssl.SSLObject, certificate: bytes) -> bytes:
     and whom it has called."""
     binding = session.get_channel_binding("tls-unique")
     if not binding:
-        raise LineError("this connection has no binding")
+        raise DirectError("this connection has no binding")
     return SIGNED_PREFIX + binding + certificate
