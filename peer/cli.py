@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=port, default=0, metavar="N", help="TCP port to listen on (default: any free one)"
     )
     parser.add_argument(
+        "--direct-port", type=_direct_port, default=0, metavar="N",
+        help="TCP port for direct streams, or none for libp2p alone (default: the one after --port, or any free one)",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-bandwidth",
         type=rate,
         default=0.0,
@@ -138,13 +142,18 @@ def _config(arguments: argparse.Namespace) -> PeerConfig:
     return PeerConfig(
         invite=invite, model=arguments.model or invite.model, blocks=arguments.blocks,
         num_blocks=arguments.num_blocks, quantization=arguments.quant, device=arguments.device, dtype=arguments.dtype,
-        listen=arguments.host, port=arguments.port, announce=tuple(arguments.announce), identity=arguments.identity,
-        revision=arguments.revision, kv_tokens=arguments.kv_tokens, kv_dtype=arguments.kv_dtype, vram=arguments.vram,
+        listen=arguments.host, port=arguments.port, direct_port=arguments.direct_port,
+        announce=tuple(arguments.announce), identity=arguments.identity, revision=arguments.revision,
+        kv_tokens=arguments.kv_tokens, kv_dtype=arguments.kv_dtype, vram=arguments.vram,
         host_memory=arguments.host_memory, offload=arguments.offload, max_batch=arguments.max_batch,
         max_bandwidth=arguments.max_bandwidth,
         drain_s=arguments.drain, rebalance_s=arguments.rebalance_s, name=arguments.public_name, json=arguments.json,
         idle=idle_limits(arguments), max_power_w=arguments.max_power,
     )  # fmt: skip
+
+
+def _direct_port(text: str) -> int | None:
+    return None if text == "none" else port(text)
 
 
 def _span(text: str) -> range:

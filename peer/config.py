@@ -22,9 +22,10 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """Everything that `shoal peer` was told. `blocks` None: chosen where it helps most; `listen` empty: by the
-    invite suggests. Memory in bytes; what is None is chosen to fit the machine. `max_bandwidth`: bytes/s each way, 0
-    for no limit. `idle` None: serve whether the machine is idle or not."""
+    """Everything that `shoal peer` was told. `blocks` None: chosen where it helps most; `listen` empty: as the
+    invite suggests. `direct_port` 0: the one after `port`, or any; None: no direct streams. Memory in bytes; what is
+    None is chosen to fit the machine. `max_bandwidth`: bytes/s each way, 0 for no limit. `idle` None: serve whether the
+    machine is idle or not."""
 
     invite: Invite
     model: str
@@ -35,6 +36,7 @@ class PeerConfig:
     dtype: str | None = None
     listen: str = ""
     port: int = 0
+    direct_port: int | None = 0
     announce: tuple[str, ...] = ()
     identity: Path | None = None
     revision: str | None = None

@@ -119,21 +119,21 @@ class DirectPort:
 
 @asynccontextmanager
 async def open_direct_port(
-    host: Host, listen: str, port: int, nodes: Iterable[str]
+    host: Host, listen: str, port: int | None, nodes: Iterable[str]
 ) -> AsyncIterator[DirectPort | None]:
-    """Listen for direct streams beside a host: on the port after `port` if that is free, else on any. `nodes` are asked
-    whether they get there. None where the host itself is reached through relays alone."""
-    if host.relayed:
+    """Listen for direct streams beside a host, on `port` if that is free, else on any. `nodes` are asked whether they
+    get there. None if `port` is, and where the host itself is reached through relays alone."""
+    if host.relayed or port is None:
         yield None
         return
-    with _listening(listen, port + 1 if port else 0) as listening:
+    with _listening(listen, port) as listening:
         bound = listening.getsockname()[1]
         found = dict.fromkeys(found[0] for found in map(endpoint, host.maddrs) if found)
         addrs = tuple(direct_maddr(address, bound, host.peer_id) for address in found)[:MAX_ADDRS]
         from shoal.dht.reach import ask_reach, reach_of
 
         if reach_of(await ask_reach(host, nodes, bound)) == "closed":
-            logger.info("nothing from outside gets through to port %d: peers reach this one through libp2p", bound)
+            logger.info("nothing from outside gets through to port %d: others reach this peer through libp2p", bound)
             addrs = ()
         yield DirectPort(host.identity, listening, addrs)
 

@@ -59,8 +59,9 @@ async def join(config: PeerConfig, identity: Identity, model: Model, remembered:
     )  # fmt: skip
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_reachable(host_config))
+        wanted = config.port + 1 if config.port and config.direct_port == 0 else config.direct_port
         nodes = tuple(ids_of(config.invite.peers))
-        direct = await stack.enter_async_context(open_direct_port(host, host_config.listen, config.port, nodes))
+        direct = await stack.enter_async_context(open_direct_port(host, host_config.listen, wanted, nodes))
         directory = await stack.enter_async_context(
             open_directory(host, identity, config.invite, model.checkpoint.revision, remembered)
         )

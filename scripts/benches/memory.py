@@ -24,6 +24,7 @@ from shoal.dht.directory import open_directory
 from shoal.dht.host import Host, HostConfig, open_host
 from shoal.dht.identity import Identity
 from shoal.dht.invite import Invite
+from shoal.dht.maddr import direct_place
 from shoal.peer.channel import Channel
 from shoal.peer.link import Patience
 from shoal.peer.transport import P2PTransport
@@ -31,7 +32,7 @@ from shoal.peer.wire import Hidden, Open, Opened, Refused, Want
 from shoal.routing.announcement import Announcement, decode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from shoal.dht.directory import Directory
     from shoal.peer.wire import Message
@@ -79,8 +80,9 @@ def _prompt(session: bytes) -> Hidden:
 
 
 @asynccontextmanager
-async def using(host: Host, peer: Peer, count: int) -> AsyncIterator[None]:
-    """Sessions over one link, a prompt run in each; the link is cut at the end. Errors: `CommandError` on a refusal."""
+async def using(host: Host, peer: Peer, count: int, addrs: Sequence[str] = ()) -> AsyncIterator[None]:
+    """Sessions over one link, a prompt run in each; the link is cut at the end. `addrs`: those of the peer's that are
+    tried, all if none are given. Errors: `CommandError` on a refusal."""
     done, answered, refusals = asyncio.Event(), 0, list[str]()
 
     def on_message(channel: Channel, message: Message) -> None:
@@ -94,7 +96,7 @@ async def using(host: Host, peer: Peer, count: int) -> AsyncIterator[None]:
         if refusals or answered == count:
             done.set()
 
-    stream = await P2PTransport(host).connect(peer.announcement.peer_id, peer.announcement.addrs)
+    stream = await P2PTransport(host).connect(peer.announcement.peer_id, addrs or peer.announcement.addrs)
     channel = Channel(stream, "shoal-bench", Patience(), time.perf_counter)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(channel.run(on_message))
@@ -179,7 +181,8 @@ async def _half_open(directory: Directory, peer: Peer) -> float:
         return await sessions_of(directory) == count
 
     config = HostConfig(identity=Identity.generate(), bootstrap=peer.invite.peers)
-    async with open_host(config) as host, using(host, peer, AT_ONCE):
+    through_daemon = [addr for addr in peer.announcement.addrs if direct_place(addr) is None]
+    async with open_host(config) as host, using(host, peer, AT_ONCE, through_daemon):
         await until(partial(shows, AT_ONCE), 10.0)
         daemon = psutil.Process(host.p2p._child.pid)
         daemon.suspend()

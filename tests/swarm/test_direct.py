@@ -217,13 +217,15 @@ async def test_a_direct_stream_needs_no_daemon(tmp_path):
             await transport.connect(theirs.peer_id, port.addrs)
 
 
-async def test_where_a_port_is_told_and_that_it_is_after_the_given_one():
+async def test_where_a_port_is_told_and_that_it_is_the_wanted_one_if_it_can_be():
     async with open_host(HostConfig()) as host:
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            given = probe.getsockname()[1]
-        async with open_direct_port(host, "127.0.0.1", given - 1, ()) as port:
-            assert [direct_place(addr) for addr in port.addrs] == [("127.0.0.1", given)]
+            wanted = probe.getsockname()[1]
+        async with open_direct_port(host, "127.0.0.1", wanted, ()) as port:
+            assert [direct_place(addr) for addr in port.addrs] == [("127.0.0.1", wanted)]
             assert port.addrs[0].endswith(f"/tls/p2p/{host.peer_id}")
-        with socket.create_server(("127.0.0.1", given)):
-            async with open_direct_port(host, "127.0.0.1", given - 1, ()) as port:
-                assert direct_place(port.addrs[0])[1] not in (given - 1, given)
+        with socket.create_server(("127.0.0.1", wanted)):
+            async with open_direct_port(host, "127.0.0.1", wanted, ()) as port:
+                assert direct_place(port.addrs[0])[1] != wanted
+        async with open_direct_port(host, "127.0.0.1", None, ()) as port:
+            assert port is None

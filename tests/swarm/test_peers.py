@@ -51,8 +51,9 @@ def expected(folder):
 
 
 @asynccontextmanager
-async def swarm(folder, spans, private=False):
-    """A bootstrap node and peers, and this process as a client; yields (client swarm, model, peers by id, node)."""
+async def swarm(folder, spans, private=False, options=()):
+    """A bootstrap node and peers, and this process as a client; yields (client swarm, model, peers by id, node).
+    `options`: of all peers."""
     async with Children({"OMP_NUM_THREADS": "1"}) as children:
         flags = ["--private"] if private else []
         node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "tiny", *flags])
@@ -61,7 +62,19 @@ async def swarm(folder, spans, private=False):
         started = [
             await children.start(
                 span,
-                ["peer", "--model", str(folder), "--join", invite, "--blocks", span, "--json", "--dtype", "float32"],
+                [
+                    "peer",
+                    "--model",
+                    str(folder),
+                    "--join",
+                    invite,
+                    "--blocks",
+                    span,
+                    "--json",
+                    "--dtype",
+                    "float32",
+                    *options,
+                ],
             )
             for span in spans
         ]
