@@ -24,9 +24,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What takes long comes first, so that all who share the work end at about the same time.
+LONG = ("test_guide", "test_terminal", "test_schedules", "test_survival", "test_wan")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The browser's driver keeps an event loop running in this thread until the end: no async test can follow."""
-    items.sort(key=lambda item: "web" in item.path.relative_to(item.config.rootpath).parts)
+
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        folders = item.path.relative_to(item.config.rootpath).parts
+        return "web" in folders, item.path.stem not in LONG, "swarm" not in folders
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)

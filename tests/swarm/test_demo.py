@@ -10,7 +10,7 @@ import time
 import pytest
 from processes import Processes
 
-pytestmark = [pytest.mark.swarm, pytest.mark.executed, pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.swarm, pytest.mark.executed, pytest.mark.calm, pytest.mark.timeout(180)]
 
 
 def test_demo_json_and_nothing_left() -> None:

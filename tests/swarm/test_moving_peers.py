@@ -12,7 +12,7 @@ from shoal.client.local import load_model
 from shoal.client.swarm import Model, SessionOptions, join_swarm
 from shoal.dht.invite import Invite
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(240)]
 
 BLOCKS = 6
 PROMPT = [5, 17, 42, 99, 7, 3, 250, 1]

@@ -15,7 +15,7 @@ from shoal.dht.host import HostConfig, open_host
 from shoal.dht.maddr import endpoint, is_relayed
 from shoal.dht.reach import DialBack, open_reachable
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(180), needs_network]
+pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(180), needs_network]
 
 STEPS = 12
 

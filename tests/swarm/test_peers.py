@@ -17,7 +17,7 @@ from shoal.client.swarm import join_swarm
 from shoal.dht.invite import Invite
 from shoal.peer.errors import HopRefused, NoRouteError, Reason
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(240)]
 
 BLOCKS = 6
 PROMPT = [5, 17, 42, 99, 7, 3, 250, 1]

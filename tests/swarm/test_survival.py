@@ -16,7 +16,7 @@ import pytest
 
 from tests.swarm.test_peers import expected, folder, generate, swarm  # noqa: F401  fixtures
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 REJOIN_S = 15.0
@@ -33,6 +33,7 @@ def blown(work):
     return asyncio.get_running_loop().create_task(work)
 
 
+@pytest.mark.alone
 async def test_sessions_outlive_daemons_and_bootstrap_nodes_and_peers_rejoin(folder, expected):  # noqa: F811
     """A peer's daemon dies, then the client's own, then the bootstrap node, then the daemon of a peer that must rejoin
     through what it remembers. Streams go through the daemons: direct ones would not notice the client's own death."""
@@ -71,6 +72,7 @@ async def test_sessions_outlive_daemons_and_bootstrap_nodes_and_peers_rejoin(fol
         assert len((await joined.refresh()).peers) == 2
 
 
+@pytest.mark.alone
 async def test_a_hang_is_over_in_three_seconds_and_late_answers_are_nothing(folder, expected):  # noqa: F811
     async with swarm(folder, ["0:6", "0:6"]) as (joined, model, peers, _node):
         times, hung = [time.monotonic()], []
@@ -95,6 +97,7 @@ async def test_a_hang_is_over_in_three_seconds_and_late_answers_are_nothing(fold
         assert max(b - a for a, b in itertools.pairwise(times)) <= 3.0
 
 
+@pytest.mark.alone
 async def test_a_peer_that_gets_a_tenth_of_its_time_is_left_without_blame(folder, expected):  # noqa: F811
     async with swarm(folder, ["0:6", "0:6"]) as (joined, model, peers, _node):
         slowing, left = [], []
@@ -127,6 +130,7 @@ async def test_a_peer_that_gets_a_tenth_of_its_time_is_left_without_blame(folder
         assert not joined._measured.health.banned(time.time())
 
 
+@pytest.mark.alone
 async def test_a_leaving_peer_hands_its_sessions_over_and_is_gone(folder, expected):  # noqa: F811
     async with swarm(folder, ["0:6", "0:3", "3:6"]) as (joined, model, peers, _node):
         async with asyncio.TaskGroup() as tasks:
@@ -151,6 +155,7 @@ async def test_a_leaving_peer_hands_its_sessions_over_and_is_gone(folder, expect
         assert sum(run.result()[1].moves for run in runs) >= 1
 
 
+@pytest.mark.calm
 def test_a_peer_gives_back_what_vanished_clients_held(tmp_path):
     """Leases, descriptors and memory of a real peer, by the benchmark in a small form."""
     found = tmp_path / "found.json"

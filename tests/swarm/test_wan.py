@@ -18,7 +18,7 @@ from netlab.forwarder import inside
 from netlab.lab import Lab, LabError
 from shoal.peer.errors import NoRouteError
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(180), needs_network]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180), needs_network]
 
 WAN = str(Path(__file__).resolve().parents[2] / "scripts" / "wan")
 STEPS = 16
@@ -34,6 +34,7 @@ def expected(folder):
     return greedy(folder, STEPS)
 
 
+@pytest.mark.alone
 def test_delay_rate_and_firewall_are_as_told():
     with Lab("rate=50Mbit rtt=80ms a b:rtt=20ms home:inbound=no,rtt=20ms") as lab:
         times = measure.round_trips(lab, "a", "b", 20)
@@ -46,6 +47,7 @@ def test_delay_rate_and_firewall_are_as_told():
         assert measure.reachable(lab, "a", "home")
 
 
+@pytest.mark.alone
 def test_a_router_translates_real_connections():
     with Lab("rtt=2ms a home:nat=yes,expire=1s pc@home laptop@home office:nat=yes desk@office") as lab:
         assert lab.hosts["pc"] == lab.hosts["desk"] == "192.168.1.2"
@@ -71,6 +73,7 @@ def test_a_router_translates_real_connections():
             lab.set("pc", "loss=1%")
 
 
+@pytest.mark.alone
 def test_loss_jitter_and_cuts_are_as_told():
     with Lab("rtt=10ms loss=10% jitter=30ms a b c") as lab:
         assert 0.07 < measure.loss(lab, "a", "b", 1500) < 0.13
@@ -86,6 +89,7 @@ def test_loss_jitter_and_cuts_are_as_told():
         assert measure.reachable(lab, "a", "b")
 
 
+@pytest.mark.calm
 def test_nothing_is_left_however_it_ends(tmp_path):
     """The forwarder is killed, while something runs on a host that does not hear SIGTERM."""
     with Lab("a") as lab:
@@ -103,6 +107,7 @@ def test_nothing_is_left_however_it_ends(tmp_path):
             lab.heal()
 
 
+@pytest.mark.calm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_command_and_its_network(number, tmp_path):
     """As from a terminal: the whole process group hears it."""
@@ -120,6 +125,7 @@ def test_a_signal_ends_the_command_and_its_network(number, tmp_path):
     assert not inside({inode})
 
 
+@pytest.mark.calm
 def test_the_command_for_people(tmp_path):
     def wan(*argv):
         return subprocess.run([WAN, *argv], capture_output=True, text=True, check=False, timeout=30)
@@ -142,6 +148,7 @@ def test_the_command_for_people(tmp_path):
         assert len(failed.stderr.splitlines()) == 1
 
 
+@pytest.mark.calm
 async def test_a_swarm_survives_a_partition_loss_and_jitter(folder, expected):
     with Lab("rate=100Mbit rtt=20ms bulk=no boot p q me") as lab:
         async with (

@@ -38,8 +38,8 @@ def test_an_ideal_prompt_keeps_the_slowest_part_busy(monkeypatch):
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_every_part_runs_small(tmp_path):
     found = tmp_path / "found.json"
-    command = [str(ROOT / "scripts" / "bench"), "wan", "--tiny", "--json", str(found)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    command = [sys.executable, "-m", "tests.forks", "scripts/benches/wan.py", "--tiny", "--json", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     figures = json.loads(found.read_text())
     setting = "1gbit_5ms"
