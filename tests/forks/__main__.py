@@ -1,13 +1,16 @@
 """python -m tests.forks SCRIPT ARGUMENTS: runs one of scripts/benches, whose peers start as forks."""
 
+import asyncio
 import runpy
 import sys
 from pathlib import Path
 
+import uvloop
+
 from tests.forks.popen import forked
 
 if __name__ == "__main__":
-    sys.modules["uvloop"] = None  # its processes are started past `subprocess`
+    uvloop.run = asyncio.run  # uvloop starts processes past `subprocess`
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     with forked():

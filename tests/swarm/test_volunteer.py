@@ -224,6 +224,7 @@ def test_names_are_announced_and_shown(swarm, shoal):
     }
 
 
+@pytest.mark.calm
 def test_with_idle_only_a_peer_serves_while_nobody_types_and_not_when_somebody_does(swarm, shoal, folder):  # noqa: F811
     """Somebody is a terminal of ours, whose input the kernel dates to 8 s. The machine may be loaded as it likes."""
     if attended.input_s() is not None and attended.input_s() < 2 * TYPED_S:
