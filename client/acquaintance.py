@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shoal.routing.announcement import Announcement
 
 AT_ONCE = 512  # peers that are tried together
-ENOUGH = 64  # as many will do where others have measured them and they hold every block
+ENOUGH = 64  # as many will do where those that are surely there hold every block
 PATIENCE = 0.5  # once those that answered hold every block, the others get so much of the time that it took
 ASK_AGAIN_S = 30.0
 UNUSED_S = 30.0
@@ -42,12 +42,13 @@ class Acquaintance:
         """The link to a peer ended, or could not be opened."""
         self._heard(peer_id)
 
-    def greet(self, view: View) -> None:
-        """Try peers that were not tried lately."""
+    def greet(self, view: View, answering: frozenset[str]) -> None:
+        """Try peers that were not tried lately. `answering`: those that we have heard from by other ways."""
         now, names = self._now(), {peer.peer_id for peer in view.peers}
         self.met &= names
         self._asked = {name: at for name, at in self._asked.items() if name in names and now - at < ASK_AGAIN_S}
-        for peer in self._choose(view, [p for p in view.peers if p.peer_id not in self.met | self._asked.keys()]):
+        fresh = [peer for peer in view.peers if peer.peer_id not in self.met | self._asked.keys()]
+        for peer in self._choose(view, fresh, answering):
             self._asked[peer.peer_id] = now
             self._trying.add(peer.peer_id)
             self._pool.connect(peer.peer_id, peer.addrs)
@@ -73,16 +74,19 @@ class Acquaintance:
         for name in [name for name, at in self._used.items() if now - at > UNUSED_S]:
             self._pool.drop(name)
 
-    def _choose(self, view: View, fresh: list[Announcement]) -> list[Announcement]:
-        """Of many, those whose distance others have announced, if they hold every block; a ghost has no distance unless
-        somebody lies for it."""
+    def _choose(self, view: View, fresh: list[Announcement], answering: frozenset[str]) -> list[Announcement]:
+        """Of many, those that answered us, then those whose distance others have announced, if they hold every block: a
+        ghost has none unless somebody lies for it. The others then have time, and come some at a time."""
         if len(fresh) <= ENOUGH:
             return fresh
         vouched = {name for peer in view.peers for name, _ in peer.rtts}
-        known = [peer for peer in fresh if peer.peer_id in vouched]
-        if not View(view.n_blocks, tuple(known), view.at).missing():
-            return self._rng.sample(known, min(len(known), ENOUGH))
-        return self._rng.sample(fresh, min(len(fresh), AT_ONCE))
+        order = self._rng.sample(fresh, len(fresh))
+        order.sort(key=lambda peer: (peer.peer_id not in answering, peer.peer_id not in vouched))
+        likely = self.met | answering | vouched
+        there = tuple(peer for peer in view.peers if peer.peer_id in likely)
+        if View(view.n_blocks, there, view.at).missing():
+            return order[:AT_ONCE]
+        return ([peer for peer in order if peer.peer_id in likely] or order)[:ENOUGH]
 
     def _hold(self, view: View, start: int, stop: int) -> bool:
         met = tuple(peer for peer in view.peers if peer.peer_id in self.met)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shoal.dht.background import background
@@ -21,6 +22,7 @@ from shoal.peer.transport import P2PTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from shoal.dht.directory import Directory
     from shoal.dht.host import Host, HostConfig
@@ -37,10 +39,12 @@ class Network:
     """`Transport` and `Directory` of a client. `on_lost` is called when the daemon has died."""
 
     def __init__(self, config: HostConfig, invite: Invite, revision: str) -> None:
-        self.peer_id = config.resolve_identity().peer_id
+        self._fresh = config.identity is None and config.identity_path is None
+        self._identity = config.resolve_identity()
+        self.peer_id = self._identity.peer_id
         self.serving = asyncio.Event()  # never: a client takes no streams
         self.on_lost: Callable[[], None] = lambda: None
-        self._config, self._invite, self._revision = config, invite, revision
+        self._config, self._invite, self._revision = replace(config, identity=self._identity), invite, revision
         self._remembered = Remembered()
         self._up = asyncio.Event()
         self._host: Host
@@ -84,15 +88,15 @@ class Network:
                 return records
             self._gone(host)
 
+    def nodes(self) -> frozenset[str]:
+        """See `Directory`."""
+        return self._directory.nodes() if self._up.is_set() else frozenset()
+
     async def live(self, first: asyncio.Future[None]) -> None:
         """Keep a daemon and a place in the directory until cancelled; `first` tells how it went the first time."""
-        identity = self._config.resolve_identity()
         while True:
             try:
-                async with (
-                    open_host(self._config) as host,
-                    open_directory(host, identity, self._invite, self._revision, self._remembered) as directory,
-                ):
+                async with open_host(self._config) as host, self._joined(host) as directory:
                     self._host, self._transport, self._directory = host, P2PTransport(host), directory
                     self._up.set()
                     if not first.done():
@@ -106,6 +110,11 @@ class Network:
                     return
                 logger.warning("cannot join again yet: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+    def _joined(self, host: Host) -> AbstractAsyncContextManager[Directory]:
+        return open_directory(
+            host, self._identity, self._invite, self._revision, self._remembered, guest=True, fresh=self._fresh
+        )
 
     def _gone(self, host: Host) -> None:
         """A daemon has died; `live` may not have noticed yet."""

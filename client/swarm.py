@@ -100,7 +100,7 @@ class Swarm:
         withdrawn = {peer.peer_id for peer in self._view.peers} - {peer.peer_id for peer in fresh}
         old = replace(self._view, peers=tuple(p for p in self._view.peers if p.peer_id not in withdrawn))
         self._view = fold(old, fresh, now)
-        self._met.greet(self._view)
+        self._met.greet(self._view, self._place.directory.nodes())
         self.presence.refreshed(self._view)
         return self._view
 
@@ -268,11 +268,9 @@ async def join_swarm(invite: Invite, model: Model, options: SwarmOptions = Swarm
     """Join over libp2p. Errors: `HostError` (no daemon, port taken), `JoinError` (nobody of the invite answers)."""
     from shoal.client.network import open_network
     from shoal.dht.host import HostConfig, listen_for
-    from shoal.dht.identity import Identity
 
-    identity = options.identity or Identity.generate()
     listen = options.listen or listen_for(invite.peers)
-    config = HostConfig(identity=identity, listen=listen, port=options.port, bootstrap=invite.peers)
+    config = HostConfig(identity=options.identity, listen=listen, port=options.port, bootstrap=invite.peers)
     async with (
         open_network(config, invite, model.revision) as network,
         Swarm(Place(network, network, invite, options.refresh_s), model) as swarm,

@@ -50,6 +50,10 @@ class Directory(Protocol):
         """The newest live record of each peer, verified and decrypted; `expiry` is in this machine's own clock."""
         ...
 
+    def nodes(self) -> frozenset[str]:
+        """Peers that answer as nodes of the directory: they are there, whatever their records say."""
+        ...
+
 
 class Opened(NamedTuple):
     """A verified record of this swarm and what its envelope said; a withdrawn one has none."""
@@ -94,6 +98,10 @@ class DHTDirectory:
             for opened in newest.values()
             if opened.envelope is not None
         ]
+
+    def nodes(self) -> frozenset[str]:
+        """See `Directory`."""
+        return frozenset(map(str, self._node.protocol.routing_table.peers()))
 
     async def refuse_twin(self, sighting: Sighting | None = None) -> None:
         """JoinError if another running peer uses our identity: its record is live, and it answers where that says."""
@@ -159,16 +167,25 @@ class DHTDirectory:
 
 @asynccontextmanager
 async def open_directory(
-    host: Host, identity: Identity, invite: Invite, revision: str, remembered: Remembered | None = None
+    host: Host,
+    identity: Identity,
+    invite: Invite,
+    revision: str,
+    remembered: Remembered | None = None,
+    *,
+    guest: bool = False,
+    fresh: bool = False,
 ) -> AsyncIterator[DHTDirectory]:
     """Join a swarm's directory. JoinError if no bootstrap node answers or another live peer uses our identity.
 
     revision: of the checkpoint that this peer serves, at most 64 bytes; "" for a client. remembered: nodes to join
-    through when no bootstrap node answers; it learns new ones.
+    through when no bootstrap node answers; it learns new ones. guest: only asks. fresh: the identity is new, so
+    nobody else has it.
     """
-    async with open_node(host, invite.peers, remembered) as node:
+    async with open_node(host, invite.peers, remembered, guest=guest) as node:
         directory = DHTDirectory(node, identity, invite, revision)
-        await directory.refuse_twin()
+        if not fresh:
+            await directory.refuse_twin()
         yield directory
 
 

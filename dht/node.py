@@ -141,18 +141,19 @@ class Node:
 
 @asynccontextmanager
 async def open_node(
-    host: Host, bootstrap: Sequence[str] = (), remembered: Remembered | None = None
+    host: Host, bootstrap: Sequence[str] = (), remembered: Remembered | None = None, *, guest: bool = False
 ) -> AsyncIterator[Node]:
     """Join the directory through the bootstrap multiaddrs or, where they are silent, nodes that were `remembered`;
-    start one if there are no bootstrap nodes. JoinError, HostError."""
+    start one if there are no bootstrap nodes. A guest will be gone soon: others are not to look for records at it.
+    JoinError, HostError."""
     clock = SwarmClock(time.time(), time.monotonic())
     try:
-        protocol = await ShoalDHT.open(host, clock)
+        protocol = await ShoalDHT.open(host, clock, guest=guest)
     except (P2PDaemonError, OSError) as error:
         raise HostError("The libp2p daemon takes no directory: it has died, or already serves one.") from error
     node = Node(host, protocol, bootstrap, remembered or Remembered())
     try:
-        if not host.relayed:
+        if not protocol.client_mode:
             await serve_reach(host)
         await node.join()
         async with background(node.upkeep()):

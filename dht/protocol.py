@@ -61,8 +61,8 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
     _shunned: dict[PeerID, float]
 
     @classmethod
-    async def open(cls, host: Host, clock: SwarmClock) -> ShoalDHT:
-        """Start answering on a host. A relayed host only asks: it would be no use to others as a node."""
+    async def open(cls, host: Host, clock: SwarmClock, *, guest: bool) -> ShoalDHT:
+        """Start answering on a host. A guest or a relayed host only asks: as a node it would be no use to others."""
         self: ShoalDHT = await super().create(
             host.p2p,
             node_id_of(host.p2p.peer_id),
@@ -75,7 +75,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         )
         self.clock, self.store, self._shunned = clock, RecordStore(), {}
         self.routing_table = LimitedTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
-        self.client_mode = host.relayed
+        self.client_mode = guest or host.relayed
         if not self.client_mode:
             await self.add_p2p_handlers(host.p2p)
             self.node_info = dht_pb2.NodeInfo(node_id=self.node_id.to_bytes())

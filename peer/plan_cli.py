@@ -109,7 +109,10 @@ async def _look(invite: Invite, shape: Shape) -> tuple[View, dict[str, float]]:
 
     identity = Identity.generate()
     config = HostConfig(identity=identity, listen=listen_for(invite.peers), bootstrap=invite.peers)
-    async with open_host(config) as host, open_directory(host, identity, invite, shape.revision or "") as directory:
+    async with (
+        open_host(config) as host,
+        open_directory(host, identity, invite, shape.revision or "", guest=True) as directory,
+    ):
         view = view_of(await directory.lookup(), shape, time.time())
         return view, await round_trips(host, view.peers)
 

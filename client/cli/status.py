@@ -87,7 +87,10 @@ async def _look(invite: Invite, arguments: argparse.Namespace, n_blocks: int | N
     identity = Identity.generate()
     config = HostConfig(identity=identity, bootstrap=invite.peers)
     with _screen(invite, arguments) as show:
-        async with open_host(config) as host, open_directory(host, identity, invite, revision or "") as directory:
+        async with (
+            open_host(config) as host,
+            open_directory(host, identity, invite, revision or "", guest=True) as directory,
+        ):
             if not arguments.watch:
                 show(view_of(await directory.lookup(), n_blocks, revision, time.time()))
                 return

@@ -41,7 +41,7 @@ async def swarm(invite: Invite, config: HostConfig, n_blocks: int | None, revisi
             found.append(await _bootstrap(host, invite))
             if found[0].state == "broken":
                 return found
-            async with open_node(host, invite.peers) as node:
+            async with open_node(host, invite.peers, guest=True) as node:
                 found += [_clock(node), await _reach(host, config)]
                 records = await DHTDirectory(node, host.identity, invite, "").lookup()
                 view = view_of(records, n_blocks, revision, time.time())

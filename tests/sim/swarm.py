@@ -31,10 +31,11 @@ MODEL = Model(n_blocks=N_BLOCKS, width=WIDTH, revision="r1")
 
 
 class SimDirectory:
-    """The directory's contract over a shared table: newest sequence per peer, expiring, withdrawn at once."""
+    """The directory's contract over a shared table: newest sequence per peer, expiring, withdrawn at once. `known`:
+    peers that are nodes of it."""
 
-    def __init__(self, table: dict[str, Record], peer_id: str, wall) -> None:
-        self.table, self.peer_id, self.wall = table, peer_id, wall
+    def __init__(self, table: dict[str, Record], peer_id: str, wall, known: frozenset[str] = frozenset()) -> None:
+        self.table, self.peer_id, self.wall, self.known = table, peer_id, wall, known
         self.sequence = 0
 
     async def announce(self, body: bytes, ttl_s: float) -> None:
@@ -49,6 +50,9 @@ class SimDirectory:
     async def lookup(self) -> list[Record]:
         await asyncio.sleep(0.02)
         return [record for record in self.table.values() if record.expiry > self.wall()]
+
+    def nodes(self) -> frozenset[str]:
+        return self.known
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class World:
     peers: dict[str, SimPeer] = field(default_factory=dict)
     draining: dict[str, SimPeer] = field(default_factory=dict)
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    nodes: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -144,9 +149,9 @@ class World:
     async def client(self, name: str = "client") -> AsyncIterator[Swarm]:
         """Join as a client."""
         place = Place(
-            SimTransport(self.net, name), SimDirectory(self.table, name, self.wall), INVITE, refresh_s=1.0,
-            wall=self.wall, clock=asyncio.get_running_loop().time, rng=random.Random(f"{self.seed} {name}"),
-            random_bytes=random.Random(f"{self.seed} {name} bytes").randbytes,
+            SimTransport(self.net, name), SimDirectory(self.table, name, self.wall, self.nodes), INVITE,
+            refresh_s=1.0, wall=self.wall, clock=asyncio.get_running_loop().time,
+            rng=random.Random(f"{self.seed} {name}"), random_bytes=random.Random(f"{self.seed} {name} bytes").randbytes,
         )  # fmt: skip
         async with Swarm(place, MODEL) as swarm:
             yield swarm

@@ -327,6 +327,8 @@ def test_a_clients_clock_that_is_off_by_ten_minutes_refuses_no_peer(off_s):
                 async def lookup(self):
                     return [replace(record, expiry=record.expiry + off_s) for record in await directory.lookup()]
 
+                nodes = directory.nodes
+
             swarm._place = replace(place, directory=Elsewhere(), wall=lambda: wall() + off_s)
             swarm._view = View(N_BLOCKS)
             await swarm.refresh()
@@ -360,3 +362,21 @@ def test_500_ghosts_cost_at_most_a_fifth_more_time_to_the_first_token(silent):
     seeds = range(3)
     without = sum(ttft_s(seed, 0, silent=False) for seed in seeds)
     assert sum(ttft_s(seed, 500, silent=silent) for seed in seeds) <= 1.2 * without
+
+
+@pytest.mark.parametrize("nodes", [frozenset({"p0", "p1", "p2", "p3"}), frozenset({"p0"}), frozenset()])
+def test_who_answers_in_the_directory_is_tried_before_ghosts_and_these_later_if_that_is_enough(nodes):
+    async def main():
+        async with world(4, DOUBLE) as it:
+            haunt(it, 500)
+            it.nodes = nodes
+            async with it.client() as swarm:
+                tried = set(swarm._pool.peers())
+                assert await generate(swarm, PROMPT, 1, wait_s=60.0) == EXPECTED[:1]
+                await asyncio.sleep(15.0)
+                return tried, set(it.peers), swarm._met._asked
+
+    tried, real, asked = run(main())
+    assert nodes <= real <= tried
+    assert len(tried) == (4 if nodes == real else 504)
+    assert len(asked) == 504

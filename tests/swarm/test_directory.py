@@ -30,10 +30,10 @@ async def swarm():
         host = await stack.enter_async_context(open_host(HostConfig()))
         node = await stack.enter_async_context(open_node(host))
 
-        async def add(identity=None, secret=None, revision="r1"):
+        async def add(identity=None, secret=None, revision="r1", **options):
             peer = await stack.enter_async_context(open_host(HostConfig(identity=identity)))
             invite = Invite("default", "demo", host.maddrs, secret)
-            return await stack.enter_async_context(open_directory(peer, peer.identity, invite, revision))
+            return await stack.enter_async_context(open_directory(peer, peer.identity, invite, revision, **options))
 
         async def stranger():
             """A bare libp2p host connected to the bootstrap node: what an attacker has."""
@@ -74,6 +74,16 @@ async def test_announce_look_up_withdraw(swarm):
     assert [record.body for record in await bob.lookup()] == [b"bob"]
     await alice.announce(b"alice 3", 60)
     assert {record.body for record in await bob.lookup()} == {b"alice 3", b"bob"}
+
+
+async def test_a_guest_finds_all_and_is_asked_by_nobody(swarm):
+    alice, guest = await swarm.add(), await swarm.add(guest=True, fresh=True)
+    await alice.announce(b"alice", 60)
+    assert [record.body for record in await guest.lookup()] == [b"alice"]
+    nodes = {swarm.host.peer_id, alice._identity.peer_id}
+    assert guest.nodes() == nodes
+    await alice.lookup()
+    assert set(map(str, swarm.node.protocol.routing_table.peers())) | alice.nodes() == nodes
 
 
 async def test_watch_sees_changes(swarm):
@@ -333,7 +343,7 @@ async def test_a_peer_rejoins_when_its_bootstrap_node_returns():
             port = int(maddrs[0].split("/")[4])
             async with open_host(HostConfig(identity=identity, port=port)) as again, open_node(again) as node:
                 async with asyncio.timeout(15):
-                    while not node.protocol.routing_table.peers():
+                    while not (node.protocol.routing_table.peers() and alice.nodes()):
                         await asyncio.sleep(0.1)
                 await alice.announce(b"back", 60)
                 assert len(node.protocol.store) == 1
