@@ -154,7 +154,8 @@ async def _trial(host: Host, directory: Directory, peer: Peer, sessions: int) ->
         return await sessions_of(directory) == 0
 
     descriptors, marks, freed_s = peer.descriptors(), list[float](), 0.0
-    for count in (round(WARM_PART * sessions), sessions - round(WARM_PART * sessions)):
+    warm = min(sessions, max(round(WARM_PART * sessions), AT_ONCE))  # as many at once as later
+    for count in (warm, sessions - warm):
         for first in range(0, count, AT_ONCE):
             async with using(host, peer, min(AT_ONCE, count - first)):
                 pass

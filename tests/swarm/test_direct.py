@@ -148,6 +148,7 @@ async def test_a_proof_is_worth_nothing_on_another_connection(monkeypatch):
         honest.close()
 
 
+@pytest.mark.alone
 async def test_callers_who_say_nothing_are_bounded_and_do_not_last(monkeypatch):
     monkeypatch.setattr(direct, "HANDSHAKE_S", 0.5)
     here, there = Identity.generate(), Identity.generate()
@@ -176,6 +177,7 @@ async def echo(stream):
         stream.write(data)
 
 
+@pytest.mark.alone
 async def test_libp2p_stands_in_where_there_is_no_direct_stream():
     async with open_host(HostConfig()) as ours, open_host(HostConfig()) as theirs, silent_port() as silent:
         ours, there = P2PTransport(ours), P2PTransport(theirs)
