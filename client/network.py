@@ -36,7 +36,8 @@ RETRY_S = 1.0
 
 
 class Network:
-    """`Transport` and `Directory` of a client. `on_lost` is called when the daemon has died."""
+    """`Transport` and `Directory` of a client. `on_lost` is called when the daemon has died, and when
+    another one is up: what failed meanwhile says nothing about others."""
 
     def __init__(self, config: HostConfig, invite: Invite, revision: str) -> None:
         self._fresh = config.identity is None and config.identity_path is None
@@ -98,9 +99,11 @@ class Network:
             try:
                 async with open_host(self._config) as host, self._joined(host) as directory:
                     self._host, self._transport, self._directory = host, P2PTransport(host), directory
-                    self._up.set()
-                    if not first.done():
+                    if first.done():
+                        self.on_lost()
+                    else:
                         first.set_result(None)
+                    self._up.set()
                     await host.died.wait()
                     self._up.clear()
                     self.on_lost()

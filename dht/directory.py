@@ -71,7 +71,7 @@ class DHTDirectory:
         self._run = round(time.time() * 1000).to_bytes(6, "big") + os.urandom(2)  # earlier runs compare lower
         self._sequence = 0
         self._expiry = 0.0
-        self._seen: dict[str, Record] = {}
+        self._seen: dict[str, Opened] = {}  # the newest of each peer, until it expires
 
     async def announce(self, body: bytes, ttl_s: float) -> None:
         """See `Directory`."""
@@ -91,11 +91,12 @@ class DHTDirectory:
     async def lookup(self) -> list[Record]:
         """See `Directory`."""
         sightings = await self._node.look(*(shard_key(self._invite.namespace, shard) for shard in range(SHARDS)))
-        newest = self._newest(set[bytes]().union(*(sighting.records for sighting in sightings)))
+        self._newest(set[bytes]().union(*(sighting.records for sighting in sightings)))
+        # A record counts until it expires, also where the nodes that hold it do not answer just now.
         offset_s = self._node.clock_offset_s
         return [
             replace(opened.record, model=self._invite.model, expiry=opened.record.expiry - offset_s)
-            for opened in newest.values()
+            for opened in self._seen.values()
             if opened.envelope is not None
         ]
 
@@ -144,11 +145,10 @@ class DHTDirectory:
         for opened in filter(None, (self._open(raw, now) for raw in raws)):
             peer_id, sequence = opened.record.peer_id, opened.record.sequence
             known = self._seen.get(peer_id)
-            if known is None or sequence >= known.sequence:
-                self._seen[peer_id] = opened.record
-                newest[peer_id] = opened
-        self._seen = {peer_id: record for peer_id, record in self._seen.items() if record.expiry > now}
-        return {peer_id: opened for peer_id, opened in newest.items() if self._seen[peer_id] is opened.record}
+            if known is None or sequence >= known.record.sequence:
+                self._seen[peer_id] = newest[peer_id] = opened
+        self._seen = {peer_id: opened for peer_id, opened in self._seen.items() if opened.record.expiry > now}
+        return {peer_id: opened for peer_id, opened in newest.items() if self._seen.get(peer_id) is opened}
 
     def _open(self, raw: bytes, now: float) -> Opened | None:
         """None for anything that is not a good record of this swarm: one bad record hides no other."""
