@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 import tempfile
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 from shoal.dht.identity import KEY_TYPE, PUBLIC_BYTES, SIGNATURE_BYTES, peer_id_of, verify
@@ -48,6 +49,7 @@ def server_context(identity: Identity) -> tuple[ssl.SSLContext, bytes]:
     return context, certificate.public_bytes(Encoding.DER)
 
 
+@cache
 def client_context() -> ssl.SSLContext:
     """A context to begin connections with; whom they lead to is for the caller to check, with `peer_id_in`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

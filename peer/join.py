@@ -48,7 +48,7 @@ class Net:
 async def join(config: PeerConfig, identity: Identity, model: Model, remembered: Remembered) -> AsyncIterator[Net]:
     """The network as long as the peer is in it. Errors: `HostError`, `JoinError`."""
     from shoal.dht.directory import open_directory
-    from shoal.dht.host import HostConfig, listen_for
+    from shoal.dht.host import HostConfig, check_port, listen_for
     from shoal.dht.reach import ids_of, open_reachable
     from shoal.peer.direct import open_direct_port
     from shoal.peer.transport import P2PTransport
@@ -57,6 +57,8 @@ async def join(config: PeerConfig, identity: Identity, model: Model, remembered:
         identity=identity, listen=config.listen or listen_for(config.invite.peers), port=config.port,
         bootstrap=config.invite.peers, announce=config.announce,
     )  # fmt: skip
+    if config.direct_port:
+        check_port(host_config.listen, config.direct_port)
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_reachable(host_config))
         wanted = config.port + 1 if config.port and config.direct_port == 0 else config.direct_port

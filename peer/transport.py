@@ -114,13 +114,10 @@ class P2PTransport:
                 if chosen is None and through is None:
                     through = asyncio.create_task(self._open(peer_id, others))
                     waiting.add(through)
-            found = chosen or through
-            if found is None:
-                raise HopClosed(peer_id, f"nobody tried to reach {peer_id}")
-            return found.result()
-        finally:
-            if not called.done():
+            if chosen is not None and chosen is through:
                 self._avoid(places)
+            return (chosen or through or called).result()
+        finally:
             for task in (called, through):
                 if task is not None and task is not chosen:
                     task.cancel()
