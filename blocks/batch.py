@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_IN_PAGE = np.arange(PAGE_TOKENS)
 ROW_BY_ROW = frozenset({"cpu"})  # kinds of device on which a call for each row costs less than gathering for one call
 
 
@@ -152,8 +153,8 @@ def slots_of(pages: Sequence[int], start: int, stop: int) -> np.ndarray[tuple[in
     """Slot indices of positions `start` to `stop` of a sequence that holds `pages`."""
     first = start // PAGE_TOKENS
     held = np.asarray(pages[first : (stop - 1) // PAGE_TOKENS + 1], dtype=np.int64)
-    positions = np.arange(start, stop)
-    return held[positions // PAGE_TOKENS - first] * PAGE_TOKENS + positions % PAGE_TOKENS
+    slots = (held[:, None] * PAGE_TOKENS + _IN_PAGE).reshape(-1)
+    return slots[start - first * PAGE_TOKENS : stop - first * PAGE_TOKENS]
 
 
 def _source(pages: Sequence[int], start: int, stop: int, device: torch.device) -> slice | torch.Tensor:

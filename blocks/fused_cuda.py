@@ -120,7 +120,7 @@ class FusedSpan:
         if inputs.decodes is not None:
             done.append(_decode(block, query[:n], kv, inputs.decodes, starts_early=self.starts_early))
         if inputs.tiles is not None:
-            done.append(_prefill(block, query[n:], kv, inputs.tiles))
+            done.append(_prefill(block, query[n:], kv, inputs.tiles, starts_early=self.starts_early))
         return done[0] if len(done) == 1 else torch.cat(done)
 
 
@@ -134,10 +134,12 @@ def _decode(
     )  # fmt: skip
 
 
-def _prefill(block: FusedBlock, query: torch.Tensor, kv: BlockKV, tiles: PrefillTiles) -> torch.Tensor:
+def _prefill(
+    block: FusedBlock, query: torch.Tensor, kv: BlockKV, tiles: PrefillTiles, *, starts_early: bool
+) -> torch.Tensor:
     return prefill_attention(
         query, kv, tiles, scale=block.rules.scale, window=block.attention.window, softcap=block.rules.softcap,
-        sinks=None,
+        sinks=None, starts_early=starts_early,
     )  # fmt: skip
 
 

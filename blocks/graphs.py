@@ -8,6 +8,7 @@ padded with rows that see nothing and with tokens that are written to the scratc
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from shoal.blocks.fused_cuda import Decodes, Inputs
 from shoal.blocks.kernels.decode import choose_splits
 from shoal.blocks.kernels.tiles import PrefillTiles, tile_tokens
 from shoal.blocks.kv import PAGE_TOKENS
-from shoal.blocks.sizes import Layout
+from shoal.blocks.sizes import CHUNKS, Layout
 
 if TYPE_CHECKING:
     from shoal.blocks.fused_cuda import FusedSpan, Turns
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 
 MAX_GRAPHS = 128
 USES_BEFORE_CAPTURE = 1  # kernels must have been compiled and chosen; and what is tried once is not worth a capture
+_POLL_S = 2e-5
 USES_BEFORE_RETRY = 256  # after a capture that found too little memory
-_RING = 4  # steps whose inputs may be on their way at once
-_WATCHED = 2  # of them share an event: recording and asking for it is a tenth of a step's Python
 
 
 class Graphs:
@@ -34,36 +34,52 @@ class Graphs:
 
     def __init__(self, span: FusedSpan, width: int) -> None:
         self._span, self._width = span, width
-        self._graphs: OrderedDict[Size, _Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[Size, bool], _Graph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
+        self._room = torch.zeros((CHUNKS[-1], width), dtype=span.dtype).pin_memory()
 
     def __len__(self) -> int:
         return sum(graph.captured for graph in self._graphs.values())
 
+    def room(self, count: int) -> torch.Tensor | None:
+        """Page-locked rows `[count, H]`: steps fetch by themselves what lies there until they end. None: too many."""
+        return self._room[:count] if count <= len(self._room) else None
+
     def step(self, size: Size, step: Step, hidden: torch.Tensor, turns: Turns) -> torch.Tensor:
         """Hidden states `[T, H]` of a step, decodes first, through the blocks of `size`; `turns` as in `Inputs`."""
-        graph = self._graphs.get(size)
+        n = len(step.decodes)
+        fetches = hidden.data_ptr() == self._room.data_ptr() and (not step.chunks or n == size.decodes)
+        graph = self._graphs.get((size, fetches))
         if graph is None:
-            graph = self._graphs[size] = _Graph(size, self._span, self._width)
+            source = self._room[: size.tokens] if fetches else None
+            graph = self._graphs[size, fetches] = _Graph(size, self._span, self._width, source)
             if len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
-        self._graphs.move_to_end(size)
+        self._graphs.move_to_end((size, fetches))
         graph.fill(step, hidden, turns)
-        out, n = graph.run(self._pool), len(step.decodes)
+        out = graph.run(self._pool)
         if not step.chunks or n == size.decodes:
             return out[: len(hidden)].clone()
         return torch.cat([out[:n], out[size.decodes : size.decodes + len(hidden) - n]])
 
 
 class _Graph:
-    """One size of step: its inputs at fixed places on the device, all integers in one tensor, filled by one copy."""
+    """One size of step: its inputs at fixed places on the device, all integers in one tensor.
 
-    def __init__(self, size: Size, span: FusedSpan, width: int) -> None:
+    They are fetched by the step itself, from page-locked memory, and the last of them, which numbers the steps, is sent
+    back: so a step costs the host no call for them, and the host sees when it may write the next. Hidden states are
+    fetched in the same way from `source [tokens, H]`, if given.
+    """
+
+    def __init__(self, size: Size, span: FusedSpan, width: int, source: torch.Tensor | None) -> None:
         self._size, self._span, self._layout, kv = size, span, Layout(size), span.kv
-        self._ints = torch.zeros(self._layout.length, dtype=torch.int32, device=kv.device)
-        self._pinned = [torch.zeros_like(self._ints, device="cpu").pin_memory() for _ in range(_RING)]
-        self._sent = [torch.cuda.Event() for _ in range(_RING // _WATCHED)]  # type: ignore[no-untyped-call]
-        self._next, self._uses = 0, 0
+        self._source = source
+        self._ints = torch.zeros(self._layout.length + 1, dtype=torch.int32, device=kv.device)
+        self._pinned = torch.zeros_like(self._ints, device="cpu").pin_memory()
+        self._fetched = torch.zeros(1, dtype=torch.int32).pin_memory()
+        self._told, self._number = self._fetched.numpy(), self._pinned.numpy()[-1:]
+        self._parts = self._layout.cut(self._pinned.numpy())
+        self._uses = 0
         self._eager_in: int | None = None  # the thread that last ran it without a graph
         self._hidden = torch.zeros((size.tokens, width), device=kv.device, dtype=kv.dtype)
         self._turns: Turns = {}
@@ -76,17 +92,13 @@ class _Graph:
         return self._graph is not None
 
     def fill(self, step: Step, hidden: torch.Tensor, turns: Turns) -> None:
-        """Send a step's inputs; a buffer is written again only when the device has read it."""
-        turn, number = divmod(self._next, _WATCHED)
-        pinned = self._pinned[self._next]
-        if number == 0:
-            self._sent[turn].synchronize()
-        self._layout.write(pinned.numpy(), step, self._span.group, self._span.kv.scratch_page)
-        self._ints.copy_(pinned, non_blocking=True)
-        if number == _WATCHED - 1:
-            self._sent[turn].record()
-        self._next = (self._next + 1) % _RING
-        self._place(self._hidden, hidden, len(step.decodes))
+        """Lay a step's inputs ready; integers are written only when the device has fetched the last ones."""
+        if self._told[0] != self._number[0]:
+            self._wait()
+        self._layout.write(self._parts, step, self._span.group, self._span.kv.scratch_page)
+        self._number += 1
+        if self._source is None:
+            self._place(self._hidden, hidden, len(step.decodes))
         for name, parts in turns.items():
             if name not in self._turns:
                 cos, sin = (part.new_zeros((self._size.tokens, part.shape[1])) for part in parts)
@@ -94,11 +106,17 @@ class _Graph:
             for place, part in zip(self._turns[name], parts, strict=True):
                 self._place(place, part, len(step.decodes))
 
+    def _wait(self) -> None:
+        """Until the last step has begun; or until nothing is under way, if it never did."""
+        stream = torch.cuda.current_stream(self._ints.device)
+        while self._told[0] != self._number[0] and not stream.query():
+            time.sleep(_POLL_S)
+
     def _place(self, target: torch.Tensor, source: torch.Tensor, n: int) -> None:
         """Rows of the step's `n` decodes to the beginning, those of its chunks to where the padding ends."""
         at = self._size.decodes if len(source) > n else n
         if at == n:
-            target[: len(source)].copy_(source, non_blocking=True)
+            (target if len(source) == len(target) else target[: len(source)]).copy_(source, non_blocking=True)
             return
         target[:n].copy_(source[:n], non_blocking=True)
         target[at : at + len(source) - n].copy_(source[n:], non_blocking=True)
@@ -128,17 +146,21 @@ class _Graph:
         self._graph, self._out = graph, out
 
     def _forward(self) -> torch.Tensor:
+        self._ints.copy_(self._pinned, non_blocking=True)
+        self._fetched.copy_(self._ints[-1:], non_blocking=True)
+        if self._source is not None:
+            self._hidden.copy_(self._source, non_blocking=True)
         return self._span.forward(self._hidden, range(self._size.start, self._size.stop), self._inputs)
 
 
 def inputs_of(layout: Layout, ints: torch.Tensor, span: FusedSpan, turns: Turns) -> Inputs:
     """What a forward needs, named, of integers on the device that `layout` wrote."""
     size = layout.size
-    positions, slots, ends, table, tiles = (ints[part] for part in layout.parts)
+    positions, slots, ends, table, tiles = layout.cut(ints)
     decodes, chunks = None, None
     if size.decodes:
         splits = choose_splits(size.decodes, span.kv_heads, ints.device)
-        decodes = Decodes(table.view(size.decodes, size.pages), ends, splits)
+        decodes = Decodes(table, ends, splits)
     if size.chunk:
         longest = min(size.held, span.kv.n_pages) * PAGE_TOKENS
         each = tile_tokens(span.group, size.chunk)

@@ -5,22 +5,25 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from shoal.blocks.batch import Row, check_row, slots_of
-from shoal.blocks.kernels.tiles import FIELDS, most_tiles, tile_numbers, tile_tokens
+from shoal.blocks.kernels.tiles import FIELDS, most_tiles, tile_tokens, write_tiles
 from shoal.blocks.kv import PAGE_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from shoal.blocks.kernels.tiles import Ints
+
+    Array = TypeVar("Array", Ints, torch.Tensor)
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ROWS_BESIDE = (4, 16, 32, 48, 64, 96, 128, 256)  # fewer sizes of decodes where there are many of chunks
 CHUNKS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # longer ones keep a GPU busy while they are launched
-ROWS_OF_CHUNKS = (2, 16, 128)
+ROWS_OF_CHUNKS = (1, 2, 16, 128)
 PAGES = (64, 512, 4096, 32768, 262144)  # of a row: 1,024 tokens, 8,192, and so on; few, each is a graph of its own
 
 _KNOWN = 4096
@@ -86,42 +89,49 @@ def exact_size(run: range, step: Step, group: int) -> Size:
 
 class Layout:
     """Where a step's integers lie in one array: positions and slots of all tokens, ends and page tables of decodes,
-    tiles with their pages. `parts`: these five, one after the other; `length`: of all of them."""
+    tiles with their pages. `length`: of all five together."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
         tiles = size.tiles * FIELDS + size.held
         lengths = (size.tokens, size.tokens, size.decodes, size.decodes * size.pages, tiles)
         stops = list(accumulate(lengths))
-        self.parts = tuple(slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True))
+        self._parts = tuple(slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True))
         self.length = stops[-1]
 
-    def write(self, ints: Ints, step: Step, group: int, scratch_page: int) -> None:
-        """Describe `step` in `ints`; what is padding sees nothing, and goes to the scratch page."""
-        positions, slots, ends, table, tiles = (ints[part] for part in self.parts)
-        n, size = len(step.decodes), self.size
-        if n < size.tokens:
-            positions[n:], slots[n:], ends[n:] = 0, scratch_page * PAGE_TOKENS, 0
+    def cut(self, ints: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """The five parts of an array or a tensor of `length`; tables as `[decodes, pages]`."""
+        positions, slots, ends, table, tiles = (ints[part] for part in self._parts)
+        return positions, slots, ends, table.reshape(self.size.decodes, self.size.pages), tiles
+
+    def write(self, parts: tuple[Ints, Ints, Ints, Ints, Ints], step: Step, group: int, scratch_page: int) -> None:
+        """Describe `step` in `parts` (see `cut`); what is padding sees nothing, and goes to the scratch page."""
+        positions, slots, ends, table, tiles = parts
+        n, size, nowhere = len(step.decodes), self.size, scratch_page * PAGE_TOKENS
+        if n < size.decodes:
+            positions[n : size.decodes], slots[n : size.decodes], ends[n:] = 0, nowhere, 0
         if n:
-            lines = table.reshape(size.decodes, size.pages)
             positions[:n] = at = np.array([row.position for row in step.decodes], dtype=np.int32)
             ends[:n] = at + 1
-            for line, row in zip(lines, step.decodes, strict=False):
+            for line, row in zip(table, step.decodes, strict=False):
                 pages = row.pages[: len(line)]
                 line[: len(pages)] = pages
-            slots[:n] = lines[np.arange(n), at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
+            slots[:n] = table[np.arange(n), at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
         if step.chunks:
-            self._write_chunks(positions[size.decodes :], slots[size.decodes :], step.chunks)
-            numbers = tile_numbers(step.chunks, tile_tokens(group, size.chunk), size.tiles)
-            tiles[: len(numbers)] = numbers
+            stop = _write_chunks(positions, slots, size.decodes, step.chunks)
+            if stop < size.tokens:
+                positions[stop:], slots[stop:] = 0, nowhere
+            write_tiles(tiles, step.chunks, tile_tokens(group, size.chunk), size.tiles)
 
-    def _write_chunks(self, positions: Ints, slots: Ints, chunks: Sequence[Row]) -> None:
-        at = 0
-        for row in chunks:
-            stop = at + row.count
-            positions[at:stop] = np.arange(row.position, row.end)
-            slots[at:stop] = slots_of(row.pages, row.position, row.end)
-            at = stop
+
+def _write_chunks(positions: Ints, slots: Ints, at: int, chunks: Sequence[Row]) -> int:
+    """From token `at` on; returns where they end."""
+    for row in chunks:
+        stop = at + row.count
+        positions[at:stop] = np.arange(row.position, row.end)
+        slots[at:stop] = slots_of(row.pages, row.position, row.end)
+        at = stop
+    return at
 
 
 class PageArrays:

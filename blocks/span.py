@@ -83,6 +83,11 @@ class Span:
         with torch.inference_mode():
             return self._forward(hidden, rows, run)
 
+    def room(self, count: int) -> torch.Tensor | None:
+        """Host memory `[count, hidden_size]` in the span's dtype from which `forward` takes hidden states without a
+        copy of their own; what it held before is overwritten. None: there is none, or not for so many."""
+        return self._steps.graphs.room(count) if self._steps is not None else None
+
     @torch.inference_mode()
     def warm_up(self, rows: int, tokens: int) -> None:
         """Make ready for decode steps of up to `rows` rows and contexts of `tokens`, before anybody's KV is there."""

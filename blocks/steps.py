@@ -56,19 +56,24 @@ class Steps:
         """
         pages = tuple(range(min(-(-tokens // PAGE_TOKENS), self._kv.n_pages)))
         row = Row(pages, len(pages) * PAGE_TOKENS - 1, 1)
-        hidden = torch.zeros((most_rows, self._width), device=self._kv.device, dtype=self._kv.dtype)
         for count in (count for count in ROWS if count <= most_rows):
             for _ in range(USES_BEFORE_CAPTURE + 1):
-                self.forward(hidden[:count], (row,) * count, run)
+                self.forward(self._nothing(count), (row,) * count, run)
         self._warm_up_chunks(run)
 
     def _warm_up_chunks(self, run: range) -> None:
         """A chunk of each size, after little and after much: compiling a kernel takes a second, which nobody who is
         served beside it should wait for."""
-        hidden = torch.zeros((CHUNKS[-1], self._width), device=self._kv.device, dtype=self._kv.dtype)
         for held in (pages for pages in PAGES[:WARM_SIZES] if pages <= self._kv.n_pages):
             for count in CHUNKS:
-                self.forward(hidden[:count], (Row(tuple(range(held)), held * PAGE_TOKENS - count, count),), run)
+                self.forward(self._nothing(count), (Row(tuple(range(held)), held * PAGE_TOKENS - count, count),), run)
+
+    def _nothing(self, count: int) -> torch.Tensor:
+        """Zeros as hidden states `[count, H]`, where a peer's steps take theirs from."""
+        room = self.graphs.room(count)
+        if room is None:
+            return torch.zeros((count, self._width), device=self._kv.device, dtype=self._kv.dtype)
+        return room.zero_()
 
     def _turns(self, rows: tuple[Row, ...]) -> Turns:
         """Rotations that depend on the rows' lengths; all others are worked out on the device from positions."""
@@ -81,5 +86,5 @@ class Steps:
     def _inputs(self, step: Step, run: range, turns: Turns) -> Inputs:
         layout = Layout(exact_size(run, step, self._span.group))
         ints = np.zeros(layout.length, dtype=np.int32)
-        layout.write(ints, step, self._span.group, self._kv.scratch_page)
+        layout.write(layout.cut(ints), step, self._span.group, self._kv.scratch_page)
         return inputs_of(layout, torch.from_numpy(ints).to(self._kv.device), self._span, turns)

@@ -209,6 +209,15 @@ def check_port(listen: str, port: int) -> None:
             raise HostError(message) from error
 
 
+def free_or_any(listen: str, port: int) -> int:
+    """`port` if one can listen there now, else 0 for any."""
+    try:
+        check_port(listen, port)
+    except HostError:
+        return 0
+    return port
+
+
 def _full(maddrs: Iterable[Any], peer_id: str) -> tuple[str, ...]:
     tail = f"/p2p/{peer_id}"
     return tuple(dict.fromkeys(text if text.endswith(tail) else text + tail for text in map(str, maddrs)))

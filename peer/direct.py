@@ -62,10 +62,10 @@ async def dial(identity: Identity, peer_id: str, address: str, port: int) -> Soc
 
 
 class DirectPort:
-    """Takes others' direct streams on a TCP port. `addrs`: where, to tell others; none if nobody gets there."""
+    """Takes others' direct streams on TCP `port`. `addrs`: where, to tell others; none if nobody gets there."""
 
     def __init__(self, identity: Identity, listening: socket.socket, addrs: tuple[str, ...]) -> None:
-        self.addrs = addrs
+        self.port, self.addrs = listening.getsockname()[1], addrs
         self._listening = listening
         self._context, self._certificate = server_context(identity)
         self._greeted = 0

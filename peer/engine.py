@@ -1,7 +1,9 @@
 """The device thread: runs batches of pieces through a span, one at a time. Knows no leases, messages or sockets.
 
 The event loop hands over work and awaits its outcome; bytes become tensors and tensors bytes on the device thread: the
-loop stays free to answer. `Engine` is the interface; the simulation puts a toy in its place.
+loop stays free to answer. A short step of a session that is alone runs on the loop's own thread: nobody needs the loop
+meanwhile, and two hand-overs between threads that sleep take up to 0.2 ms. `Engine` is the interface; the simulation
+puts a toy in its place.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,6 +27,8 @@ T = TypeVar("T")
 
 MAX_BATCH = 256  # rows of one step
 STEP_TOKENS, STEP_TOKENS_CUDA = 512, 2048
+SHORT_TOKENS, SHORT_S = 64, 0.02  # of a step on the loop's thread: up to so many tokens, and the last like it so long
+_KNOWN = 512
 
 
 class EngineFault(Exception):
@@ -73,8 +78,9 @@ class Engine(Protocol):
     max_batch: int
     broken: bool
 
-    async def run(self, batch: Sequence[Piece]) -> list[Output]:
-        """Outputs in the batch's order. Errors: `EngineFault`."""
+    async def run(self, batch: Sequence[Piece], *, alone: bool = False) -> list[Output]:
+        """Outputs in the batch's order. `alone`: nobody else is expected to want anything before they are there, so
+        that the loop may be kept waiting for a moment. Errors: `EngineFault`."""
         ...
 
     async def save(self, pages: Sequence[int]) -> object:
@@ -110,15 +116,34 @@ class DeviceEngine:
         self.max_step_tokens = STEP_TOKENS_CUDA if span.device.type == "cuda" else STEP_TOKENS
         self.max_batch = MAX_BATCH
         self.broken = False
-        self._transfer = Transfer(span.device, self.width)
+        self._transfer = Transfer(span.device, self.width, span.room)
+        # A second thread with OpenMP workers of its own would be in the way of the first's.
+        self._may_stay = span.device.type == "cuda" or _threads() == 1
+        self._handed_over = 0  # to the device thread, and not back yet
+        self._took: dict[tuple[int, int, int], float] = {}  # seconds of the last step of so many blocks and tokens
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="shoal-device", daemon=True)
         self._thread.start()
 
-    async def run(self, batch: Sequence[Piece]) -> list[Output]:
+    async def run(self, batch: Sequence[Piece], *, alone: bool = False) -> list[Output]:
         """Outputs in the batch's order. Errors: `EngineFault`."""
         pieces = tuple(batch)
+        if alone and self._may_stay and not self._handed_over and len(pieces) == 1 and self._is_short(pieces[0]):
+            return self._run_here(pieces)
         return await self._do(lambda: self._forward(pieces))
+
+    def _is_short(self, piece: Piece) -> bool:
+        return piece.count <= SHORT_TOKENS and self._took.get(_like(piece), SHORT_S) < SHORT_S
+
+    def _run_here(self, pieces: tuple[Piece, ...]) -> list[Output]:
+        import torch
+
+        with torch.inference_mode():
+            try:
+                return self._forward(pieces)
+            except Exception as error:
+                self._examine(error)
+                raise _fault(error) from error
 
     async def save(self, pages: Sequence[int]) -> object:
         """Copies of KV pages in host memory. Errors: `EngineFault`."""
@@ -142,10 +167,14 @@ class DeviceEngine:
         self._thread.join(timeout=30)
 
     async def _do(self, work: Callable[[], T]) -> T:
-        order = _Order(work, asyncio.get_running_loop().create_future(), self._examine)
+        order = _Order(work, asyncio.get_running_loop().create_future(), self._examine, self._handed_back)
+        self._handed_over += 1
         self._work.put(order.carry_out)
         outcome: T = await order.outcome
         return outcome
+
+    def _handed_back(self) -> None:
+        self._handed_over -= 1
 
     def _serve(self) -> None:
         import torch
@@ -175,6 +204,8 @@ class DeviceEngine:
     def _forward(self, batch: tuple[Piece, ...]) -> list[Output]:
         """Pieces of one sub-range go through the span together."""
         first = batch[0]
+        if len(batch) == 1:
+            return self._forward_one(first)
         if all(piece.start == first.start and piece.stop == first.stop for piece in batch):
             return self._forward_range(batch, first.start, first.stop)
         outputs: dict[int, Output] = {}
@@ -184,6 +215,14 @@ class DeviceEngine:
             pieces = [batch[index] for index in indices]
             outputs.update(zip(indices, self._forward_range(pieces, start, stop), strict=True))
         return [outputs[index] for index in range(len(batch))]
+
+    def _forward_one(self, piece: Piece) -> list[Output]:
+        started = time.perf_counter()
+        outputs = self._forward_range((piece,), piece.start, piece.stop)
+        if len(self._took) >= _KNOWN:
+            self._took.clear()
+        self._took[_like(piece)] = time.perf_counter() - started
+        return outputs
 
     def _forward_range(self, pieces: Sequence[Piece], start: int, stop: int) -> list[Output]:
         rows = [self._row(piece.pages, piece.position, piece.count, piece.length) for piece in pieces]
@@ -197,6 +236,7 @@ class _Order(Generic[T]):
     work: Callable[[], T]
     outcome: asyncio.Future[T]
     examine: Callable[[Exception], None]
+    ended: Callable[[], None]  # on the loop, whatever the outcome
 
     def carry_out(self) -> None:
         """Run on the device thread; the loop learns the outcome."""
@@ -204,7 +244,7 @@ class _Order(Generic[T]):
         try:
             result = self.work()
         except Exception as error:  # noqa: BLE001 - top of the device thread: the loop gets it as an EngineFault
-            fault = EngineFault(f"{type(error).__name__}: {error}")
+            fault = _fault(error)
             fault.__cause__ = error
             self.examine(error)
             loop.call_soon_threadsafe(self._fail, fault)
@@ -212,9 +252,26 @@ class _Order(Generic[T]):
             loop.call_soon_threadsafe(self._succeed, result)
 
     def _succeed(self, result: T) -> None:
+        self.ended()
         if not self.outcome.done():
             self.outcome.set_result(result)
 
     def _fail(self, fault: EngineFault) -> None:
+        self.ended()
         if not self.outcome.done():
             self.outcome.set_exception(fault)
+
+
+def _fault(error: Exception) -> EngineFault:
+    return EngineFault(f"{type(error).__name__}: {error}")
+
+
+def _like(piece: Piece) -> tuple[int, int, int]:
+    """What a step's time mostly depends on."""
+    return piece.start, piece.stop, piece.count.bit_length()
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

@@ -27,6 +27,10 @@ class Gather:
         """The session is back, or has ended."""
         self._answered.pop(session, None)
 
+    def expects_nobody(self) -> bool:
+        """Whether no session was answered that has not come back."""
+        return not self._answered
+
     def decoding(self, now: float) -> bool:
         """Whether somebody is in the midst of decoding, if not here at this moment."""
         return self._latest is not None and now - self._latest < DECODING_S

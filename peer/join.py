@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Net:
     """A peer's place in the network. `nodes`: peer ids of those that say whether others get here; `direct_addrs`:
-    where direct streams are taken."""
+    where direct streams are taken; `ports`: the TCP ports for libp2p and for them, 0 for none."""
 
     host: Host
     directory: Directory
     transport: P2PTransport
     nodes: tuple[str, ...]
     direct_addrs: tuple[str, ...]
+    ports: tuple[int, int]
 
     @property
     def addrs(self) -> tuple[str, ...]:
@@ -45,26 +46,33 @@ class Net:
 
 
 @asynccontextmanager
-async def join(config: PeerConfig, identity: Identity, model: Model, remembered: Remembered) -> AsyncIterator[Net]:
-    """The network as long as the peer is in it. Errors: `HostError`, `JoinError`."""
+async def join(
+    config: PeerConfig, identity: Identity, model: Model, remembered: Remembered, ports: tuple[int, int] = (0, 0)
+) -> AsyncIterator[Net]:
+    """The network as long as the peer is in it. `ports`: where it was before, as in `Net`; it is there again if it was
+    not told where and they are free, since others may know no other way to it. Errors: `HostError`, `JoinError`."""
     from shoal.dht.directory import open_directory
-    from shoal.dht.host import HostConfig, check_port, listen_for
-    from shoal.dht.reach import ids_of, open_reachable
+    from shoal.dht.host import HostConfig, check_port, free_or_any, listen_for
+    from shoal.dht.reach import ids_of, open_reachable, port_of
     from shoal.peer.direct import open_direct_port
     from shoal.peer.transport import P2PTransport
 
+    listen = config.listen or listen_for(config.invite.peers)
     host_config = HostConfig(
-        identity=identity, listen=config.listen or listen_for(config.invite.peers), port=config.port,
+        identity=identity, listen=listen, port=config.port or free_or_any(listen, ports[0]),
         bootstrap=config.invite.peers, announce=config.announce,
     )  # fmt: skip
     if config.direct_port:
-        check_port(host_config.listen, config.direct_port)
+        check_port(listen, config.direct_port)
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_reachable(host_config))
-        wanted = config.port + 1 if config.port and config.direct_port == 0 else config.direct_port
+        wanted = config.direct_port
+        if wanted == 0:
+            wanted = config.port + 1 if config.port else ports[1]
         nodes = tuple(ids_of(config.invite.peers))
-        direct = await stack.enter_async_context(open_direct_port(host, host_config.listen, wanted, nodes))
+        direct = await stack.enter_async_context(open_direct_port(host, listen, wanted, nodes))
         directory = await stack.enter_async_context(
             open_directory(host, identity, config.invite, model.checkpoint.revision, remembered)
         )
-        yield Net(host, directory, P2PTransport(host, direct), nodes, direct.addrs if direct else ())
+        ports = 0 if host.relayed else port_of(host), direct.port if direct else 0
+        yield Net(host, directory, P2PTransport(host, direct), nodes, direct.addrs if direct else (), ports)

@@ -88,6 +88,7 @@ class _Life:
         self.throughput: Throughput | None = None
         self.remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
         self.blocks, self.loading_s = config.blocks, 0.0
+        self._ports = 0, 0  # of the last network
         self.dtype = config.dtype or str(model.spec.dtype).removeprefix("torch.")
         self.pausing = Pausing(config.drain_s)
         self.account = Account(config, identity.peer_id, self.pausing)
@@ -112,7 +113,8 @@ class _Life:
 
     async def _run_once(self) -> bool:
         """From joining until we leave, the daemon dies or the device is lost; True for the last."""
-        async with join(self.config, self.identity, self.model, self.remembered) as net:
+        async with join(self.config, self.identity, self.model, self.remembered, self._ports) as net:
+            self._ports = net.ports
             return await self._serve_spans(net)
 
     async def _wait_to_rejoin(self) -> None:

@@ -158,12 +158,15 @@ class Steps:
         for piece in batch:
             job = self.jobs[piece.job]
             job.queue_s = started - job.arrived if job.queue_s is None else job.queue_s
+        alone = not self.scheduler and self._gather.expects_nobody()
         try:
-            outputs = await self.engine.run([cut(self.jobs[piece.job], piece) for piece in batch])
+            outputs = await self.engine.run([cut(self.jobs[piece.job], piece) for piece in batch], alone=alone)
         except EngineFault as fault:
             self._fault([self.jobs[piece.job].lease for piece in batch if piece.job in self.jobs], str(fault))
         else:
             self._settle(batch, outputs, started)
+            if alone:
+                await asyncio.sleep(0)  # the loop may have been kept from all else
 
     def _settle(self, batch: list[Slice], outputs: list[Output], started: float) -> None:
         """Answers first: others wait for them. Those of several sessions leave together, when this tick is over."""

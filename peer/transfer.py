@@ -16,21 +16,22 @@ from shoal.blocks.formats import row_bytes
 from shoal.peer.engine import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shoal.peer.engine import Piece
     from shoal.peer.wire import Buffer
 
+_KNOWN = 256
 _ALIGNED = 64  # bytes before the rows, for the number that says whether all of them are finite
 
 
 class Transfer:
-    """For one device thread; `width` is the model's hidden size."""
+    """For one device thread; `width` is the model's hidden size, `room` as `Span.room`."""
 
-    def __init__(self, device: torch.device, width: int) -> None:
+    def __init__(self, device: torch.device, width: int, room: Callable[[int], torch.Tensor | None]) -> None:
         self._device, self._width = device, width
         self._locked = device.type == "cuda"
-        self._inbox, self._outbox = _Locked(), _Locked()
+        self._inbox, self._outbox = _Inbox(width, room), _Locked()
         self._rows: dict[str, tuple[memoryview, torch.Tensor]] = {}  # one row of each form, and the same as a tensor
 
     def load(self, pieces: Sequence[Piece]) -> torch.Tensor:
@@ -75,16 +76,16 @@ class Transfer:
 
     def _load_locked(self, pieces: Sequence[Piece]) -> torch.Tensor:
         form, row = pieces[0].dtype, row_bytes(pieces[0].dtype, self._width)
-        data = self._inbox.take(row * sum(piece.count for piece in pieces))
-        room, at = data.numpy().data, 0
+        room, rows = self._inbox.rows(form, sum(piece.count for piece in pieces))
+        at = 0
         for piece in pieces:
             size = piece.count * row
             payload = memoryview(piece.payload).cast("B")
             room[at : at + size] = payload[piece.offset * row : piece.offset * row + size]
             at += size
         if form == "int8":
-            return unpack(data.view(-1, row).to(self._device, non_blocking=True), form, self._width)
-        return data.view(getattr(torch, form)).view(-1, self._width)
+            return unpack(rows.to(self._device, non_blocking=True), form, self._width)
+        return rows
 
     def _unpacked(self, piece: Piece) -> torch.Tensor:
         """The piece's rows `[count, width]`; floats are laid over the received bytes without a copy."""
@@ -141,6 +142,34 @@ class _Locked:
         if n_bytes > len(self._data):
             self._data = torch.empty(max(n_bytes, 2 * len(self._data)), dtype=torch.uint8, pin_memory=True)
         return self._data[:n_bytes]
+
+
+class _Inbox:
+    """Page-locked memory as rows of any form; the span's own where it has the form and is large enough. How it is seen
+    is kept: steps of a size come again, and each view of a tensor costs a step that the device is waiting for."""
+
+    def __init__(self, width: int, room: Callable[[int], torch.Tensor | None]) -> None:
+        self._width, self._room, self._memory, self._size = width, room, _Locked(), 0
+        self._seen: dict[tuple[str, int], tuple[memoryview, torch.Tensor]] = {}
+
+    def rows(self, form: str, count: int) -> tuple[memoryview, torch.Tensor]:
+        """The same memory as bytes to write to, and as `[count, width]` floats or `[count, bytes]` of packed rows."""
+        if (form, count) not in self._seen:
+            rows = self._room(count)
+            if rows is None or str(rows.dtype) != f"torch.{form}":
+                rows = self._own(form, count)
+            if len(self._seen) >= _KNOWN:
+                self._seen.clear()
+            self._seen[form, count] = rows.view(torch.uint8).view(-1).numpy().data, rows
+        return self._seen[form, count]
+
+    def _own(self, form: str, count: int) -> torch.Tensor:
+        size = count * row_bytes(form, self._width)
+        if size > self._size:
+            self._size = size
+            self._seen.clear()  # the memory may lie elsewhere now
+        data = self._memory.take(size)
+        return (data if form == "int8" else data.view(getattr(torch, form))).view(count, -1)
 
 
 def _stretches(starts: Sequence[int], pieces: Sequence[Piece]) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """Owns prefill attention: chunks of rows of any length against their pages; must not know leases or spans.
 
 Queries of one KV head's group of heads are stacked in one tile, so that short chunks of models with grouped queries
-still fill it. Where there are few tiles, several programs share one tile's keys.
+still fill it. Where there are few tiles, several programs share one tile's keys, and a second kernel puts together what
+they leave: one program would take as long for a whole tile of it as they for the keys.
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 import triton.language as tl
+from shoal.blocks.kernels.early import early, wait_for_inputs
 from shoal.blocks.kernels.rope import strides_of
+from shoal.blocks.kernels.shared_keys import MOST_PARTS, put_together, shares
 from shoal.blocks.kernels.softmax import (
-    COUNTERS,
     HIDDEN,
-    counters,
     ended,
     folded,
-    is_last,
     leave,
     multiprocessors,
     rows_at,
     scores_of,
     slots_at,
-    together,
     weight_type,
 )
 from shoal.blocks.kernels.tiles import FIELDS, PrefillTiles, prefill_tiles
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["PrefillTiles", "prefill_attention", "prefill_tiles"]
 
 _PAGE = tl.constexpr(PAGE_TOKENS)
-_MOST_SPLITS = 16
-_SHARE = 512  # keys that are worth a program of their own
+_SHARE = 128  # keys that are worth a program of their own
+_SMALL = 64  # queries stacked in a tile
 _FIELDS = tl.constexpr(FIELDS)
 
 
@@ -53,7 +52,6 @@ def _prefill(
     out_ptr,
     parts_ptr,
     sums_ptr,
-    counters_ptr,
     slot_stride,
     head_stride,
     slot_scale_stride,
@@ -73,10 +71,13 @@ def _prefill(
     SINKS: tl.constexpr,
     SCALED: tl.constexpr,
     WEIGHT: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SHARED: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    wait_for_inputs(EARLY)
     kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    splits = tl.num_programs(2)
     first_token = tl.load(table_ptr + tile * _FIELDS)
     count = tl.load(table_ptr + tile * _FIELDS + 1)
     first_position = tl.load(table_ptr + tile * _FIELDS + 2)
@@ -89,15 +90,9 @@ def _prefill(
     q_at = q_ptr + query_row[:, None] * q_stride + head[:, None] * DIM + column[None, :]
     q = tl.load(q_at, mask=keep, other=0.0)
     own = first_position + token
-    end = first_position + count
-    start = 0
-    if WINDOWED:
-        start = tl.maximum(first_position + 1 - window, 0) // _PAGE * _PAGE
-    blocks = tl.cdiv(end - start, BLOCK_N)
-    per_split = tl.cdiv(blocks, SPLITS)
-    at_work = tl.cdiv(blocks, per_split)
-    start += split * per_split * BLOCK_N
-    end = tl.minimum(start + per_split * BLOCK_N, end)
+    start, share, at_work = shares(first_position, count, window, splits, BLOCK_N, WINDOWED)
+    start += split * share
+    end = tl.minimum(start + share, first_position + count)
     seen_by_all = start
     if not WINDOWED:
         seen_by_all = tl.minimum((first_position + 1) // BLOCK_N * BLOCK_N, end)
@@ -120,19 +115,11 @@ def _prefill(
             slot_stride, slot_scale_stride, window, scale, softcap,
             True, WINDOWED, BLOCK_N, DIM, BLOCK_DIM, CAPPED, SCALED, WEIGHT,
         )  # fmt: skip
-    last = True
-    if SPLITS > 1:
-        parts = (tile * KV_HEADS + kv_head) * SPLITS
-        last = at_work == 1
-        if at_work > 1 and split < at_work:
-            leave(peak, total, out, parts_ptr, sums_ptr, parts + split, stacked, column, BLOCK_M, DIM)
-            last = is_last(counters_ptr + tile * KV_HEADS + kv_head, at_work)
-            if last:
-                peak, total, out = together(
-                    parts_ptr, sums_ptr, parts, at_work, stacked, column, BLOCK_M, DIM, BLOCK_M, BLOCK_DIM, 1
-                )
-        last = last and split < at_work
-    if last:
+    if SHARED:
+        if split < at_work:
+            part = (tile * KV_HEADS + kv_head) * splits + split
+            leave(peak, total, out, parts_ptr, sums_ptr, part, stacked, column, BLOCK_M, DIM)
+    else:
         out = ended(peak, total, out, sinks_ptr, head, SINKS)
         out_at = out_ptr + (query_row * (KV_HEADS * GROUP) + head)[:, None] * DIM + column[None, :]
         tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=keep)
@@ -195,6 +182,7 @@ def prefill_attention(
     window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
+    starts_early: bool = False,
 ) -> torch.Tensor:
     """Every token of a ragged batch against its row's pages up to itself: `q [T, heads, D]` to `[T, heads * D]`.
 
@@ -206,12 +194,13 @@ def prefill_attention(
         raise ValueError(f"tiles for groups of {tiles.group} heads do not fit {heads} heads on {kv_heads}")
     out = torch.empty((tokens, heads * dim), device=q.device, dtype=q.dtype)
     stacked = max(16, triton.next_power_of_2(tiles.tokens * tiles.group))
-    splits = _splits(tiles, kv_heads, window, q.device)
+    splits = _splits(tiles, kv_heads, window, stacked, q.device)
     shared = (tiles.count * kv_heads * splits, stacked) if splits > 1 else (1, 1)
     parts = torch.empty((*shared, dim), device=q.device, dtype=torch.float32)
     sums = torch.empty((*shared, 2), device=q.device, dtype=torch.float32)
     scaled = kv.key_scale is not None
-    exact = q.dtype == torch.float32
+    block, stages, warps = _shape(q.dtype, dim, stacked, splits)
+    held_back = early(q.device, starts_early)
     _prefill[(kv_heads, tiles.count, splits)](
         q,
         kv.keys,
@@ -223,7 +212,6 @@ def prefill_attention(
         out,
         parts,
         sums,
-        counters(q.device),
         *strides_of(kv),
         q.stride(0),
         window or 0,
@@ -232,7 +220,7 @@ def prefill_attention(
         KV_HEADS=kv_heads,
         GROUP=tiles.group,
         BLOCK_M=stacked,
-        BLOCK_N=32 if exact else 64,
+        BLOCK_N=block,
         DIM=dim,
         BLOCK_DIM=triton.next_power_of_2(dim),
         WINDOWED=window is not None,
@@ -240,21 +228,32 @@ def prefill_attention(
         SINKS=sinks is not None,
         SCALED=scaled,
         WEIGHT=weight_type(q.dtype, scaled=scaled),
-        SPLITS=splits,
-        STAGES=2 if dim > 128 or exact else 3,
-        # Four warps let two programs share a multiprocessor. Other cases have too few registers for that, or gain
-        # nothing by it: measured on an H100.
-        num_warps=4 if 64 < dim <= 128 and splits == 1 else 8,
+        SHARED=splits > 1,
+        STAGES=stages,
+        num_warps=warps,
+        **held_back,
     )
+    if splits > 1:
+        put_together(
+            out, parts, sums, tiles, splits, keys=block, window=window, sinks=sinks, kv_heads=kv_heads,
+            launch=held_back,
+        )  # fmt: skip
     return out
 
 
-def _splits(tiles: PrefillTiles, kv_heads: int, window: int | None, device: torch.device) -> int:
-    """Programs that share a tile's keys: more than one where a short chunk's tiles leave multiprocessors idle. A power
-    of two, as each number is a kernel of its own to compile."""
-    programs = tiles.count * kv_heads
-    if programs > COUNTERS:
-        return 1
+def _shape(dtype: torch.dtype, dim: int, stacked: int, splits: int) -> tuple[int, int, int]:
+    """Keys per step, stages of loading, and warps, as they measured best on an H100. Four warps let two programs share
+    a multiprocessor; other cases have too few registers for that, or gain nothing by it."""
+    if dtype == torch.float32:
+        return 32, 2, 4 if 64 < dim <= 128 and splits == 1 else 8
+    if splits > 1 and stacked <= _SMALL and dim <= 128:
+        return 64, 2, 4
+    return 64, 2 if dim > 128 else 3, 4 if 64 < dim <= 128 and splits == 1 else 8
+
+
+def _splits(tiles: PrefillTiles, kv_heads: int, window: int | None, stacked: int, device: torch.device) -> int:
+    """Programs that share a tile's keys: more than one where a short chunk's tiles leave multiprocessors idle, of which
+    each has room for two programs with a small tile."""
+    at_once = multiprocessors(device) * (2 if stacked <= _SMALL else 1)
     keys = tiles.longest if window is None else min(tiles.longest, window + tiles.tokens)
-    wanted = max(min(multiprocessors(device) // programs, keys // _SHARE, _MOST_SPLITS), 1)
-    return 1 << (wanted.bit_length() - 1)
+    return max(min(at_once // (tiles.count * kv_heads), keys // _SHARE, MOST_PARTS), 1)

@@ -6,7 +6,7 @@ Must not know kernels: numbers alone, no Triton.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from shoal.blocks.batch import Row
 
-Ints = np.ndarray[tuple[int], np.dtype[np.int32]]
+Ints = np.ndarray[Any, np.dtype[np.int32]]
 
 FIELDS = 4
 _ROWS, _FEW_ROWS = 128, 64  # queries stacked in one tile: else, and where there are no more
@@ -44,7 +44,9 @@ def prefill_tiles(rows: Sequence[Row], group: int, device: torch.device) -> Pref
     each = tile_tokens(group, sum(row.count for row in rows))
     count = sum(-(-row.count // each) for row in rows)
     longest = max(row.end for row in rows)
-    return PrefillTiles(_on(device, tile_numbers(rows, each, count)), count, each, group, longest)
+    numbers = np.empty(count * FIELDS + sum(-(-row.end // PAGE_TOKENS) for row in rows), dtype=np.int32)
+    write_tiles(numbers, rows, each, count)
+    return PrefillTiles(_on(device, numbers), count, each, group, longest)
 
 
 def tile_tokens(group: int, tokens: int) -> int:
@@ -59,20 +61,21 @@ def most_tiles(tokens: int, rows: int, each: int) -> int:
     return (tokens - rows) // each + rows
 
 
-def tile_numbers(rows: Sequence[Row], each: int, count: int) -> Ints:
+def write_tiles(table: Ints, rows: Sequence[Row], each: int, count: int) -> None:
     """`PrefillTiles.table` on the host, filled up to `count` tiles with copies of the last: they compute the same."""
     tiles: list[tuple[int, int, int, int]] = []
-    pages = [np.asarray(row.pages[: -(-row.end // PAGE_TOKENS)], dtype=np.int32) for row in rows]
     at, held = 0, count * FIELDS
-    for row, own in zip(rows, pages, strict=True):
+    for row in rows:
         tiles += [
             (at + first, min(each, row.count - first), row.position + first, held)
             for first in range(0, row.count, each)
         ]
-        at, held = at + row.count, held + len(own)
+        pages = -(-row.end // PAGE_TOKENS)
+        table[held : held + pages] = row.pages[:pages]
+        at, held = at + row.count, held + pages
     tiles.sort(key=_keys, reverse=True)  # the last ones to run are then short
     tiles += tiles[-1:] * (count - len(tiles))
-    return np.concatenate([np.array(tiles, dtype=np.int32).reshape(-1), *pages])
+    table[: count * FIELDS] = [number for tile in tiles for number in tile]
 
 
 def _keys(tile: tuple[int, int, int, int]) -> int:

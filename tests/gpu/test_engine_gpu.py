@@ -73,6 +73,18 @@ async def test_prompts_and_steps_in_one_batch_give_what_the_span_gives(engine):
     assert all(isinstance(output.payload, bytes) for output in await engine.run(later))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("count", [1, 5, 16])
+async def test_steps_of_one_size_after_the_other_give_what_the_span_gives(engine, count, alone):
+    """First without a graph, then by one that fetches its inputs; on the loop's thread and on the device's."""
+    reference, pages = new_span(), tuple(range(23, 3, -1))
+    for number in range(6):
+        hidden, row = states(engine, count, number), Row(pages, number * count, count)
+        (output,) = await engine.run([piece(hidden, pages, row.position)], alone=alone)
+        wanted = reference.forward(hidden.cuda(), [row])
+        assert close(rows_of(engine, output), wanted), number
+
+
 async def test_what_is_not_finite_is_laid_to_its_piece_alone(engine):
     poisoned = states(engine, 3, 9)
     poisoned[1, 5] = float("inf")

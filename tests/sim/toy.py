@@ -97,7 +97,7 @@ class ToyEngine:
         self.fault_next = self.spoil_next = self.break_next = self.broken = False
         self._kv = [[[-1] * PAGE_TOKENS for _ in range(n_pages)] for _ in range(stop - start)]
 
-    async def run(self, batch: Sequence[Piece]) -> list[Output]:
+    async def run(self, batch: Sequence[Piece], *, alone: bool = False) -> list[Output]:
         self.batches.append(len(batch))
         await asyncio.sleep(self.step_s + self.token_s * sum(piece.count for piece in batch))
         self._fail_if_told()

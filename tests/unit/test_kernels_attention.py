@@ -189,7 +189,7 @@ def test_prefill_that_shares_a_tile_s_keys_gives_the_same(entries: dict[str, Any
     case = Case(ends=(230, 40), **entries)
     rows = [Row(case.pages[0], 225, 5), Row(case.pages[1], 30, 10)]
     q, tiles = case.queries(15), prefill_tiles(rows, 2, DEVICE)
-    assert prefill._splits(tiles, case.kv_heads, case.window, DEVICE) > 2
+    assert prefill._splits(tiles, case.kv_heads, case.window, 64, DEVICE) > 2
     for _ in range(2):
         found = prefill_attention(q, case.kv, tiles, **case.rules)
         for i, (row, at) in enumerate(tokens_of(rows)):

@@ -45,8 +45,8 @@ def test_every_token_finds_its_slot_and_padding_goes_to_the_scratch_page(padded:
     size = size_of(RUN, step, GROUP) if padded else exact_size(RUN, step, GROUP)
     layout = Layout(size)
     ints = np.full(layout.length, -7, dtype=np.int32)
-    layout.write(ints, step, GROUP, SCRATCH)
-    positions, slots, ends, table, tiles = (ints[part] for part in layout.parts)
+    positions, slots, ends, table, tiles = parts = layout.cut(ints)
+    layout.write(parts, step, GROUP, SCRATCH)
     at = [0, 1, *range(size.decodes, size.decodes + 24)]
     assert positions[at].tolist() == [33, 50, *range(4, 25), 16, 17, 18]
     chunks = [*range(16 + 4, 16 + 16), *range(2 * 16, 2 * 16 + 9), *range(21 * 16, 21 * 16 + 3)]
@@ -55,9 +55,8 @@ def test_every_token_finds_its_slot_and_padding_goes_to_the_scratch_page(padded:
     assert bool(padding) == padded
     assert set(slots[padding]) <= {SCRATCH * 16}
     assert ends.tolist() == [34, 51] + [0] * (size.decodes - 2)
-    lines = table.reshape(size.decodes, size.pages)
-    assert lines[0][:3].tolist() == list(a)
-    assert lines[1][:4].tolist() == list(b)
+    assert table[0][:3].tolist() == list(a)
+    assert table[1][:4].tolist() == list(b)
     _check_tiles(tiles, size.tiles, rows[2:])
 
 
