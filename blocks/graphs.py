@@ -17,7 +17,7 @@ from shoal.blocks.fused_cuda import Decodes, Inputs
 from shoal.blocks.kernels.decode import choose_splits
 from shoal.blocks.kernels.tiles import PrefillTiles, tile_tokens
 from shoal.blocks.kv import PAGE_TOKENS
-from shoal.blocks.sizes import CHUNKS, Layout
+from shoal.blocks.sizes import CHUNKS, ROWS_BESIDE, Layout
 
 if TYPE_CHECKING:
     from shoal.blocks.fused_cuda import FusedSpan, Turns
@@ -36,7 +36,7 @@ class Graphs:
         self._span, self._width = span, width
         self._graphs: OrderedDict[tuple[Size, bool], _Graph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
-        self._room = torch.zeros((CHUNKS[-1], width), dtype=span.dtype).pin_memory()
+        self._room = torch.zeros((ROWS_BESIDE[-1] + CHUNKS[-1], width), dtype=span.dtype).pin_memory()
 
     def __len__(self) -> int:
         return sum(graph.captured for graph in self._graphs.values())

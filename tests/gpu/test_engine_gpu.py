@@ -85,6 +85,23 @@ async def test_steps_of_one_size_after_the_other_give_what_the_span_gives(engine
         assert close(rows_of(engine, output), wanted), number
 
 
+async def test_decodes_beside_the_largest_chunk_are_fetched_as_well(engine):
+    """Padded, the step has more tokens than any without padding; as many decodes as its size, so nothing is moved."""
+    reference, held = new_span(160), [tuple(range(i, 160, 5)) for i in range(5)]
+    engine.close()
+    large = DeviceEngine(new_span(160), PAGE_TOKENS)
+    try:
+        for number in range(4):
+            hidden = [states(large, 1 if i < 4 else 400, 10 * number + i) for i in range(5)]
+            batch = [piece(rows, pages, number, 1) for rows, pages in zip(hidden, held, strict=True)]
+            rows = [Row(pages, number, len(part)) for part, pages in zip(hidden, held, strict=True)]
+            wanted = reference.forward(torch.cat(hidden).cuda(), rows)
+            outputs = await large.run(batch)
+            assert close(torch.cat([rows_of(large, output) for output in outputs]), wanted[[0, 1, 2, 3, -1]])
+    finally:
+        large.close()
+
+
 async def test_what_is_not_finite_is_laid_to_its_piece_alone(engine):
     poisoned = states(engine, 3, 9)
     poisoned[1, 5] = float("inf")
