@@ -56,8 +56,9 @@ class Directory(Protocol):
 
 
 class Opened(NamedTuple):
-    """A verified record of this swarm and what its envelope said; a withdrawn one has none."""
+    """A verified record of this swarm as it came, opened, and what its envelope said; a withdrawn one has none."""
 
+    raw: bytes
     record: Record
     envelope: Envelope | None
 
@@ -90,7 +91,8 @@ class DHTDirectory:
 
     async def lookup(self) -> list[Record]:
         """See `Directory`."""
-        sightings = await self._node.look(*(shard_key(self._invite.namespace, shard) for shard in range(SHARDS)))
+        keys = [shard_key(self._invite.namespace, shard) for shard in range(SHARDS)]
+        sightings = await self._node.look(*keys, held=[opened.raw for opened in self._seen.values()])
         self._newest(set[bytes]().union(*(sighting.records for sighting in sightings)))
         # A record counts until it expires, also where the nodes that hold it do not answer just now.
         offset_s = self._node.clock_offset_s
@@ -141,8 +143,8 @@ class DHTDirectory:
     def _newest(self, raws: set[bytes]) -> dict[str, Opened]:
         """The highest sequence number of each peer that was seen now, none lower than one seen before."""
         newest: dict[str, Opened] = {}
-        now = self._node.now()
-        for opened in filter(None, (self._open(raw, now) for raw in raws)):
+        now, opened_before = self._node.now(), {opened.raw: opened for opened in self._seen.values()}
+        for opened in filter(None, (opened_before.get(raw) or self._open(raw, now) for raw in raws)):
             peer_id, sequence = opened.record.peer_id, opened.record.sequence
             known = self._seen.get(peer_id)
             if known is None or sequence >= known.record.sequence:
@@ -157,12 +159,12 @@ class DHTDirectory:
             if record.namespace != self._invite.namespace or record.model != self._label:
                 return None
             if not record.body:
-                return Opened(record, None)
+                return Opened(raw, record, None)
             envelope = Envelope.decode(self._invite.decrypt(record.body, self._context(record.peer_id)))
         except (RecordError, InviteError) as refusal:
             logger.debug("skipped a record: %s", refusal)
             return None
-        return Opened(replace(record, revision=envelope.revision, body=envelope.body), envelope)
+        return Opened(raw, replace(record, revision=envelope.revision, body=envelope.body), envelope)
 
 
 @asynccontextmanager

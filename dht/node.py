@@ -14,20 +14,21 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from shoal.dht.asking import Asking
 from shoal.dht.background import background
 from shoal.dht.clock import SwarmClock
 from shoal.dht.errors import HostError, JoinError
 from shoal.dht.foreign import DHTID, P2PDaemonError, PeerID
 from shoal.dht.host import dial_all
 from shoal.dht.keys import KEY_BYTES
-from shoal.dht.protocol import BUCKET_SIZE, REPLICAS, Found, ShoalDHT
+from shoal.dht.protocol import BUCKET_SIZE, REPLICAS, ShoalDHT
 from shoal.dht.reach import serve_reach
 from shoal.dht.record import parse
 from shoal.dht.remembered import Remembered
 from shoal.dht.search import Search
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from shoal.dht.host import Host
 
@@ -73,27 +74,17 @@ class Node:
             raise JoinError(f"No bootstrap node answers at {where}; check that one runs and can be reached.")
         await self.look(self.protocol.node_id.to_bytes())
 
-    async def look(self, *keys: bytes) -> list[Sighting]:
-        """Search for keys, all at once, asking each node met for all of them in one call."""
-        # Calls are no part of the searches' group: one that is being cancelled takes no more tasks, and a search that
-        # asks at that moment would make an error of it.
-        asked: dict[PeerID, asyncio.Task[list[Found] | None]] = {}
-
-        async def ask(peer: PeerID, key: bytes) -> Found | None:
-            if peer not in asked:
-                asked[peer] = asyncio.create_task(self.protocol.call_find(peer, keys))
-            found = await asked[peer]
-            return found[keys.index(key)] if found is not None else None
-
-        searches = [Search(key, ask) for key in keys]
+    async def look(self, *keys: bytes, held: Iterable[bytes] = ()) -> list[Sighting]:
+        """Search for keys, all at once, asking each node met for all of them; records that are `held` are not fetched
+        again, and may be missing in what is found."""
+        asking = Asking(self.protocol, keys, held)
+        searches = [Search(key, asking.ask) for key in keys]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for search in searches:
                     tasks.create_task(search.run(self._seeds(search.key), self.host.p2p.peer_id))
         finally:
-            for call in asked.values():
-                call.cancel()
-            await asyncio.gather(*asked.values(), return_exceptions=True)
+            await asking.close()
         for search in searches:
             search.records.update(self.protocol.store.get(search.key, self.now()))
         return [Sighting(search.records, search.nearest(REPLICAS)) for search in searches]

@@ -12,23 +12,24 @@ import logging
 import random
 import struct
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from shoal.dht.errors import RecordError
 from shoal.dht.foreign import DHTID, DHTProtocol, P2PContext, P2PDaemonError, P2PHandlerError, PeerID, dht_pb2
 from shoal.dht.keys import KEY_BYTES, network_of, node_key
 from shoal.dht.record import MAX_RECORD_BYTES
-from shoal.dht.store import MAX_RECORDS_PER_KEY, RecordStore
+from shoal.dht.store import DIGEST_BYTES, MAX_RECORDS_PER_KEY, RecordStore
 from shoal.dht.table import LimitedTable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shoal.dht.clock import SwarmClock
     from shoal.dht.host import Host
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 BUCKET_SIZE = 20
 DEPTH_MODULO = 5
 REPLICAS = 10
@@ -39,6 +40,7 @@ MAX_PEER_ID_BYTES = 64
 MAX_REQUEST_BYTES = 512 * 1024
 REPLY_BUDGET_BYTES = 3 * 1024 * 1024  # the daemon drops replies over 4 MiB
 LENGTH = struct.Struct(">H")
+DIGESTS, SOME = b"d", b"s"  # after a key: what is wanted of its records, if not all of them
 CALL_ERRORS = (P2PDaemonError, P2PHandlerError, OSError, EOFError, ValueError, TimeoutError)
 
 
@@ -46,6 +48,13 @@ class Found(NamedTuple):
     """A node's answer about one key: sealed records, not yet verified, and the nodes it knows nearest to the key."""
 
     records: list[bytes]
+    peers: list[PeerID]
+
+
+class Told(NamedTuple):
+    """A node's answer about one key: digests of the records that it has, and the nodes it knows nearest to the key."""
+
+    digests: frozenset[bytes]
     peers: list[PeerID]
 
 
@@ -103,12 +112,13 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         return dht_pb2.StoreResponse(store_ok=stored, peer=self.node_info)
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        """Give the records under up to 64 keys, within 3 MiB in all, and the nearest nodes known."""
-        keys = [key for key in request.keys if len(key) == KEY_BYTES]
-        if not keys or len(keys) != len(request.keys) or len(keys) > MAX_KEYS:
+        """Give the records under up to 64 keys, within 3 MiB in all, and the nearest nodes known. What follows a key
+        asks for the digests of its records (DIGESTS), or for those with the digests that follow (SOME)."""
+        wanted = [(key[:KEY_BYTES], key[KEY_BYTES : KEY_BYTES + 1], key[KEY_BYTES + 1 :]) for key in request.keys]
+        if not 0 < len(wanted) <= MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES or not all(map(_is_asked, wanted)):
             return dht_pb2.FindResponse(peer=self.node_info)
-        budget = REPLY_BUDGET_BYTES // len(keys)
-        results = [self._result(key, budget, context.remote_id) for key in keys]
+        budget = REPLY_BUDGET_BYTES // len(wanted)
+        results = [self._result(*each, budget, context.remote_id) for each in wanted]
         await self._met(request.peer, context.remote_id)
         return dht_pb2.FindResponse(results=results, peer=self.node_info)
 
@@ -122,12 +132,16 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
             return False
         return True
 
-    def _result(self, key: bytes, budget_bytes: int, asker: PeerID) -> dht_pb2.FindResult:
-        records = self.store.get(key, self.now())
+    def _result(self, key: bytes, what: bytes, digests: bytes, budget_bytes: int, asker: PeerID) -> dht_pb2.FindResult:
+        if what == DIGESTS:
+            value = b"".join(self.store.digests(key, self.now()))
+        else:
+            some, now = frozenset(_cut(digests)), self.now()
+            value = pack(self.store.some(key, some, now) if what else self.store.get(key, now), budget_bytes)
         near = self.routing_table.get_nearest_neighbors(DHTID.from_bytes(key), BUCKET_SIZE, exclude=node_id_of(asker))
         return dht_pb2.FindResult(
-            type=dht_pb2.FOUND_DICTIONARY if records else dht_pb2.NOT_FOUND,
-            value=pack(records, budget_bytes),
+            type=dht_pb2.FOUND_DICTIONARY if value else dht_pb2.NOT_FOUND,
+            value=value,
             nearest_node_ids=[node_id.to_bytes() for node_id, _ in near],
             nearest_peer_ids=[peer.to_bytes() for _, peer in near],
         )
@@ -165,8 +179,23 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
             return None
         return len(response.store_ok) == 1 and bool(response.store_ok[0])
 
-    async def call_find(self, peer: PeerID, keys: Sequence[bytes]) -> list[Found] | None:
-        """Ask for records and neighbours, one answer per key in order; None if the node does not answer sensibly."""
+    async def call_find(
+        self, peer: PeerID, keys: Sequence[bytes], some: Sequence[frozenset[bytes]] | None = None
+    ) -> list[Found] | None:
+        """Ask for records and neighbours, one answer per key in order; None if the node does not answer sensibly.
+        `some`: for each key the digests of the records that are wanted, if not all are."""
+        asked = keys if some is None else [_some(*each) for each in zip(keys, some, strict=True)]
+        return await self._find(peer, asked, lambda value, peers: Found(unpack(value), peers))
+
+    async def call_digests(self, peer: PeerID, keys: Sequence[bytes]) -> list[Told] | None:
+        """As `call_find`, for digests in place of records."""
+        return await self._find(
+            peer, [key + DIGESTS for key in keys], lambda value, peers: Told(_digests(value), peers)
+        )
+
+    async def _find(
+        self, peer: PeerID, keys: Sequence[bytes], read: Callable[[bytes, list[PeerID]], T]
+    ) -> list[T] | None:
         request = dht_pb2.FindRequest(keys=list(keys), peer=self.node_info)
         if self._shunned.get(peer, 0.0) > time.monotonic():
             return None
@@ -175,7 +204,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
                 response = await self.get_stub(peer).rpc_find(request, timeout=CALL_TIMEOUT_S)
             if len(response.results) != len(keys):
                 raise ValueError(f"{len(response.results)} answers to {len(keys)} questions")
-            found = [Found(unpack(result.value), _peers(result.nearest_peer_ids)) for result in response.results]
+            found = [read(result.value, _peers(result.nearest_peer_ids)) for result in response.results]
         except CALL_ERRORS as error:
             self._failed(peer, error)
             return None
@@ -237,6 +266,29 @@ def unpack(packed: bytes) -> list[bytes]:
     if at != len(packed):
         raise ValueError("a record is cut short")
     return records
+
+
+def _is_asked(wanted: tuple[bytes, bytes, bytes]) -> bool:
+    """Whether that is a key, what of its records is wanted, and as many whole digests as there may be."""
+    key, what, digests = wanted
+    if len(key) != KEY_BYTES or what not in {b"", DIGESTS, SOME} or (digests and what != SOME):
+        return False
+    return len(digests) % DIGEST_BYTES == 0 and len(digests) <= MAX_RECORDS_PER_KEY * DIGEST_BYTES
+
+
+def _some(key: bytes, digests: frozenset[bytes]) -> bytes:
+    return key + SOME + b"".join(digests)
+
+
+def _cut(digests: bytes) -> list[bytes]:
+    return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
+
+
+def _digests(value: bytes) -> frozenset[bytes]:
+    """At most 512; ValueError if one is cut short."""
+    if len(value) % DIGEST_BYTES or len(value) > MAX_RECORDS_PER_KEY * DIGEST_BYTES:
+        raise ValueError("too many digests or one that is cut short")
+    return frozenset(_cut(value))
 
 
 def _peers(raw_ids: Sequence[bytes]) -> list[PeerID]:

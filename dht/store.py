@@ -6,6 +6,7 @@ its own content gives. Per peer only the highest sequence number is kept, so nob
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from shoal.dht.errors import RecordError
@@ -18,14 +19,21 @@ if TYPE_CHECKING:
 MAX_RECORDS_PER_KEY = 512
 MAX_RECORDS = 32_768  # 64 MiB at most
 SWEEP_EVERY_S = 10.0
+DIGEST_BYTES = 8  # too many for anybody to make a record that passes for another's
 
 
 class Kept(NamedTuple):
-    """One stored record: its wire form, and what decides about it."""
+    """One stored record: its wire form, its digest, and what decides about it."""
 
     raw: bytes
+    digest: bytes
     sequence: int
     expiry: float
+
+
+def digest_of(raw: bytes) -> bytes:
+    """By which nodes tell one another which records they hold."""
+    return hashlib.sha256(b"shoal digest v1" + raw).digest()[:DIGEST_BYTES]
 
 
 class RecordStore:
@@ -49,13 +57,22 @@ class RecordStore:
         if kept is not None and kept.sequence >= record.sequence and kept.raw != raw:
             raise RecordError("The record is older than the one stored.")
         self._count += kept is None
-        shelf[peer_id] = Kept(raw, record.sequence, record.expiry)
+        shelf[peer_id] = Kept(raw, digest_of(raw), record.sequence, record.expiry)
         self._shelves[key] = shelf
         return record
 
     def get(self, key: bytes, now: float) -> list[bytes]:
         """Wire forms of the live records under a key, at most 512."""
         return [kept.raw for kept in self._shelves.get(key, {}).values() if kept.expiry > now]
+
+    def digests(self, key: bytes, now: float) -> list[bytes]:
+        """Those of what `get` gives."""
+        return [kept.digest for kept in self._shelves.get(key, {}).values() if kept.expiry > now]
+
+    def some(self, key: bytes, digests: frozenset[bytes], now: float) -> list[bytes]:
+        """Those of what `get` gives that have such digests."""
+        shelf = self._shelves.get(key, {}).values()
+        return [kept.raw for kept in shelf if kept.digest in digests and kept.expiry > now]
 
     def __len__(self) -> int:
         return self._count

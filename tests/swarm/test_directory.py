@@ -190,7 +190,9 @@ async def test_an_older_record_cannot_be_replayed(swarm):
 async def test_malformed_finds_and_pings_do_no_harm(swarm):
     stranger = await swarm.stranger()
     to = PeerID.from_base58(swarm.host.peer_id)
-    for keys in ([], [b""], [b"k" * 19], [b"k" * 20] * 65, [b"k" * 21, b"k" * 20]):
+    key = b"k" * 20
+    cut, many, beside = key + b"s" + b"x" * 7, key + b"s" + b"x" * 8 * 513, key + b"d" + b"x" * 8
+    for keys in ([], [b""], [b"k" * 19], [key] * 65, [b"k" * 21, key], [cut], [key, many], [beside]):
         request = dht_pb2.FindRequest(keys=keys, peer=dht_pb2.NodeInfo(node_id=b"\xff" * 300))
         response = await stranger.p2p.call_protobuf_handler(to, "ShoalDHT.rpc_find", request, dht_pb2.FindResponse)
         assert not response.results

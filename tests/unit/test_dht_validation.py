@@ -12,7 +12,7 @@ from shoal.dht.errors import RecordError
 from shoal.dht.identity import Identity
 from shoal.dht.keys import SHARDS, network_of, node_key, record_key, shard_key, shard_of
 from shoal.dht.record import Record, seal
-from shoal.dht.store import MAX_RECORDS_PER_KEY, RecordStore
+from shoal.dht.store import MAX_RECORDS_PER_KEY, RecordStore, digest_of
 
 ME, OTHER = Identity.generate(), Identity.generate()
 NOW = 1_800_000_000.0
@@ -31,6 +31,18 @@ def test_a_record_is_kept_until_it_expires():
     assert store.get(KEY, NOW + 59) == [seal(MINE, ME)]
     assert store.get(KEY, NOW + 61) == []
     assert store.get(b"k" * 20, NOW) == []
+
+
+def test_records_are_asked_for_by_their_digests():
+    store, theirs = RecordStore(), replace(MINE, peer_id=OTHER.peer_id, expiry=NOW + 20)
+    put(store, MINE)
+    put(store, theirs, OTHER)
+    mine, other = seal(MINE, ME), seal(theirs, OTHER)
+    held = {key: store.digests(key, NOW) for key in {KEY, record_key(SPACE, OTHER.peer_id)}}
+    assert sorted(digest for digests in held.values() for digest in digests) == sorted(map(digest_of, (mine, other)))
+    assert store.some(KEY, frozenset({digest_of(mine)}), NOW) == [mine]
+    assert store.some(KEY, frozenset({digest_of(b"else")}), NOW) == []
+    assert digest_of(other) not in store.digests(record_key(SPACE, OTHER.peer_id), NOW + 30)
 
 
 def test_only_a_higher_sequence_replaces():

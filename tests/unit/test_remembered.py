@@ -7,7 +7,7 @@ import random
 from shoal.dht.foreign import DHTID, PeerID
 from shoal.dht.identity import Identity
 from shoal.dht.node import Node
-from shoal.dht.protocol import Found
+from shoal.dht.protocol import Found, Told
 from shoal.dht.remembered import MAX_REMEMBERED, Remembered
 
 
@@ -62,6 +62,10 @@ class Endless:
     async def call_find(self, _peer, keys):
         await asyncio.sleep(random.random() * 0.01)
         return [Found([], [PeerID(os.urandom(34)) for _ in range(5)]) for _ in keys]
+
+    async def call_digests(self, _peer, keys):
+        await asyncio.sleep(random.random() * 0.01)
+        return [Told(frozenset(), [PeerID(os.urandom(34)) for _ in range(5)]) for _ in keys]
 
 
 class Alone:
