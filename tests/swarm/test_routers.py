@@ -16,7 +16,7 @@ from shoal.dht.invite import Invite
 from shoal.dht.maddr import is_relayed
 from shoal.dht.node import open_node
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(180), needs_network]
+pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(180), needs_network]
 
 STEPS = 12
 NETWORK = """
