@@ -16,12 +16,16 @@ from shoal.blocks.kernels.linear import KernelLinear
 from shoal.blocks.kernels.norm import add_norm
 from shoal.blocks.kernels.prefill import prefill_attention
 from shoal.blocks.kernels.rope import HeadShape, cos_sin, rope_and_store
+from shoal.blocks.kernels.skinny import Arranged
 
 if TYPE_CHECKING:
     from shoal.blocks.kernels.prefill import PrefillTiles
+    from shoal.blocks.kernels.skinny import Order
     from shoal.blocks.kv import BlockKV, KVPool
     from shoal.blocks.parts import Parts
     from shoal.blocks.rotary import Rotary
+    from shoal.blocks.structure import RMSNorm
+    from torch import nn
 
 Turns = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -73,30 +77,51 @@ class FusedSpan:
 
     def forward(self, hidden: torch.Tensor, run: range, inputs: Inputs) -> torch.Tensor:
         """Hidden states `[T, H]` through the blocks of `run`, in the span's dtype."""
-        residual = hidden.to(torch.float32, copy=True)
+        residual = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
         turns = self._turns(inputs)
-        delta, post, scale = None, None, 1.0
+        delta, post, scale = hidden, None, 1.0
         for index in run:
             block = self._blocks[index]
             before, after, before_mlp, after_mlp = block.norms
-            state = add_norm(
-                residual, delta, before, post=post, scale=scale, dtype=self.dtype, starts_early=self.starts_early
-            )
+            fresh = index == run.start
+            state = self._normed(residual, delta, before, post, scale, block.qkv, fresh=fresh)
             turn = turns[""] if "" in turns else turns[self._types[index]]
             seen = self._attend(index, block.qkv(state), turn, inputs)
             scale = block.residual_scale
-            state = add_norm(
-                residual,
-                block.o(seen),
-                before_mlp,
-                post=after,
-                scale=scale,
-                dtype=self.dtype,
-                starts_early=self.starts_early,
-            )
-            inner = block.gate_up(state)
-            delta, post = block.down(inner if block.gated else gate(inner, block.activation)), after_mlp
+            state = self._normed(residual, block.o(seen), before_mlp, after, scale, block.gate_up)
+            delta, post = block.down(self._gated(block, state, len(residual))), after_mlp
         return add_norm(residual, delta, None, post=post, scale=scale, dtype=self.dtype, starts_early=self.starts_early)
+
+    def _normed(
+        self,
+        residual: torch.Tensor,
+        delta: torch.Tensor,
+        norm: RMSNorm | None,
+        post: RMSNorm | None,
+        scale: float,
+        matrix: nn.Module,
+        *,
+        fresh: bool = False,
+    ) -> torch.Tensor | Arranged:
+        """`add_norm`, in the order in which `matrix` had best read the states."""
+        order = self._order(matrix, len(residual))
+        state = add_norm(
+            residual, delta, norm, post=post, scale=scale, dtype=self.dtype, starts_early=self.starts_early,
+            order=order, fresh=fresh,
+        )  # fmt: skip
+        return state if order is None else Arranged(state, len(residual), order)
+
+    def _gated(self, block: FusedBlock, state: torch.Tensor | Arranged, rows: int) -> torch.Tensor | Arranged:
+        """`act(gate) * up`, in the order in which the matrix after it had best read them."""
+        up = block.gate_up
+        if isinstance(up, KernelLinear) and up.gives_order(rows, self.dtype):
+            order = self._order(block.down, rows)
+            return up(state) if order is None else up.ordered(state, order)
+        inner: torch.Tensor = up(state)
+        return inner if block.gated else gate(inner, block.activation)
+
+    def _order(self, matrix: nn.Module, rows: int) -> Order | None:
+        return matrix.order(rows, self.dtype) if isinstance(matrix, KernelLinear) else None
 
     def _turns(self, inputs: Inputs) -> Turns:
         if self._rotary is None:

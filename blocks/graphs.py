@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from shoal.blocks.fused_cuda import Decodes, Inputs
 from shoal.blocks.kernels.decode import choose_splits
+from shoal.blocks.kernels.fetch import fetch
 from shoal.blocks.kernels.tiles import PrefillTiles, tile_tokens
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.sizes import CHUNKS, ROWS_BESIDE, Layout
@@ -66,9 +67,9 @@ class Graphs:
 class _Graph:
     """One size of step: its inputs at fixed places on the device, all integers in one tensor.
 
-    They are fetched by the step itself, from page-locked memory, and the last of them, which numbers the steps, is sent
-    back: so a step costs the host no call for them, and the host sees when it may write the next. Hidden states are
-    fetched in the same way from `source [tokens, H]`, if given.
+    They are fetched by the step's first kernel, from page-locked memory, and the last of them, which numbers the steps,
+    is sent back: so a step costs the host no call for them, and the host sees when it may write the next. Hidden states
+    are fetched in the same way from `source [tokens, H]`, if given.
     """
 
     def __init__(self, size: Size, span: FusedSpan, width: int, source: torch.Tensor | None) -> None:
@@ -77,6 +78,7 @@ class _Graph:
         self._ints = torch.zeros(self._layout.length + 1, dtype=torch.int32, device=kv.device)
         self._pinned = torch.zeros_like(self._ints, device="cpu").pin_memory()
         self._fetched = torch.zeros(1, dtype=torch.int32).pin_memory()
+        self._arrived = torch.zeros(1, dtype=torch.int32, device=kv.device)
         self._told, self._number = self._fetched.numpy(), self._pinned.numpy()[-1:]
         self._parts = self._layout.cut(self._pinned.numpy())
         self._uses = 0
@@ -146,10 +148,7 @@ class _Graph:
         self._graph, self._out = graph, out
 
     def _forward(self) -> torch.Tensor:
-        self._ints.copy_(self._pinned, non_blocking=True)
-        self._fetched.copy_(self._ints[-1:], non_blocking=True)
-        if self._source is not None:
-            self._hidden.copy_(self._source, non_blocking=True)
+        fetch(self._pinned, self._ints, self._source, self._hidden, self._arrived, self._fetched)
         return self._span.forward(self._hidden, range(self._size.start, self._size.stop), self._inputs)
 
 

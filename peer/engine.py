@@ -116,7 +116,7 @@ class DeviceEngine:
         self.max_step_tokens = STEP_TOKENS_CUDA if span.device.type == "cuda" else STEP_TOKENS
         self.max_batch = MAX_BATCH
         self.broken = False
-        self._transfer = Transfer(span.device, self.width, span.room)
+        self._transfer = Transfer(span)
         # A second thread with OpenMP workers of its own would be in the way of the first's.
         self._may_stay = span.device.type == "cuda" or _threads() == 1
         self._handed_over = 0  # to the device thread, and not back yet

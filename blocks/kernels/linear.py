@@ -19,16 +19,20 @@ from shoal.blocks.kernels.activation import gated_activation
 from shoal.blocks.kernels.dense import DenseMatrix
 from shoal.blocks.kernels.four_bit import FourBitMatrix
 from shoal.blocks.kernels.int8 import Int8Matrix
+from shoal.blocks.kernels.skinny import Arranged
 from shoal.blocks.kernels.tuner import Tuner
-from shoal.blocks.kernels.variants import DENSE, variants
+from shoal.blocks.kernels.variants import DENSE, Variant, variants
 from shoal.blocks.quantize import check_kind
 from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shoal.blocks.kernels.skinny import Order
+
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # row counts that are tuned; others take the next larger one's choice
 _TWICE = 2 * skinny.MOST_ROWS
+_OTHER_WAYS = ("portable", "library")
 _CACHE = Path.home() / ".cache" / "shoal" / "kernels"
 
 
@@ -56,14 +60,39 @@ class KernelLinear(nn.Module):
         self.gated, self.partials, self._tuner = gated, partials, tuner
         self.out_features, self.in_features = matrix.out_features, matrix.in_features
         self._chosen: dict[tuple[int, torch.dtype], str] = {}
+        self._orders: dict[tuple[int, torch.dtype], Order | None] = {}
 
     @property
     def starts_early(self) -> bool:
         """Whether kernels around this one should be launched before the one ahead of them ends (`kernels.early`)."""
         return self.matrix.operands().form != DENSE
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x [T, K]` in float16 or bfloat16; may be captured in a CUDA graph after a call with as many rows."""
+    def order(self, rows: int, dtype: torch.dtype) -> Order | None:
+        """How so many rows of `x` had best lie, for who writes them anyway; None: as they are. Asked before such rows
+        come for the first time, it measures with rows that lie so."""
+        if not 0 < rows <= skinny.MOST_ROWS:
+            return None
+        key = _bucket(rows), dtype
+        if key not in self._orders:
+            name, operands = self._chosen.get(key) or self._choose(*key, arranged=True), self.matrix.operands()
+            variant = next((v for v in self._variants(operands, key[0]) if v.name == name), None)
+            self._orders[key] = None if variant is None else skinny.order_of(operands, variant, rows)
+        return self._orders[key]
+
+    def gives_order(self, rows: int, dtype: torch.dtype) -> bool:
+        """Whether the results for so many rows can come in another order, for the matrix after this one."""
+        return self.gated is not None and 0 < rows <= skinny.MOST_ROWS and self._name(rows, dtype) not in _OTHER_WAYS
+
+    def ordered(self, x: torch.Tensor | Arranged, order: Order) -> Arranged:
+        """As `forward`, with the results in an order that the next matrix asks for, where `gives_order`."""
+        rows, dtype = (x.rows, x.states.dtype) if isinstance(x, Arranged) else (len(x), x.dtype)
+        return Arranged(self._way(rows, dtype)(x, order=order), rows, order)
+
+    def forward(self, x: torch.Tensor | Arranged) -> torch.Tensor:
+        """`x [T, K]` in float16 or bfloat16, `Arranged` if `order` wishes it so; may be captured in a CUDA graph after
+        a call with as many rows."""
+        if isinstance(x, Arranged):
+            return self._way(x.rows, x.states.dtype)(x)
         rows = x.shape[0]
         if rows == 0:
             return x.new_empty((0, self.out_features // (1 if self.gated is None else 2)))
@@ -72,9 +101,7 @@ class KernelLinear(nn.Module):
             return self._twice(x)
         if rows > skinny.MOST_ROWS:
             return self._library(operands, x)
-        bucket = _bucket(rows)
-        name = self._chosen.get((bucket, x.dtype)) or self._choose(bucket, x.dtype)
-        return self._ways(operands, bucket)[name](x)
+        return self._way(rows, x.dtype)(x)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The matrix [N, K] that the kernels multiply with, for tests and references."""
@@ -82,25 +109,44 @@ class KernelLinear(nn.Module):
         out = torch.empty((self.out_features, self.in_features), dtype=dtype, device=operands.weight.device)
         return dequantize.dequantize(operands, out)
 
-    def _choose(self, bucket: int, dtype: torch.dtype) -> str:
+    def _way(self, rows: int, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+        return self._ways(self.matrix.operands(), _bucket(rows))[self._name(rows, dtype)]
+
+    def _name(self, rows: int, dtype: torch.dtype) -> str:
+        bucket = _bucket(rows)
+        return self._chosen.get((bucket, dtype)) or self._choose(bucket, dtype)
+
+    def _choose(self, bucket: int, dtype: torch.dtype, *, arranged: bool = False) -> str:
+        """Measure; `arranged`: those who want their states in an order get them so."""
         operands = self.matrix.operands()
         device = operands.weight.device
         x = torch.randn((bucket, self.in_features), device=device).to(dtype)
-        runs = {name: functools.partial(way, x) for name, way in self._ways(operands, bucket).items()}
+        ways = self._ways(operands, bucket)
+        runs = {name: functools.partial(way, x) for name, way in ways.items()}
+        for variant in self._variants(operands, bucket) if arranged else ():
+            if order := skinny.order_of(operands, variant, bucket):
+                lying = x.repeat(-(-8 * order.tiles // bucket), 1)[: 8 * order.tiles]
+                runs[variant.name] = functools.partial(ways[variant.name], Arranged(lying, bucket, order))
         key = f"{_place(device)} {operands.name} {self.out_features}x{self.in_features} {dtype} rows {bucket}"
+        key += " in order" * arranged
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             name = self._tuner.choose(f"{key} {self.gated or 'plain'} {'split' if self.partials else 'whole'}", runs)
             runs[name]()  # compiles, where the choice came from the file
         self._chosen[bucket, dtype] = name
         return name
 
-    def _ways(self, operands: skinny.Operands, bucket: int) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    def _variants(self, operands: skinny.Operands, bucket: int) -> list[Variant]:
+        if not skinny.fits(operands):
+            return []
+        shape = (operands.form, self.out_features, self.in_features)
+        return variants(*shape, bucket, gated=self.gated is not None, partials=self.partials)
+
+    def _ways(self, operands: skinny.Operands, bucket: int) -> dict[str, Callable[..., torch.Tensor]]:
         """Each way to compute so many rows, by name."""
-        ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
-        if skinny.fits(operands):
-            shape = (operands.form, self.out_features, self.in_features)
-            for v in variants(*shape, bucket, gated=self.gated is not None, partials=self.partials):
-                ways[v.name] = functools.partial(skinny.run, operands, variant=v, bias=self.bias, gated=self.gated)
+        ways: dict[str, Callable[..., torch.Tensor]] = {
+            v.name: functools.partial(skinny.run, operands, variant=v, bias=self.bias, gated=self.gated)
+            for v in self._variants(operands, bucket)
+        }
         if ways and operands.form != DENSE:
             return ways
         if portable.fits(operands):

@@ -13,6 +13,7 @@ import triton.language as tl
 from shoal.blocks.kernels.early import early, wait_for_inputs
 
 if TYPE_CHECKING:
+    from shoal.blocks.kernels.skinny import Order
     from shoal.blocks.structure import RMSNorm
 
 
@@ -23,6 +24,18 @@ def normed(x, weight_ptr, at, keep, width, eps, PLUS_ONE: tl.constexpr):
     if PLUS_ONE:
         weight += 1.0
     return x * tl.rsqrt(tl.sum(x * x, 0) / width + eps) * weight
+
+
+@triton.jit
+def ordered(row, at, TILES: tl.constexpr, DENSE: tl.constexpr):
+    """Where number `at` of a row lies among states in a `skinny.Order`."""
+    inside = at % 64
+    if DENSE:
+        part, lane = inside // 32, inside % 32 // 8
+    else:
+        part, lane = inside % 16 // 8, inside // 16
+    line = (at // 64 * TILES + row // 8) * 2 + part
+    return (line * 32 + row % 8 * 4 + lane) * 8 + at % 8
 
 
 @triton.jit(do_not_specialize=["part_stride"])
@@ -41,17 +54,20 @@ def _add_norm(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     DELTA: tl.constexpr,
+    FRESH: tl.constexpr,
     POST: tl.constexpr,
     NORM: tl.constexpr,
     POST_PLUS_ONE: tl.constexpr,
     NORM_PLUS_ONE: tl.constexpr,
+    TILES: tl.constexpr,
+    DENSE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     keep = at < WIDTH
-    x = tl.load(residual_ptr + row * WIDTH + at, mask=keep, other=0.0)
+    x = tl.zeros((BLOCK,), tl.float32) if FRESH else tl.load(residual_ptr + row * WIDTH + at, mask=keep, other=0.0)
     if DELTA:
         start = delta_ptr + row * row_stride
         delta = tl.load(start + at, mask=keep, other=0.0).to(tl.float32)
@@ -63,7 +79,8 @@ def _add_norm(
         tl.store(residual_ptr + row * WIDTH + at, x, mask=keep)
     if NORM:
         x = normed(x, norm_ptr, at, keep, WIDTH, norm_eps, NORM_PLUS_ONE)
-    tl.store(out_ptr + row * WIDTH + at, x.to(out_ptr.dtype.element_ty), mask=keep)
+    place = row * WIDTH + at if TILES == 0 else ordered(row, at, TILES, DENSE)
+    tl.store(out_ptr + place, x.to(out_ptr.dtype.element_ty), mask=keep)
 
 
 def add_norm(
@@ -75,14 +92,18 @@ def add_norm(
     scale: float = 1.0,
     dtype: torch.dtype,
     starts_early: bool = False,
+    order: Order | None = None,
+    fresh: bool = False,
 ) -> torch.Tensor:
     """`residual += scale * post(delta)`, in place; returns `norm(residual)` in `dtype`, or the residual itself in it.
 
     residual: `[T, H]` float32, contiguous. delta: `[T, H]` of any float dtype, or float32 partial sums `[S, T, H]`,
-    which are added up first; its last axis contiguous. All arithmetic is in float32.
+    which are added up first; its last axis contiguous. fresh: the residual holds nothing yet, and begins as the delta.
+    order: how the result `[8 * tiles, H]` lies, H then a multiple of 64; None: row by row, `[T, H]`. All arithmetic is
+    in float32.
     """
     tokens, width = residual.shape
-    out = torch.empty((tokens, width), device=residual.device, dtype=dtype)
+    out = torch.empty((8 * order.tiles if order else tokens, width), device=residual.device, dtype=dtype)
     given = residual if delta is None else delta
     parts, part_stride = (given.shape[0], given.stride(0)) if given.dim() == 3 else (1, 0)
     block = triton.next_power_of_2(width)
@@ -101,10 +122,13 @@ def add_norm(
         WIDTH=width,
         BLOCK=block,
         DELTA=delta is not None,
+        FRESH=fresh,
         POST=post is not None,
         NORM=norm is not None,
         POST_PLUS_ONE=post is not None and post.plus_one,
         NORM_PLUS_ONE=norm is not None and norm.plus_one,
+        TILES=order.tiles if order else 0,
+        DENSE=order is not None and order.dense,
         num_warps=min(max(block // 128, 1), 32),
         **early(residual.device, starts_early),
     )

@@ -9,7 +9,8 @@
 // MT: 16-row tiles of W a warp. ABREAST: warps beside each other along W's rows; the others share K. NT: 8-row tiles of
 // x. Q: chunks a step. ACT: 0 none, else act(gate) * up with 1 silu, 2 gelu_tanh, 3 gelu. ARRANGED: x went through
 // `arrange`. PARTIAL: the output is fp32 sums [gridDim.y, T, N]. EARLY: the kernel may start before the one ahead of it
-// has ended. CTAS: blocks a multiprocessor. PAIRED: for four-bit data and at most 4 rows, chunks of 128 columns. There
+// has ended. ORDERED: the output of ACT lies as `arrange` makes it for weights of 16 bits (1) or of fewer (2). CTAS:
+// blocks a multiprocessor. PAIRED: for four-bit data and at most 4 rows, chunks of 128 columns. There
 // two neighbouring lanes' weights share a scale, instead of all four, and a load takes 16 bytes of a row instead of 8;
 // since mma adds up over four lanes, x stands twice in its operand, each time half of it zero.
 // K must be a multiple of the columns of a step, the output as wide as a tile, x and W aligned to 16 bytes.
@@ -35,6 +36,13 @@ extern "C" __global__ void arrange(const u16 *x, int x_stride, uint4 *out, int r
   if (at >= k / 64 * NT * 64) return;
   const int row = min(j * 8 + lane / 4, rows - 1), column = at / 64 / NT * 64 + lane % 4 * (KIND == 0 ? 8 : 16);
   out[at] = load16(x + (i64)row * x_stride + column + part * X_PART);
+}
+
+// Where `arrange` puts a row's column, for as many rows as here.
+__device__ __forceinline__ i64 ordered(int row, int column) {
+  const int inside = column % 64, part = ORDERED == 1 ? inside / 32 : inside % 16 / 8;
+  const int t = ORDERED == 1 ? inside % 32 / 8 : inside / 16;
+  return ((((i64)(column / 64) * NT + row / 8) * 2 + part) * 32 + row % 8 * 4 + t) * 8 + column % 8;
 }
 
 // The columns of one of x's rows that match this lane's weights of a chunk.
@@ -224,7 +232,8 @@ skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float 
             total[part] = sum;
           }
 #if ACT
-          ((u16 *)out)[(i64)m * n_out + column] = narrow(activate(total[0]) * total[1]);
+          const i64 place = ORDERED ? ordered(m, column) : (i64)m * n_out + column;
+          ((u16 *)out)[place] = narrow(activate(total[0]) * total[1]);
 #elif PARTIAL
           ((float *)out)[((i64)blockIdx.y * rows + m) * n_out + column] = total[0];
 #else

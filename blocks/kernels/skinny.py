@@ -39,6 +39,29 @@ class Operands:
         return {DENSE: "dense", FOUR_BIT: "4bit" if self.outer is None else "4bit-nested", INT8: "int8"}[self.form]
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The order that skinny.cu's `arrange` puts states in, in which a warp's lanes take them: `tiles` of 8 rows, and
+    columns as they meet weights of 16 bits (`dense`) or of fewer."""
+
+    tiles: int
+    dense: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """States `[T, K]` that lie in an `Order`, as a tensor `[8 * tiles, K]`; what lies there for no row is not read."""
+
+    states: torch.Tensor
+    rows: int
+    order: Order
+
+
+def order_of(operands: Operands, variant: Variant, rows: int) -> Order | None:
+    """How a variant wants so many rows of states; None: as they are."""
+    return Order(_tiles(rows), operands.form == DENSE) if variant.arranged else None
+
+
 def fits(operands: Operands) -> bool:
     """Whether the kernel runs there at all: an NVIDIA device with bf16 matrix units, and NVRTC."""
     device = operands.weight.device
@@ -49,24 +72,29 @@ def fits(operands: Operands) -> bool:
 
 def run(
     operands: Operands,
-    x: torch.Tensor,
+    x: torch.Tensor | Arranged,
     variant: Variant,
     *,
     bias: torch.Tensor | None = None,
     gated: str | None = None,
+    order: Order | None = None,
 ) -> torch.Tensor:
-    """`x [T, K]`, at most MOST_ROWS rows -> `[T, N]` (`[T, N / 2]` if gated).
+    """`x [T, K]`, at most MOST_ROWS rows -> `[T, N]` (`[T, N / 2]` if gated, and then in an `order` if one is given).
 
     A variant that splits K gives float32 sums `[S, T, N]` instead. Raises NvrtcError if the kernel does not compile or
-    start.
+    start, ValueError for states in another order than the variant's.
     """
-    rows, n_out = x.shape[0], operands.out_features // (1 if gated is None else 2)
-    if x.stride(1) != 1 or x.stride(0) % 8 != 0 or x.data_ptr() % 16 != 0:
-        x = x.clone(memory_format=torch.contiguous_format)
-    shape, dtype = ((variant.splits, rows, n_out), torch.float32) if variant.splits > 1 else ((rows, n_out), x.dtype)
+    arranges = variant.arranged and not isinstance(x, Arranged)
+    if isinstance(x, Arranged):
+        rows, x = x.rows, _states(x, order_of(operands, variant, x.rows))
+    else:
+        rows, x = x.shape[0], _readable(x)
+    n_out = operands.out_features // (1 if gated is None else 2)
+    shape: tuple[int, ...] = (rows if order is None else 8 * order.tiles, n_out)
+    shape, dtype = ((variant.splits, *shape), torch.float32) if variant.splits > 1 else (shape, x.dtype)
     out = torch.empty(shape, dtype=dtype, device=x.device)
-    defines = _defines(operands, rows, variant, x.dtype, gated, early=_early(operands, variant))
-    if variant.arranged:
+    defines = _defines(operands, rows, variant, x.dtype, gated, order, early=_early(operands, arranges=arranges))
+    if arranges:
         x = _arranged(x, defines)
     o = operands
     pointers = (o.weight, o.scales, o.code, o.inner, o.outer, o.offset, bias, out)
@@ -74,6 +102,19 @@ def run(
     kernel = _kernel(x.device, "skinny", defines)
     kernel.launch(grid, _THREADS, (x, x.stride(0), *pointers, rows, o.out_features, o.in_features))
     return out
+
+
+def _readable(x: torch.Tensor) -> torch.Tensor:
+    """The same rows, aligned and spaced as the kernel loads them."""
+    if x.stride(1) != 1 or x.stride(0) % 8 != 0 or x.data_ptr() % 16 != 0:
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
+def _states(given: Arranged, wanted: Order | None) -> torch.Tensor:
+    if given.order != wanted:
+        raise ValueError(f"states lie in the order {given.order}, and the kernel reads {wanted}")
+    return given.states
 
 
 def _arranged(x: torch.Tensor, defines: tuple[tuple[str, int], ...]) -> torch.Tensor:
@@ -86,23 +127,35 @@ def _arranged(x: torch.Tensor, defines: tuple[tuple[str, int], ...]) -> torch.Te
 
 
 def _defines(
-    operands: Operands, rows: int, variant: Variant, dtype: torch.dtype, gated: str | None, *, early: bool
+    operands: Operands,
+    rows: int,
+    variant: Variant,
+    dtype: torch.dtype,
+    gated: str | None,
+    order: Order | None,
+    *,
+    early: bool,
 ) -> tuple[tuple[str, int], ...]:
     return (
         ("KIND", operands.form),
         ("HALF", int(dtype == torch.float16)),
         ("MT", variant.tiles),
         ("ABREAST", variant.abreast),
-        ("NT", next(n for n in (1, 2, 4, 8) if rows <= 8 * n)),
+        ("NT", _tiles(rows)),
         ("Q", variant.chunks),
         ("ACT", ACTIVATIONS[gated]),
         ("NESTED", int(operands.outer is not None)),
         ("PAIRED", int(variant.paired)),
         ("ARRANGED", int(variant.arranged)),
+        ("ORDERED", 0 if order is None else 1 if order.dense else 2),
         ("EARLY", int(early)),
         ("PARTIAL", int(variant.splits > 1)),
         ("CTAS", variant.resident),
     )
+
+
+def _tiles(rows: int) -> int:
+    return next(n for n in (1, 2, 4, 8) if rows <= 8 * n)
 
 
 @functools.cache
@@ -134,10 +187,10 @@ def _grid(n_out: int, variant: Variant, device: torch.device, *, gated: bool) ->
     return max(1, min(tiles, at_once)), variant.splits
 
 
-def _early(operands: Operands, variant: Variant) -> bool:
+def _early(operands: Operands, *, arranges: bool) -> bool:
     """Whole weights take so long to read that an early start saves nothing, and a graph of early starts is slower to
-    launch (measured on an H100: 0.13 ms for 32 blocks)."""
-    return (variant.arranged or operands.form != DENSE) and _starts_early(operands.weight.device)
+    launch (measured on an H100: 0.13 ms for 32 blocks); only behind `arrange` it saves the wait for a small kernel."""
+    return (arranges or operands.form != DENSE) and _starts_early(operands.weight.device)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
@@ -107,6 +108,20 @@ async def test_what_is_not_finite_is_laid_to_its_piece_alone(engine):
     poisoned[1, 5] = float("inf")
     batch = [piece(states(engine, 2, 1), [0]), piece(poisoned, [1], keep_rows=0), piece(states(engine, 1, 2), [2])]
     assert [output.finite for output in await engine.run(batch)] == [True, False, True]
+
+
+async def test_rows_in_int8_come_as_they_are_packed(engine):
+    hidden, pages = [states(engine, 3, 1), states(engine, 4, 2)], [(0,), (5,)]
+    plain = await engine.run([piece(rows, held) for rows, held in zip(hidden, pages, strict=True)])
+    packed = [bytearray(to_bytes(pack(rows, "int8"))) for rows in hidden]
+    batch = [
+        Piece(payload, "int8", 0, len(rows), held, 0, 0, BLOCKS, keep)
+        for payload, rows, held, keep in zip(packed, hidden, pages, (1, 4), strict=True)
+    ]
+    for (output, wanted), keep in zip(zip(await engine.run(batch), plain, strict=True), (1, 4), strict=True):
+        got = unpack(view_bytes(output.payload, "int8", engine.width), "int8", engine.width)
+        assert output.finite
+        assert float((got - rows_of(engine, wanted)[-keep:].float()).norm() / got.norm()) < 0.05
 
 
 async def test_pages_go_to_host_memory_and_back(engine):

@@ -67,6 +67,39 @@ def test_every_variant(kind: str, dtype: torch.dtype, n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [3, 13, 30, 64])
+def test_states_that_a_norm_left_in_the_order_of_the_kernel(kind: str, rows: int) -> None:
+    from shoal.blocks.kernels import skinny
+    from shoal.blocks.kernels.norm import add_norm
+    from shoal.blocks.kernels.variants import variants
+    from shoal.blocks.structure import RMSNorm
+
+    n, k = 768, 896
+    module = make(n, k, kind)
+    operands, norm = module.matrix.operands(), RMSNorm(torch.randn(k, device="cuda").bfloat16(), 1e-6)
+    x = torch.randn(rows, k, device="cuda")
+    plain, tried = add_norm(x, None, norm, dtype=torch.bfloat16), 0
+    for variant in variants(operands.form, n, k, rows, gated=False, partials=True):
+        order = skinny.order_of(operands, variant, rows)
+        if order is None:
+            continue
+        poison(rows * k)
+        states = skinny.Arranged(add_norm(x, None, norm, dtype=torch.bfloat16, order=order), rows, order)
+        poison(rows * n)
+        out = skinny.run(operands, states, variant, bias=module.bias)
+        assert torch.equal(out, skinny.run(operands, plain, variant, bias=module.bias))
+        other = skinny.Arranged(states.states, rows, skinny.Order(order.tiles, not order.dense))
+        with pytest.raises(ValueError, match="lie in the order"):
+            skinny.run(operands, other, variant)
+        tried += 1
+    assert tried or rows < 8 or (kind == "none" and rows > 32)
+    order = module.order(rows, torch.bfloat16)
+    if order is not None:
+        states = add_norm(x, None, norm, dtype=torch.bfloat16, order=order)
+        assert torch.equal(module(skinny.Arranged(states, rows, order)), module(plain))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gated", list(ACTIVATIONS))
 def test_gated(kind: str, gated: str) -> None:
     module = make(1024, 512, kind, gated=gated)
@@ -74,6 +107,24 @@ def test_gated(kind: str, gated: str) -> None:
         x = torch.randn(rows, 512, device="cuda").bfloat16()
         gate, up = (x.float() @ module.dequantized().T + module.bias.float()).chunk(2, 1)
         assert error(module(x), ACTIVATIONS[gated](gate) * up) < 1e-2
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("rows", [2, 16, 21])
+def test_gated_results_in_the_order_of_the_next_matrix(rows: int, dense: bool) -> None:
+    from shoal.blocks.kernels.skinny import Order
+
+    module, width, tiles = make(1024, 512, "none", gated="silu"), 512, (1, 2, 4)[(rows > 8) + (rows > 16)]
+    x = torch.randn(rows, 512, device="cuda").bfloat16()
+    poison(8 * tiles * width)
+    if not module.gives_order(rows, torch.bfloat16):
+        pytest.skip("another way to compute so many rows is faster here")
+    found, plain = module.ordered(x, Order(tiles, dense)), module(x)
+    padded = torch.cat([plain, plain.new_zeros((8 * tiles - rows, width))])
+    cut = padded.view(tiles, 8, width // 64, *((2, 4, 8) if dense else (4, 2, 8)))
+    lines = cut.permute((2, 0, 3, 1, 4, 5) if dense else (2, 0, 4, 1, 3, 5))  # [chunk, tile, part, row, lane, 8]
+    kept = torch.arange(8 * tiles, device="cuda").view(1, tiles, 1, 8, 1, 1).expand(lines.shape) < rows
+    assert torch.equal(found.states.view(lines.shape)[kept], lines[kept])
 
 
 @needs_bitsandbytes

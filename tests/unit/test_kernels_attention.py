@@ -24,6 +24,7 @@ from shoal.blocks.kernels.decode import MAX_SPLITS, choose_splits, decode_attent
 from shoal.blocks.kernels.norm import add_norm
 from shoal.blocks.kernels.prefill import prefill_attention, prefill_tiles
 from shoal.blocks.kernels.rope import HeadShape, cos_sin, rope_and_store
+from shoal.blocks.kernels.skinny import Order
 from shoal.blocks.kernels.softmax import multiprocessors
 
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 8e-3}
@@ -252,6 +253,28 @@ def test_add_norm_equals_its_formula(parts: int | None, normed: bool, posted: bo
     assert found.dtype == dtype
     assert close(residual, total, 1e-6)
     assert close(found, rms(total, norm), TOLERANCE[dtype])
+
+
+def test_add_norm_begins_a_residual_with_what_comes_first() -> None:
+    residual, first, norm = torch.full((3, 40), torch.nan), torch.randn(3, 40).bfloat16(), RMSNorm(torch.ones(40), 1e-6)
+    found = add_norm(residual, first, norm, dtype=torch.float32, fresh=True)
+    assert torch.equal(residual, first.float())
+    assert close(found, rms(residual, norm), 1e-6)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("tokens", [1, 8, 13])
+def test_add_norm_writes_in_the_order_in_which_the_matrices_read(tokens: int, dense: bool) -> None:
+    width, tiles = 192, -(-tokens // 8)
+    residual, norm = torch.randn(tokens, width), RMSNorm(torch.randn(width), 1e-6)
+    plain = add_norm(residual.clone(), None, norm, dtype=torch.bfloat16)
+    found = add_norm(residual, None, norm, dtype=torch.bfloat16, order=Order(tiles, dense))
+    padded = torch.cat([plain, plain.new_zeros((8 * tiles - tokens, width))])
+    # of a chunk's 64 columns, a lane takes 8 and 8 that lie 32 further on (16-bit weights), or 16 neighbours
+    cut = padded.view(tiles, 8, width // 64, *((2, 4, 8) if dense else (4, 2, 8)))
+    lines = cut.permute((2, 0, 3, 1, 4, 5) if dense else (2, 0, 4, 1, 3, 5))  # [chunk, tile, part, row, lane, 8]
+    kept = torch.arange(8 * tiles).view(1, tiles, 1, 8, 1, 1).expand(lines.shape) < tokens
+    assert torch.equal(found.view(lines.shape)[kept], lines[kept])
 
 
 def test_add_norm_takes_rows_of_a_wider_matrix() -> None:
