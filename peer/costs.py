@@ -12,6 +12,7 @@ from dataclasses import dataclass
 LEARN = 0.3  # weight of the newest figure
 GROW = 2.5  # at most so many times the tokens of a step are its next chunk: past the next size, which is 2 at most
 STALE = 32  # steps with prompt tokens after which decode tokens run alone again: contexts change
+DOUBT = 1.1  # a step of decode tokens alone that took so many times what was known is timed once more
 
 
 @dataclass(slots=True)
@@ -21,6 +22,7 @@ class _Decodes:
     alone_s: float
     chunk: float
     mixed: int = 0  # steps with prompt tokens since `alone_s` was measured
+    doubted_s: float | None = None  # what the last one alone took, if it was long: something may have come between
 
 
 class StepCosts:
@@ -72,10 +74,17 @@ class StepCosts:
         if known is None:
             linear = (self.stall - 1) * seconds / self.prefill_token_s if self.prefill_token_s else 0.0
             known = self._decodes[decodes.bit_length()] = _Decodes(seconds, self._bounded(linear))
-        # A first step loads kernels, any step may meet a busy machine: neither counts for more than twice the other.
-        known.alone_s = _blend(min(known.alone_s, 2 * seconds), min(seconds, 2 * known.alone_s))
-        known.mixed = 0
         self._latest = known
+        # Any step may meet a busy machine, and this figure is all that the next STALE chunks are steered by.
+        if known.doubted_s is None and seconds > DOUBT * known.alone_s:
+            known.doubted_s, self._held_back = seconds, False
+            return
+        seconds, known.doubted_s = min(seconds, known.doubted_s or seconds), None
+        if seconds < known.alone_s:  # nothing makes a step too short: what was known was busy, or loaded kernels
+            known.alone_s = (known.alone_s + seconds) / 2 if known.alone_s < 2 * seconds else seconds
+        else:
+            known.alone_s = _blend(known.alone_s, min(seconds, 2 * known.alone_s))
+        known.mixed = 0
 
     def _steer(self, chunk: float, prefill: int, factor: float) -> float:
         """The next chunk, where `prefill` tokens could have been `factor` times as many."""
