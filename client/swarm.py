@@ -197,7 +197,7 @@ class Swarm:
         for session in self._sessions.values():
             self._measured.learn(session.stats.take_news(), now)
         found = self._measured.knowledge(self._view.columns, self._pool.rtts(), now)
-        return replace(found, upload_bps=self._pool.upload())
+        return replace(found, upload_bps=self._pool.upload(), rates=self._pool.rates())
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id

@@ -23,6 +23,7 @@ PERIOD_S = 15.0
 TTL_S = 45.0
 REACH_PERIOD_S = 30.0
 CHANGED_S = 2.0  # at most this often when the load changes
+SLOW_WAY = 0.6  # of what this peer can send; ways that carry less are announced
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Announcer:
         self._node = node
         self.facts = facts
         self.moving: range | None = None  # the blocks that this peer is about to serve instead
-        self._announced: tuple[int, int, int] | None = None  # leases, free tokens, and the line's rate, roughly
+        # leases, free tokens, the line's rate, roughly, and how many ways are slower
+        self._announced: tuple[int, int, int, int] | None = None
 
     async def run(self) -> None:
         """Announce until cancelled."""
@@ -93,7 +95,7 @@ class Announcer:
             decode_s=facts.decode_s * slower, prefill_s=facts.prefill_s * slower,
             queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=MAX_CHUNK, addrs=facts.addrs,
             rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
-            reach=facts.reach, upload_bps=node.upload(),
+            reach=facts.reach, upload_bps=node.upload(), rates=self._slow_ways(),
         )  # fmt: skip
 
     @property
@@ -105,5 +107,11 @@ class Announcer:
     def _load(self) -> int:
         return len(self._node.book.leases)
 
-    def _room(self) -> tuple[int, int, int]:
-        return self._load(), self._node.book.free_tokens, round(3.0 * math.log2(1.0 + self._node.upload()))
+    def _slow_ways(self) -> tuple[tuple[str, float], ...]:
+        """To peers to which much less comes through than this machine can send."""
+        usual = self._node.upload()
+        return tuple((there, rate) for there, rate in self._node.rates().items() if rate < SLOW_WAY * usual)
+
+    def _room(self) -> tuple[int, int, int, int]:
+        usual = round(3.0 * math.log2(1.0 + self._node.upload()))
+        return self._load(), self._node.book.free_tokens, usual, len(self._slow_ways())

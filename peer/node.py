@@ -98,6 +98,10 @@ class Node:
         """Measured round trips to other peers, in seconds."""
         return self._pool.rtts()
 
+    def rates(self) -> dict[str, float]:
+        """Bytes/s that the ways to other peers were seen to carry."""
+        return self._pool.rates()
+
     def upload(self) -> float:
         """Bytes/s that this machine was seen to send, 0 if unknown."""
         return self._line.upload(self._now())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from shoal.peer.channel import CLOGGED_BYTES, MAX_QUEUED_BYTES, Channel
 from shoal.peer.errors import HopClosed
-from shoal.peer.line import Line
+from shoal.peer.line import MEMORY_S, Line
 from shoal.peer.link import Patience
 from shoal.peer.turns import Turns
 
@@ -62,6 +62,7 @@ class ChannelPool:
         self._on_message = on_message
         self._on_lost, self._on_open = on_lost, on_open
         self._entries: dict[str, _Entry] = {}
+        self._rates: dict[str, tuple[float, float]] = {}  # when last seen, bytes/s; of links that have ended too
         self._tasks = asyncio.TaskGroup()
         self._left = False
 
@@ -106,6 +107,15 @@ class ChannelPool:
         """Measured round trips in seconds, by peer."""
         channels = [entry.channel for entry in self._entries.values() if entry.channel is not None]
         return {channel.remote: channel.link.rtt_s for channel in channels if channel.link.rtt_s is not None}
+
+    def rates(self) -> dict[str, float]:
+        """Bytes/s that the ways to peers were last seen to carry while more waited, where that was seen."""
+        now = self._config.clock()
+        for entry in self._entries.values():
+            if entry.channel is not None and entry.channel.link.flow.proven:
+                self._rates[entry.channel.remote] = now, entry.channel.link.flow.proven
+        self._rates = {remote: seen for remote, seen in self._rates.items() if now - seen[0] < MEMORY_S}
+        return {remote: rate for remote, (_, rate) in self._rates.items()}
 
     def upload(self) -> float:
         """Bytes/s that this machine was seen to send, 0 if unknown."""

@@ -25,6 +25,7 @@ MAX_BODY_BYTES: Final = 1500
 MAX_ADDRS: Final = 8
 MAX_ADDR_CHARS: Final = 256
 MAX_RTTS: Final = 12
+MAX_RATES: Final = 6
 MAX_LABEL_CHARS: Final = MAX_NAME_CHARS
 MAX_ID_CHARS: Final = 64
 _MAX_KEYS: Final = 64
@@ -42,8 +43,9 @@ class Announcement:
     `decode_s`: seconds one decode token spends in this peer's engine per block when alone. `prefill_s`: seconds per
     prompt token and block. `queue`: sessions in service. `free_tokens`: KV tokens not claimed. `max_chunk`: prompt
     tokens in one message. `rtts`: (peer id, measured round trip in seconds). `name`: free text for people. `reach`: how
-    others get to it. `upload_bps`: bytes/s that it can send, 0 if it does not know. `state`: a `paused` peer keeps its
-    blocks loaded and takes nobody; versions that do not know the word read `draining`.
+    others get to it. `upload_bps`: bytes/s that it can send, 0 if it does not know; `rates`: (peer id, bytes/s) of ways
+    to others that were seen to carry much less. `state`: a `paused` peer keeps its blocks loaded and takes nobody;
+    versions that do not know the word read `draining`.
     """
 
     peer_id: str
@@ -66,19 +68,21 @@ class Announcement:
     revision: str
     reach: Reach = "unknown"
     upload_bps: float = 0.0
+    rates: tuple[tuple[str, float], ...] = ()
 
 
 def encode(announcement: Announcement) -> bytes:
     """Return the record body of `announcement`, at most `MAX_BODY_BYTES` long.
 
-    Figures are clamped as `decode` clamps them, and of the round trips the nearest that fit are kept (at most
-    `MAX_RTTS`). Raises AnnouncementError for what `decode` would refuse, and if the addresses alone are too long.
+    Figures are clamped as `decode` clamps them; of the round trips the nearest that fit are kept (at most `MAX_RTTS`),
+    of the rates the slowest (at most `MAX_RATES`). Raises AnnouncementError for what `decode` would refuse, and if the
+    addresses alone are too long.
     """
     body = _body(announcement)
     _fields(body, n_blocks=announcement.stop)
     packed = _pack(body)
-    while len(packed) > MAX_BODY_BYTES and body["r"]:
-        body["r"].popitem()
+    while len(packed) > MAX_BODY_BYTES and (left := body["r"] or body["br"]):
+        left.popitem()
         packed = _pack(body)
     if len(packed) > MAX_BODY_BYTES:
         raise AnnouncementError(
@@ -104,6 +108,8 @@ def decode(record: Record, n_blocks: int) -> Announcement:
 
 def _body(announcement: Announcement) -> dict[str, Any]:
     nearest = sorted(announcement.rtts, key=lambda pair: (RTT_S.clamp(pair[1]), pair[0]))[:MAX_RTTS]
+    known = ((peer_id, clamp_upload(rate)) for peer_id, rate in announcement.rates)
+    slowest = sorted((pair for pair in known if pair[1]), key=lambda pair: (pair[1], pair[0]))[:MAX_RATES]
     return {
         "s": announcement.start,
         "e": announcement.stop,
@@ -122,6 +128,7 @@ def _body(announcement: Announcement) -> dict[str, Any]:
         "n": announcement.name,
         "re": announcement.reach,
         "b": clamp_upload(announcement.upload_bps),
+        "br": {peer_id: round(rate) for peer_id, rate in slowest},
     }
 
 
@@ -173,6 +180,7 @@ def _fields(body: dict[str, Any], n_blocks: int) -> dict[str, Any]:
         "name": shown_name(_label(body, "n")),
         "reach": reach if reach in REACHES else "unknown",  # a later version may know more ways
         "upload_bps": clamp_upload(_float(body, "b")) if "b" in body else 0.0,
+        "rates": _rates(body) if "br" in body else (),
     }
 
 
@@ -211,13 +219,23 @@ def _is_addr(addr: object) -> bool:
 
 
 def _rtts(body: dict[str, Any]) -> tuple[tuple[str, float], ...]:
-    rtts = body.get("r")
-    if type(rtts) is not dict or len(rtts) > MAX_RTTS:
-        raise AnnouncementError(f"field 'r' is not a map of at most {MAX_RTTS} round trips")
-    for peer_id in rtts:
+    return tuple((peer_id, RTT_S.clamp(figure / 1e6)) for peer_id, figure in _by_peer(body, "r", MAX_RTTS))
+
+
+def _rates(body: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """What is no rate is left out: it would stand for an unknown one."""
+    rates = ((peer_id, clamp_upload(figure)) for peer_id, figure in _by_peer(body, "br", MAX_RATES))
+    return tuple(pair for pair in rates if pair[1])
+
+
+def _by_peer(body: dict[str, Any], key: str, most: int) -> list[tuple[str, float]]:
+    figures = body.get(key)
+    if type(figures) is not dict or len(figures) > most:
+        raise AnnouncementError(f"field {key!r} is not a map of at most {most} peers' figures")
+    for peer_id in figures:
         if type(peer_id) is not str or not 0 < len(peer_id) <= MAX_ID_CHARS or not _is_plain(peer_id):
-            raise AnnouncementError("field 'r' holds a key that is no peer id")
-    return tuple((peer_id, RTT_S.clamp(_float(rtts, peer_id) / 1e6)) for peer_id in rtts)
+            raise AnnouncementError(f"field {key!r} holds a key that is no peer id")
+    return [(peer_id, _float(figures, peer_id)) for peer_id in figures]
 
 
 def _is_plain(text: str) -> bool:

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from shoal.routing.columns import byte_s
 from shoal.routing.cost import HOP_OVERHEAD_S, speeds
-from shoal.routing.legs import believed_byte_s
+from shoal.routing.legs import believed_byte_s, client_byte_s, sent_s
 from shoal.routing.route import CHUNK_TOKENS
 
 if TYPE_CHECKING:
@@ -67,15 +66,16 @@ def choose_chunk(tokens: int, stages: Sequence[Stage], most_tokens: int) -> int:
 def stages_of(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], token_bytes: int) -> list[Stage]:
     """Return the stages of a route: the client's line, the hops, the lines between them. One token comes back."""
     decode_s, prefill_s = speeds(columns, knowledge)
-    line_s, own_s = believed_byte_s(columns), byte_s(knowledge.upload_bps)
-    stages = [Stage(0.0, token_bytes * own_s)]
+    line_s = believed_byte_s(columns)
+    stages = [Stage(0.0, token_bytes * client_byte_s(knowledge, hops[0].peer_id))]
     for hop in hops:
         row, blocks = columns.index[hop.peer_id], hop.stop - hop.start
         stages.append(Stage(HOP_OVERHEAD_S + blocks * float(decode_s[row]), blocks * float(prefill_s[row])))
     for hop, after in pairwise(hops):
-        sent_s = float(line_s[columns.index[hop.peer_id]])
+        way_s = sent_s(columns, hop.peer_id, after.peer_id, float(line_s[columns.index[hop.peer_id]]))
         through = (hop.peer_id, after.peer_id) in knowledge.via_client
-        stages.append(Stage(0.0, token_bytes * (sent_s + (own_s if through else 0.0))))
+        again_s = client_byte_s(knowledge, after.peer_id) if through else 0.0
+        stages.append(Stage(0.0, token_bytes * (way_s + again_s)))
     return stages
 
 

@@ -27,7 +27,8 @@ class Knowledge:
 
     `rtts_s`: round trips from this node. `legs_s`: one-way times between two peers, (from, to); used for both
     directions unless the other one is there too. `via_client`: ordered pairs (a, b) where a cannot reach b, so that
-    their leg costs those to and from this node. `upload_bps`: bytes/s that this node can send, 0 if unknown.
+    their leg costs those to and from this node. `upload_bps`: bytes/s that this node can send, 0 if unknown; `rates`:
+    to peers to which the way was measured.
     `speeds`: from receipts, without waiting. `waits_s`: seconds a step waits in the peer's queue, from receipts; takes
     the place of the announced queue. `penalties`: factors >= 1 and `banned`: see `Health`. `default_leg_s`: a leg that
     nobody has measured.
@@ -42,3 +43,4 @@ class Knowledge:
     default_leg_s: float = DEFAULT_LEG_S
     via_client: frozenset[tuple[str, str]] = frozenset()
     upload_bps: float = 0.0
+    rates: Mapping[str, float] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Owns how long a message is on its way between two nodes: seconds one way and seconds a byte. Knows no request.
 
 What is measured wins over what is announced; an announced figure counts at most CLAIM_GAIN times better than what is
-known otherwise. A pair that cannot talk directly costs the leg to the client and the one from there.
+known otherwise. A way that its sender says is slow counts as that slow: nobody gains by saying so. A pair that cannot
+talk directly costs the leg to the client and the one from there.
 """
 
 from __future__ import annotations
@@ -72,6 +73,17 @@ def believed_byte_s(columns: Columns) -> NDArray[np.float64]:
     return believed
 
 
+def sent_s(columns: Columns, source: str, target: str, believed: float) -> float:
+    """Return the seconds a byte from one peer to another; `believed`: what the first one needs in general."""
+    rate = columns.rates[columns.index[source]].get(target) if source in columns.index else None
+    return believed if rate is None else max(believed, byte_s(rate))
+
+
+def client_byte_s(knowledge: Knowledge, peer_id: str) -> float:
+    """Return the seconds that a byte takes from this node to a peer."""
+    return byte_s(knowledge.rates.get(peer_id, knowledge.upload_bps))
+
+
 def between(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64]) -> Legs:
     """Return the legs [from, to] between the peers `rows`."""
     ids = [columns.ids[row] for row in rows]
@@ -82,6 +94,11 @@ def between(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64]) -> 
     one = np.maximum(np.fmax(said, said.T), default_s / CLAIM_GAIN)
     latency_s = np.where(np.isnan(both), np.where(np.isnan(one), default_s, one), both)
     bytes_s = np.repeat(believed_byte_s(columns)[rows][:, None], rows.size, axis=1)
+    for here in ids:
+        for there in columns.rates[columns.index[here]]:
+            if there in place:
+                at = place[here], place[there]
+                bytes_s[at] = sent_s(columns, here, there, bytes_s[at])
     for here, there in knowledge.legs_s:
         i, j = place.get(here), place.get(there)
         if i is not None and j is not None:
@@ -91,7 +108,7 @@ def between(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64]) -> 
         i, j = place.get(here), place.get(there)
         if i is not None and j is not None:
             latency_s[i, j] = leg_s(columns, knowledge, here, there)
-            bytes_s[i, j] += byte_s(knowledge.upload_bps)
+            bytes_s[i, j] += client_byte_s(knowledge, there)
     np.fill_diagonal(latency_s, np.inf)
     return Legs(latency_s, bytes_s)
 
@@ -114,20 +131,28 @@ def _claims(columns: Columns, rows: NDArray[np.int64], place: dict[str, int]) ->
 def legs_in(columns: Columns, knowledge: Knowledge, neighbour: str | None) -> Legs:
     """Return the legs [P] to every peer from what stands before the route: a peer, or None for the client."""
     latency_s = _end_legs(columns, knowledge, neighbour, after=False)
-    own_s = byte_s(knowledge.upload_bps)
     if neighbour is None:
-        return Legs(latency_s, np.full(len(columns.ids), own_s))
-    row = columns.index.get(neighbour)
-    bytes_s = np.full(len(columns.ids), byte_s(0.0) if row is None else believed_byte_s(columns)[row])
-    bytes_s[rows_of(columns, (there for here, there in knowledge.via_client if here == neighbour))] += own_s
+        bytes_s = np.full(len(columns.ids), byte_s(knowledge.upload_bps))
+        for row in rows_of(columns, knowledge.rates):
+            bytes_s[row] = client_byte_s(knowledge, columns.ids[row])
+        return Legs(latency_s, bytes_s)
+    own = columns.index.get(neighbour)
+    bytes_s = np.full(len(columns.ids), byte_s(0.0) if own is None else believed_byte_s(columns)[own])
+    for row in rows_of(columns, () if own is None else columns.rates[own]):
+        bytes_s[row] = sent_s(columns, neighbour, columns.ids[row], bytes_s[row])
+    for row in rows_of(columns, (there for here, there in knowledge.via_client if here == neighbour)):
+        bytes_s[row] += client_byte_s(knowledge, columns.ids[row])
     return Legs(latency_s, bytes_s)
 
 
 def legs_out(columns: Columns, knowledge: Knowledge, neighbour: str | None) -> Legs:
     """Return the legs [P] from every peer to what stands after the route: a peer, or None for the client."""
     bytes_s = believed_byte_s(columns).copy()
-    through = (here for here, there in knowledge.via_client if there == neighbour)
-    bytes_s[rows_of(columns, through)] += byte_s(knowledge.upload_bps)
+    if neighbour is not None:
+        for row in (i for i, rates in enumerate(columns.rates) if neighbour in rates):
+            bytes_s[row] = sent_s(columns, columns.ids[row], neighbour, bytes_s[row])
+        through = (here for here, there in knowledge.via_client if there == neighbour)
+        bytes_s[rows_of(columns, through)] += client_byte_s(knowledge, neighbour)
     return Legs(_end_legs(columns, knowledge, neighbour, after=True), bytes_s)
 
 

@@ -58,6 +58,7 @@ def announcements(draw, peer_id: str, others: list[str], n_blocks: int, seconds=
         expiry=draw(st.sampled_from([NOW + 30] * 9 + [NOW - 1])),
         rtts=tuple((other, draw(seconds)) for other in known),
         upload_bps=draw(st.sampled_from([0.0, 1e5, 1e6, 1e9])),
+        rates=tuple((other, draw(st.sampled_from([2e3, 5e4, 5e7]))) for other in known[:2]),
     )
 
 

@@ -14,6 +14,7 @@ from shoal.dht.record import Record
 from shoal.routing.announcement import (
     MAX_ADDRS,
     MAX_BODY_BYTES,
+    MAX_RATES,
     MAX_RTTS,
     Announcement,
     AnnouncementError,
@@ -28,6 +29,7 @@ from shoal.routing.bounds import (
     MAX_UPLOAD_BPS,
     MIN_UPLOAD_BPS,
     RTT_S,
+    clamp_upload,
 )
 
 N_BLOCKS = 24
@@ -57,6 +59,7 @@ def announced(draw, seconds=SANE_S, counts=SANE_COUNTS) -> Announcement:
         name=draw(LABELS),
         reach=draw(st.sampled_from(["direct", "relayed", "unknown"])),
         upload_bps=draw(st.sampled_from([0.0, MIN_UPLOAD_BPS, 1e6, MAX_UPLOAD_BPS])),
+        rates=tuple(draw(st.dictionaries(IDS, seconds, max_size=9)).items()),
     )
 
 
@@ -76,7 +79,10 @@ def test_round_trip(announcement):
     body = encode(announcement)
     assert len(body) <= MAX_BODY_BYTES
     read = decode(record(body), N_BLOCKS)
-    assert dataclasses.replace(read, rtts=()) == dataclasses.replace(announcement, rtts=())
+    assert dataclasses.replace(read, rtts=(), rates=()) == dataclasses.replace(announcement, rtts=(), rates=())
+    given = dict(announcement.rates)
+    assert all(rate == pytest.approx(clamp_upload(given[there]), abs=0.6) for there, rate in read.rates)
+    assert len(read.rates) <= MAX_RATES
     said = dict(announcement.rtts)
     nearest = sorted(said.values())[: len(read.rtts)]
     assert [rtt_s for _, rtt_s in read.rtts] == pytest.approx([max(s, RTT_S.best) for s in nearest], abs=1e-6)
@@ -105,6 +111,19 @@ def test_a_paused_peer_reads_as_leaving_where_the_word_is_not_known():
 def test_an_absurd_rate_is_unknown_or_within_its_bounds(claim):
     read = decode(record(encode(peer("me", 0, 4, upload_bps=claim))), N_BLOCKS).upload_bps
     assert read == 0.0 or MIN_UPLOAD_BPS <= read <= MAX_UPLOAD_BPS
+
+
+@pytest.mark.parametrize("wrong", [[], {"a": "b"}, {"a b": 1}, {str(i): 1 for i in range(MAX_RATES + 1)}])
+def test_rates_that_are_none_are_refused(wrong):
+    with pytest.raises(AnnouncementError, match=r"'br'|number"):
+        decode(record(body_of(br=wrong)), N_BLOCKS)
+
+
+def test_the_slowest_ways_are_told_and_what_is_no_rate_is_not():
+    rates = (("absurd", math.nan), ("none", 0.0), *((f"{i:02d}", 1e6 - i) for i in range(20)))
+    read = decode(record(encode(peer("me", 0, 4, rates=rates))), N_BLOCKS)
+    assert [there for there, _ in read.rates] == [f"{i:02d}" for i in range(19, 19 - MAX_RATES, -1)]
+    assert decode(record(body_of(br={"a": -1, "b": 5e3})), N_BLOCKS).rates == (("b", 5e3),)
 
 
 def test_as_many_round_trips_as_fit_and_the_nearest_of_them():

@@ -85,13 +85,17 @@ def leg_s(view: View, knowledge: Knowledge, source: str | None, target: str | No
 
 
 def byte_s(view: View, knowledge: Knowledge, source: str | None, target: str | None) -> float:
-    own_s = 1 / (knowledge.upload_bps or DEFAULT_UPLOAD_BPS)
+    def own_s(there: str | None) -> float:
+        return 1 / (knowledge.rates.get(there) or knowledge.upload_bps or DEFAULT_UPLOAD_BPS)
+
     if source is None:
-        return own_s
+        return own_s(target)
     said = {p.peer_id: 1 / (p.upload_bps or DEFAULT_UPLOAD_BPS) for p in view.peers}
     online = sorted(said[p.peer_id] for p in view.peers if p.state == "online")
     sent_s = max(said[source], online[len(online) // 2] * 0.75) if source in said else 1 / DEFAULT_UPLOAD_BPS
-    return sent_s + (own_s if (source, target) in knowledge.via_client else 0.0)
+    slow = {p.peer_id: dict(p.rates) for p in view.peers}.get(source, {}).get(target)
+    sent_s = max(sent_s, 1 / slow) if slow else sent_s
+    return sent_s + (own_s(target) if (source, target) in knowledge.via_client else 0.0)
 
 
 def seconds(view: View, request: RouteRequest, hops: tuple[Hop, ...]) -> float:

@@ -84,6 +84,32 @@ def hidden(number: int, size: int) -> Hidden:
     )  # fmt: skip
 
 
+def test_what_a_way_carries_is_remembered_beyond_its_link_but_not_for_ever() -> None:
+    async def serve(stream) -> None:
+        stream.write(HELLO)
+        while await stream.read():
+            pass
+
+    async def go() -> list[dict[str, float]]:
+        net, seen = SimNetwork(random.Random(1)), []
+        net.servers["far"] = serve
+        config = PoolConfig("test", clock=asyncio.get_running_loop().time)
+        async with net.tasks, ChannelPool(SimTransport(net, "near"), config, lambda *_: None, print) as it:
+            it.connect("far", ())
+            await asyncio.sleep(1)
+            seen.append(it.rates())  # nothing was measured
+            channel = it._entries["far"].channel
+            channel.link.flow.proven = 5e5
+            seen.append(it.rates())
+            it.drop("far")
+            for wait_s in (800, 200):
+                await asyncio.sleep(wait_s)
+                seen.append(it.rates())
+        return seen
+
+    assert run(go()) == [{}, {"far": 5e5}, {"far": 5e5}, {}]
+
+
 @pytest.fixture
 def slow_to_open(monkeypatch: pytest.MonkeyPatch):
     """A network in which a connection takes 2 s to stand."""

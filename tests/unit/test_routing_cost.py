@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from shoal.routing.announcement import Announcement
 from shoal.routing.bounds import CLAIM_GAIN
+from shoal.routing.chunks import stages_of
 from shoal.routing.cost import speeds, usable, work_of
-from shoal.routing.legs import believed_byte_s, leg_s
+from shoal.routing.legs import believed_byte_s, between, leg_s, legs_in, legs_out
 from shoal.routing.planner import Hop, Knowledge, NoRoute, Route, RouteRequest, Speed, plan_route
 from shoal.routing.view import View, fold
 from shoal.routing.words import name_blocks
@@ -141,6 +143,35 @@ def test_who_sends_faster_is_taken():
     for seed in range(10):
         found = plan_route(view, RouteRequest(0, 4, token_bytes=16_384), NOW, random.Random(seed))
         assert found.hops[0].peer_id == "a"
+
+
+def test_a_way_that_is_slow_for_two_is_avoided_by_prompts():
+    """b and c are alike but for what comes through to them from a; then from the client."""
+    slow = peer("a", 0, 2, upload_bps=1e6, rates=(("b", 1e4),))
+    view = view_of(slow, peer("b", 2, 4), peer("c", 2, 4))
+    work = {"prompt_tokens": 512, "new_tokens": 1, "token_bytes": 2000}
+    for seed in range(10):
+        found = plan_route(view, RouteRequest(0, 4, **work), NOW, random.Random(seed))
+        assert [hop.peer_id for hop in found.hops] == ["a", "c"]
+    view = view_of(peer("b", upload_bps=1e6), peer("c", upload_bps=1e6))
+    known = Knowledge(upload_bps=1e6, rates={"b": 1e4})
+    for seed in range(10):
+        found = plan_route(view, RouteRequest(0, 4, **work, knowledge=known), NOW, random.Random(seed))
+        assert found.hops[0].peer_id == "c"
+
+
+def test_a_way_is_as_slow_as_its_sender_says_and_no_quicker_than_its_line():
+    view = view_of(peer("a", 0, 2, upload_bps=1e6, rates=(("b", 1e4), ("c", 1e9))), peer("b", 2, 4), peer("c", 2, 4))
+    columns, knowledge = view.columns, Knowledge(upload_bps=1e6, rates={"a": 5e4, "b": 2e5})
+    line_s = believed_byte_s(columns)[0]
+    places = np.arange(3)
+    assert list(between(columns, knowledge, places).byte_s[0, 1:]) == pytest.approx([1e-4, line_s])
+    assert list(legs_in(columns, knowledge, "a").byte_s[1:]) == pytest.approx([1e-4, line_s])
+    assert legs_out(columns, knowledge, "b").byte_s[0] == pytest.approx(1e-4)
+    assert list(legs_in(columns, knowledge, None).byte_s) == pytest.approx([1 / 5e4, 1 / 2e5, 1e-6])
+    stages = stages_of(columns, knowledge, (Hop("a", 0, 2), Hop("b", 2, 4)), 1000)
+    assert stages[0].token_s == pytest.approx(1000 / 5e4)
+    assert stages[-1].token_s == pytest.approx(1000 * 1e-4)
 
 
 def test_a_claim_of_bandwidth_counts_a_third_more_than_the_median():
