@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from shoal.peer.wire import PREFIX_TOKENS
-from shoal.routing.planner import Route, plan_route
+from shoal.routing.planner import SPREAD, Route, plan_route
 from shoal.routing.view import View
 
 if TYPE_CHECKING:
@@ -66,6 +66,21 @@ def familiar_route(view: View, request: RouteRequest, known: Known, now: float, 
     rest = replace(request, prompt_tokens=max(1, request.prompt_tokens - known.tokens))
     found = plan_route(only, rest, now, rng)
     return found if isinstance(found, Route) and found.hops == known.hops else None
+
+
+def choose(found: Route, familiar: Route | None, *, awaited: bool) -> Route:
+    """The familiar route, unless another is sooner by more than routes that are as good as each other may differ: KV
+    that is found spares the peers work.
+
+    A session that has `awaited` its prompt goes where it was run all the same: what that one step waited at each hop
+    says little of the next ones, and others that waited would each run the prompt again. It is held to what the other
+    route promises for a token, so that hops which stay slower than that are left.
+    """
+    if familiar is None:
+        return found
+    if awaited:
+        return replace(familiar, token_s=min(familiar.token_s, found.token_s))
+    return familiar if familiar.expected_s <= (1 + SPREAD) * found.expected_s else found
 
 
 def _cut(peer: Announcement | None, hop: Hop) -> Announcement | None:

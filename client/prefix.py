@@ -27,10 +27,12 @@ NONE = -1  # in the place of a last token that is not there
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a session will begin with. `kind`: what else a token's KV depends on (`ModelSpec.length_kind`)."""
+    """What a session will begin with. `kind`: what else a token's KV depends on (`ModelSpec.length_kind`). `awaited`:
+    the session has waited for another one to run it."""
 
     token_ids: tuple[int, ...]
     kind: int = 0
+    awaited: bool = False
 
 
 @dataclass(frozen=True)

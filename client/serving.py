@@ -173,7 +173,7 @@ class Stream:
         tokens = len(ask.prompt_ids) + room(model.ends.spec, ask.prompt_ids, options.max_new_tokens)
         terms = SessionOptions(
             tokens, dtype=model.dtype, codec=ask.activations, wait_s=ask.wait_s, priority=ask.priority,
-            prompt=prompt_of(model.ends.spec, ask.prompt_ids),
+            prompt=prompt_of(model.ends.spec, ask.prompt_ids, awaited=answer.index > 0),
         )  # fmt: skip
         async with self._serving.swarm.session(terms) as session:
             async for piece in generate(session, model.ends, model.tokenizer, ask.prompt_ids, options):

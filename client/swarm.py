@@ -11,7 +11,7 @@ from shoal.blocks.formats import row_bytes
 from shoal.client.acquaintance import Acquaintance
 from shoal.client.actions import Plan, SessionTerms, Work
 from shoal.client.backend import Shape
-from shoal.client.familiar import Familiar, familiar_route
+from shoal.client.familiar import Familiar, choose, familiar_route
 from shoal.client.measured import Measured
 from shoal.client.options import Model, SessionOptions
 from shoal.client.place import Place, SwarmOptions
@@ -24,7 +24,7 @@ from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.routing.announcement import AnnouncementError, decode
 from shoal.routing.chunks import chunk_of, lines_hold_up
 from shoal.routing.health import Health
-from shoal.routing.planner import SPREAD, NoRoute, Route, RouteRequest, plan_route
+from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
 from shoal.routing.route import CHUNK_TOKENS
 from shoal.routing.view import View, fold
 
@@ -163,10 +163,11 @@ class Swarm:
                 found = plan_route(self._view, ask, now, self._place.rng)
         if isinstance(found, NoRoute):
             return replace(found, reason=f"{found.reason} {self._revision_hint()}".rstrip())
-        known = self._familiar.find(work.begins.groups) if work.begins is not None else None
-        other = familiar_route(self._view, request, known, now, self._place.rng) if known is not None else None
-        # Routes within SPREAD are as good as each other, and KV that is found spares the peers work.
-        return other if other is not None and other.expected_s <= (1 + SPREAD) * found.expected_s else found
+        begins = work.begins
+        if begins is None or (known := self._familiar.find(begins.groups)) is None:
+            return found
+        familiar = familiar_route(self._view, request, known, now, self._place.rng)
+        return choose(found, familiar, awaited=begins.prompt.awaited)
 
     def held(self, terms: SessionTerms, token_ids: Sequence[int], hops: tuple[Hop, ...]) -> None:
         """Remember who holds what a session began with."""
