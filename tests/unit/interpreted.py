@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 
 import numpy as np
 import pytest
@@ -40,3 +41,28 @@ def _dot(self, a, b, d, *_):
 
 
 interpreter.InterpreterBuilder.create_dot = _dot
+
+_patch_language, _patched = interpreter._patch_lang, set()
+
+
+def _patch_language_once(function):
+    """Triton patches its language anew for every function that a kernel calls, which takes longer than to run it. What
+    was patched for the kernel, or for another function of it, stays so until the kernel has ended."""
+    core = (interpreter.tl, interpreter.tl.core)
+    seen = {value.__name__ for value in function.__globals__.values() if inspect.ismodule(value) and value in core}
+    if _patched and seen <= _patched:
+        return None  # nobody restores what was patched for a function
+    scope = _patch_language(function)
+    if not _patched:
+        restore = scope.restore
+
+        def restore_all() -> None:
+            _patched.clear()
+            restore()
+
+        scope.restore = restore_all
+    _patched.update(seen)
+    return scope
+
+
+interpreter._patch_lang = _patch_language_once
