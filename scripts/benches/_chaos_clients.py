@@ -88,19 +88,17 @@ class Client:
 
 
 def undisturbed(model: ClientModel, new_tokens: int) -> list[Task]:
-    """What the whole model in one process says, in fp32."""
+    """What the whole model in one process says, in fp32: all prompts as one batch, so that it takes a few seconds."""
     from transformers import AutoModelForCausalLM
 
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer")
     whole = AutoModelForCausalLM.from_pretrained(model.checkpoint.path, dtype=torch.float32)
-    tasks = []
-    for text in PROMPTS:
-        prompt = list(model.tokenizer(text)["input_ids"])
-        ids = torch.tensor([prompt])
-        out = whole.generate(
-            ids, attention_mask=torch.ones_like(ids), min_new_tokens=new_tokens, max_new_tokens=new_tokens,
-            do_sample=False, eos_token_id=None,
-        )  # fmt: skip
-        tasks.append(Task(prompt, out[0, len(prompt) :].tolist()))
-    return tasks
+    prompts = [list(model.tokenizer(text)["input_ids"]) for text in PROMPTS]
+    longest = max(map(len, prompts))
+    out = whole.generate(
+        torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts]),
+        attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
+        min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return [Task(prompt, row[longest:].tolist()) for prompt, row in zip(prompts, out, strict=True)]

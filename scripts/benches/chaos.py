@@ -141,10 +141,10 @@ async def _chaos(options: Options) -> Outcome:
         peers = peers_of(children, invite, Path(folder))
         tell(f"starting {len(peers)} peers")
         model = load_model("demo", "float32")
-        tasks, *_ = await asyncio.gather(
-            asyncio.to_thread(undisturbed, model, options.new_tokens), *(peer.start() for peer in peers)
-        )
+        expecting = asyncio.gather(asyncio.to_thread(undisturbed, model, options.new_tokens))
+        await asyncio.gather(*(peer.start() for peer in peers))
         swarms = [await stack.enter_async_context(_join(invite, model)) for _ in outcome.clients]
+        (tasks,) = await expecting
         tell(f"{options.clients} clients, a fault every {options.every_s:g} s for {options.seconds:g} s")
         await _trial(peers, swarms, model, tasks, outcome, options)
     return outcome
