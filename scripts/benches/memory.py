@@ -157,10 +157,10 @@ async def _trial(host: Host, directory: Directory, peer: Peer, sessions: int) ->
     warm = min(sessions, max(round(WARM_PART * sessions), AT_ONCE))  # as many at once as later
     for count in (warm, sessions - warm):
         for first in range(0, count, AT_ONCE):
+            if first and not (first // AT_ONCE) % 2:
+                await asyncio.sleep(GRACE_S)  # a client may hold 128 leases
             async with using(host, peer, min(AT_ONCE, count - first)):
                 pass
-            if (first // AT_ONCE) % 2:
-                await asyncio.sleep(GRACE_S)  # a client may hold 128 leases
         gone = time.perf_counter()
         await asyncio.sleep(GRACE_S)  # what others see of the peer is up to two seconds old
         await until(idle, 30.0)
