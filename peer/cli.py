@@ -153,7 +153,12 @@ def _config(arguments: argparse.Namespace) -> PeerConfig:
 
 
 def _direct_port(text: str) -> int | None:
-    return None if text == "none" else port(text)
+    if text == "none":
+        return None
+    try:
+        return port(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or none for no direct streams") from None
 
 
 def _span(text: str) -> range:

@@ -193,6 +193,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         (["peer"], "--join"),
         (["peer", "--join", "shoal1x", "--quant", "int3"], "none, int8, nf4, fp4"),
         (["peer", "--join", "shoal1x", "--blocks", "5:5"], "A:B"),
+        (["peer", "--join", "shoal1x", "--direct-port", "abc"], "or none for no direct streams"),
         (["peer", "--join", "shoal1x", "--kv-tokens", "3"], "from 16 up"),
         (["peer", "--join", "shoal1x", "--kv-dtype", "int4"], "auto, int8"),
         (["peer", "--join", "shoal1x", "--vram", "10GiBs"], "10GiB, 512MiB or 8GB"),
