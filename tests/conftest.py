@@ -24,16 +24,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# What takes long comes first, so that all who share the work end at about the same time.
-LONG = ("test_guide", "test_terminal", "test_schedules", "test_survival", "test_wan")
+# What takes long comes first, so that all who share the work end at about the same time; and first of all what computes
+# beside what mostly waits.
+LONG = ("test_schedules", "test_guide", "test_terminal", "test_survival", "test_wan")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The browser's driver keeps an event loop running in this thread until the end: no async test can follow."""
 
-    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
-        folders = item.path.relative_to(item.config.rootpath).parts
-        return "web" in folders, item.path.stem not in LONG, "swarm" not in folders
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        folders, name = item.path.relative_to(item.config.rootpath).parts, item.path.stem
+        return "web" in folders, LONG.index(name) if name in LONG else len(LONG), "swarm" not in folders
 
     items.sort(key=place)
 

@@ -18,7 +18,7 @@ from shoal.peer.errors import HopClosed
 from shoal.peer.streams import QUEUE_HIGH_BYTES, READ_CHUNK_BYTES
 from shoal.peer.transport import P2PTransport
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone]
+pytestmark = [pytest.mark.swarm, pytest.mark.calm]
 
 ECHO_PEER = Path(__file__).parent / "echo_peer.py"
 
