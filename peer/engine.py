@@ -1,7 +1,7 @@
 """The device thread: runs batches of pieces through a span, one at a time. Knows no leases, messages or sockets.
 
 The event loop hands over work and awaits its outcome; bytes become tensors and tensors bytes on the device thread: the
-loop stays free to answer. A short step of a session that is alone runs on the loop's own thread: nobody needs the loop
+loop stays free to answer. A quick step of a session that is alone runs on the loop's own thread: nobody needs the loop
 meanwhile, and two hand-overs between threads that sleep take up to 0.2 ms. `Engine` is the interface; the simulation
 puts a toy in its place.
 """
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 MAX_BATCH = 256  # rows of one step
 STEP_TOKENS, STEP_TOKENS_CUDA = 512, 2048
-SHORT_TOKENS, SHORT_S = 64, 0.02  # of a step on the loop's thread: up to so many tokens, and the last like it so long
+SHORT_TOKENS, SHORT_S = 64, 0.02  # of a quick step: up to so many tokens, and the last like it took less
 _KNOWN = 512
 
 
@@ -78,9 +78,17 @@ class Engine(Protocol):
     max_batch: int
     broken: bool
 
-    async def run(self, batch: Sequence[Piece], *, alone: bool = False) -> list[Output]:
-        """Outputs in the batch's order. `alone`: nobody else is expected to want anything before they are there, so
-        that the loop may be kept waiting for a moment. Errors: `EngineFault`."""
+    async def run(self, batch: Sequence[Piece]) -> list[Output]:
+        """Outputs in the batch's order. Errors: `EngineFault`."""
+        ...
+
+    def quick(self, start: int, stop: int, count: int) -> bool:
+        """Whether `run_now` may be called for so many tokens through these blocks: nothing is under way, and it would
+        keep its caller for a moment only."""
+        ...
+
+    def run_now(self, batch: Sequence[Piece]) -> list[Output]:
+        """As `run`, on the caller's thread. Errors: `EngineFault`."""
         ...
 
     async def save(self, pages: Sequence[int]) -> object:
@@ -125,22 +133,24 @@ class DeviceEngine:
         self._thread = threading.Thread(target=self._serve, name="shoal-device", daemon=True)
         self._thread.start()
 
-    async def run(self, batch: Sequence[Piece], *, alone: bool = False) -> list[Output]:
+    async def run(self, batch: Sequence[Piece]) -> list[Output]:
         """Outputs in the batch's order. Errors: `EngineFault`."""
         pieces = tuple(batch)
-        if alone and self._may_stay and not self._handed_over and len(pieces) == 1 and self._is_short(pieces[0]):
-            return self._run_here(pieces)
         return await self._do(lambda: self._forward(pieces))
 
-    def _is_short(self, piece: Piece) -> bool:
-        return piece.count <= SHORT_TOKENS and self._took.get(_like(piece), SHORT_S) < SHORT_S
+    def quick(self, start: int, stop: int, count: int) -> bool:
+        """Whether `run_now` may be called for so many tokens: the last step like it was short, and nothing runs."""
+        if not self._may_stay or self._handed_over or count > SHORT_TOKENS:
+            return False
+        return self._took.get(_like(start, stop, count), SHORT_S) < SHORT_S
 
-    def _run_here(self, pieces: tuple[Piece, ...]) -> list[Output]:
+    def run_now(self, batch: Sequence[Piece]) -> list[Output]:
+        """As `run`, on the caller's thread. Errors: `EngineFault`."""
         import torch
 
         with torch.inference_mode():
             try:
-                return self._forward(pieces)
+                return self._forward(tuple(batch))
             except Exception as error:
                 self._examine(error)
                 raise _fault(error) from error
@@ -221,7 +231,7 @@ class DeviceEngine:
         outputs = self._forward_range((piece,), piece.start, piece.stop)
         if len(self._took) >= _KNOWN:
             self._took.clear()
-        self._took[_like(piece)] = time.perf_counter() - started
+        self._took[_like(piece.start, piece.stop, piece.count)] = time.perf_counter() - started
         return outputs
 
     def _forward_range(self, pieces: Sequence[Piece], start: int, stop: int) -> list[Output]:
@@ -266,9 +276,9 @@ def _fault(error: Exception) -> EngineFault:
     return EngineFault(f"{type(error).__name__}: {error}")
 
 
-def _like(piece: Piece) -> tuple[int, int, int]:
+def _like(start: int, stop: int, count: int) -> tuple[int, int, int]:
     """What a step's time mostly depends on."""
-    return piece.start, piece.stop, piece.count.bit_length()
+    return start, stop, count.bit_length()
 
 
 def _threads() -> int:

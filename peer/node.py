@@ -210,13 +210,17 @@ class Node:
 
     def perform(self, lease: Lease, actions: Sequence[Action], *, at_once: bool = False) -> None:
         """Do what a lease decided. `at_once`: the next hop gets its states before anything else is done."""
+        added = False
         for action in actions:
             if isinstance(action, Run):
                 self.steps.add(lease, action)
+                added = True
                 continue
             self._send(lease, action)
             if at_once and action.to != lease.owner:
                 self._pool.flush(action.to)
+        if added:
+            self.steps.go()
         if at_once and (channel := self._links.get(lease.terms.link)) is not None:
             channel.flush()
 

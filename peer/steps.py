@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shoal.peer.book import LeaseBook
-    from shoal.peer.engine import Engine, Output
+    from shoal.peer.engine import Engine, Output, Piece
     from shoal.peer.holding import Move
     from shoal.peer.lease import Action, Lease, Run
     from shoal.peer.node import NodeConfig
@@ -55,16 +55,24 @@ class Steps:
         self._residency = book.residency
         self._gather = Gather()
         self._finished: list[Lease] = []
-        self._busy = False
+        self._busy = False  # with a step of the engine, or with moves before one
+        self._waiting = False  # for something to do
+        self._planned: tuple[list[Slice], list[Move]] | None = None
         self._wake = asyncio.Event()
 
     def add(self, lease: Lease, run: Run) -> None:
-        """A step was accepted."""
+        """A step was accepted; `go` has it run."""
         number = self.scheduler.add(lease.session, run.hidden.count, lease.owner, lease.priority)
         self.jobs[number] = Job(lease, run, self._now())
         lease.holding.jobs += 1
         self._gather.returned(lease.session)
-        self._wake.set()
+
+    def go(self) -> None:
+        """What was added runs: now, if it is quick and nobody else is expected, or else when its turn comes."""
+        if self._waiting and not self._busy and self._duty is None and self._is_quick():
+            self._run_now()
+        else:
+            self._wake.set()
 
     def wake(self) -> None:
         """Something that steps wait for may have come."""
@@ -92,10 +100,13 @@ class Steps:
     async def run(self) -> None:
         """Engine steps, as long as anything waits; until cancelled."""
         while True:
+            self._waiting = True
             await self._wake.wait()
+            self._waiting = False
             self._wake.clear()
-            while self.scheduler:
-                await self._wait_for_others()
+            while self.scheduler or self._planned:
+                if not self._planned:
+                    await self._wait_for_others()
                 await self._step()
                 if self._rest_s:
                     await asyncio.sleep(self._rest_s)
@@ -114,11 +125,40 @@ class Steps:
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()
 
-    async def _step(self) -> None:
+    def _is_quick(self) -> bool:
+        """Whether all that waits is one job, alone, which the engine may run on this thread."""
+        if len(self.jobs) != 1 or not self._gather.expects_nobody():
+            return False
+        (job,) = self.jobs.values()
+        return self.engine.quick(job.lease.start, job.lease.stop, job.run.hidden.count)
+
+    def _run_now(self) -> None:
+        """The engine's loop is waiting, and need not be woken: that alone takes longer than all that is done here."""
+        batch, moves = self._next()
+        self._busy = True  # with moves, until the loop has made them
+        if moves:
+            self._planned = batch, moves
+            self._wake.set()
+            return
+        try:
+            if batch:
+                self._run_here(batch)
+        finally:
+            self._busy = False
+            self._release_finished()
+        if self.scheduler:
+            self._wake.set()  # pages are lacking, or this was not all of it
+
+    def _next(self) -> tuple[list[Slice], list[Move]]:
+        """What runs next, and what has to be moved before."""
         now = self._now()
         self._residency.begin(now)
         batch = self.scheduler.next_batch(self._fits, decoding=self._gather.decoding(now))
-        moves = self._residency.take_moves()
+        return batch, self._residency.take_moves()
+
+    async def _step(self) -> None:
+        batch, moves = self._planned or self._next()
+        self._planned = None
         if not batch and not moves:
             await self._wait(self._residency.retry_s())
             return
@@ -154,19 +194,34 @@ class Steps:
                 self._fault(losers, str(fault))
 
     async def _run_batch(self, batch: list[Slice]) -> None:
+        if len(batch) == 1 and self._is_quick():
+            self._run_here(batch)
+            await asyncio.sleep(0)  # the loop was kept from all else
+            return
+        pieces, started = self._begin(batch)
+        try:
+            outputs = await self.engine.run(pieces)
+        except EngineFault as fault:
+            self._fault_batch(batch, fault)
+        else:
+            self._settle(batch, outputs, started)
+
+    def _run_here(self, batch: list[Slice]) -> None:
+        pieces, started = self._begin(batch)
+        try:
+            outputs = self.engine.run_now(pieces)
+        except EngineFault as fault:
+            self._fault_batch(batch, fault)
+        else:
+            self._settle(batch, outputs, started)
+
+    def _begin(self, batch: list[Slice]) -> tuple[list[Piece], float]:
+        """The engine's pieces of a batch, and the time."""
         started = self._now()
         for piece in batch:
             job = self.jobs[piece.job]
             job.queue_s = started - job.arrived if job.queue_s is None else job.queue_s
-        alone = not self.scheduler and self._gather.expects_nobody()
-        try:
-            outputs = await self.engine.run([cut(self.jobs[piece.job], piece) for piece in batch], alone=alone)
-        except EngineFault as fault:
-            self._fault([self.jobs[piece.job].lease for piece in batch if piece.job in self.jobs], str(fault))
-        else:
-            self._settle(batch, outputs, started)
-            if alone:
-                await asyncio.sleep(0)  # the loop may have been kept from all else
+        return [cut(self.jobs[piece.job], piece) for piece in batch], started
 
     def _settle(self, batch: list[Slice], outputs: list[Output], started: float) -> None:
         """Answers first: others wait for them. Those of several sessions leave together, when this tick is over."""
@@ -200,6 +255,9 @@ class Steps:
         holding.idle_since = now
         if job.run.hidden.count == 1:
             self._gather.answered(job.lease.session, now)
+
+    def _fault_batch(self, batch: list[Slice], fault: EngineFault) -> None:
+        self._fault([self.jobs[piece.job].lease for piece in batch if piece.job in self.jobs], str(fault))
 
     def _fault(self, leases: Sequence[Lease], text: str) -> None:
         """The device failed these leases; or all, if it is lost."""

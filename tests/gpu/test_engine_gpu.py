@@ -74,14 +74,15 @@ async def test_prompts_and_steps_in_one_batch_give_what_the_span_gives(engine):
     assert all(isinstance(output.payload, bytes) for output in await engine.run(later))
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize("count", [1, 5, 16])
-async def test_steps_of_one_size_after_the_other_give_what_the_span_gives(engine, count, alone):
+async def test_steps_of_one_size_after_the_other_give_what_the_span_gives(engine, count, here):
     """First without a graph, then by one that fetches its inputs; on the loop's thread and on the device's."""
     reference, pages = new_span(), tuple(range(23, 3, -1))
     for number in range(6):
         hidden, row = states(engine, count, number), Row(pages, number * count, count)
-        (output,) = await engine.run([piece(hidden, pages, row.position)], alone=alone)
+        step = [piece(hidden, pages, row.position)]
+        (output,) = engine.run_now(step) if here and engine.quick(0, BLOCKS, count) else await engine.run(step)
         wanted = reference.forward(hidden.cuda(), [row])
         assert close(rows_of(engine, output), wanted), number
 

@@ -97,7 +97,13 @@ class ToyEngine:
         self.fault_next = self.spoil_next = self.break_next = self.broken = False
         self._kv = [[[-1] * PAGE_TOKENS for _ in range(n_pages)] for _ in range(stop - start)]
 
-    async def run(self, batch: Sequence[Piece], *, alone: bool = False) -> list[Output]:
+    def quick(self, start: int, stop: int, count: int) -> bool:
+        return False  # its steps take virtual time
+
+    def run_now(self, batch: Sequence[Piece]) -> list[Output]:
+        raise NotImplementedError
+
+    async def run(self, batch: Sequence[Piece]) -> list[Output]:
         self.batches.append(len(batch))
         await asyncio.sleep(self.step_s + self.token_s * sum(piece.count for piece in batch))
         self._fail_if_told()

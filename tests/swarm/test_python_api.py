@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,7 @@ from shoal.client import (
 )
 from shoal.client.generation import GenerationOptions
 from shoal.client.model.background import background
+from shoal.dht.identity import Identity
 from shoal.peer.errors import SessionClosed
 from transformers import (
     AutoTokenizer,
@@ -326,16 +328,13 @@ def test_a_peer_that_dies_in_the_midst_changes_no_token(model, whole, prompt, pr
     expected = whole.generate(prompt, max_new_tokens=40, do_sample=False)
     peers = {}
     for running in processes.running[1:]:
-        argv = running.argv
-        peers[argv[argv.index("--blocks") + 1]] = running
+        key = Path(running.argv[running.argv.index("--identity") + 1])
+        peers[Identity.load_or_create(key).peer_id] = running
 
     class Kill(StoppingCriteria):
         def __call__(self, input_ids, scores, **_):
             if input_ids.shape[1] == prompt.shape[1] + 10:
-                hop = session.routes[0][-1]
-                victim = "0:12" if len(session.routes[0]) == 1 else "4:12"
-                peers[victim].process.kill()
-                assert hop.stop == 12
+                peers[session.routes[0][-1].peer_id].process.kill()
             return torch.zeros(len(input_ids), dtype=torch.bool)
 
     with model.inference_session(max_length=64) as session:

@@ -12,7 +12,7 @@ from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
-from shoal.peer.engine import SHORT_TOKENS, DeviceEngine, EngineFault, Piece
+from shoal.peer.engine import SHORT_TOKENS, DeviceEngine, EngineFault, Output, Piece
 from tiny_models import save_tiny
 
 PAGES = 12
@@ -260,7 +260,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-async def where(engine, batch, **options) -> set[int]:
+async def run(engine, batch) -> list[Output]:
+    """As a node whose only session this is."""
+    (first,) = batch
+    quick = engine.quick(first.start, first.stop, first.count)
+    return engine.run_now(batch) if quick else await engine.run(batch)
+
+
+async def where(engine, batch) -> set[int]:
     """The threads on which a batch ran."""
     found, forward = set(), engine.span.forward
 
@@ -270,7 +277,7 @@ async def where(engine, batch, **options) -> set[int]:
 
     engine.span.forward = noted
     try:
-        await engine.run(batch, **options)
+        await run(engine, batch)
     finally:
         engine.span.forward = forward
     return found
@@ -280,15 +287,13 @@ async def test_a_short_step_of_a_lone_session_runs_on_the_loop_s_own_thread(one_
     engine = DeviceEngine(new_span(checkpoint), PAGE_TOKENS)
     try:
         here, step = threading.get_ident(), [piece(states(1, 1), [0, 1])]
-        assert here not in await where(engine, step, alone=True)  # nothing is known of such a step yet
-        assert await where(engine, step, alone=True) == {here}
-        (output,) = await engine.run(step, alone=True)
+        assert here not in await where(engine, step)  # nothing is known of such a step yet
+        assert await where(engine, step) == {here}
+        (output,) = await run(engine, step)
         assert torch.allclose(tensor(output), alone(states(1, 1)), atol=1e-5)
-        assert here not in await where(engine, step)
-        assert here not in await where(engine, [*step, piece(states(1, 2), [2])], alone=True)
         long = [piece(states(SHORT_TOKENS + 1, 3), list(range(5)))]
         for _ in range(2):
-            assert here not in await where(engine, long, alone=True)
+            assert here not in await where(engine, long)
     finally:
         engine.close()
 
@@ -299,11 +304,11 @@ async def test_what_fails_on_the_loop_s_thread_is_a_fault_and_a_step_waits_for_t
         here, step = threading.get_ident(), [piece(states(1, 1), [0])]
         await engine.run(step)
         with pytest.raises(EngineFault, match="ValueError"):
-            await engine.run([replace(step[0], pages=(PAGES + 3,))], alone=True)
+            engine.run_now([replace(step[0], pages=(PAGES + 3,))])
         under_way = asyncio.create_task(engine.run([piece(states(16, 2), [1])]))
         await asyncio.sleep(0)
-        assert here not in await where(engine, step, alone=True)
+        assert here not in await where(engine, step)
         await under_way
-        assert await where(engine, step, alone=True) == {here}
+        assert await where(engine, step) == {here}
     finally:
         engine.close()
