@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 READY_S = 90.0
@@ -82,7 +83,8 @@ def watch(argv: list[str]) -> int:
         time.sleep(0.05)
     time.sleep(WATCHING_S)
     if not note["status"].exists():
-        os.kill(note["pid"], signal.SIGINT)
+        with suppress(ProcessLookupError):  # it may have ended, and its status not be written yet
+            os.kill(note["pid"], signal.SIGINT)
     while not note["status"].exists() and time.monotonic() < end:
         time.sleep(0.05)
     sys.stdout.write(note["log"].read_text(errors="replace"))

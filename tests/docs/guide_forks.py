@@ -55,7 +55,10 @@ def answer(connection: socket.socket) -> int:
     connection.sendall(f"{pid}\n".encode())
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if request["status_file"]:
-        Path(request["status_file"]).write_text(str(status))
+        told = Path(request["status_file"])
+        whole = told.with_suffix(".whole")  # others look for the file, and read it as soon as it is there
+        whole.write_text(str(status))
+        whole.replace(told)
     try:
         connection.sendall(f"{status}\n".encode())
     except BrokenPipeError:

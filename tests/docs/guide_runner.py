@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -244,17 +244,23 @@ def end_all(folder: Path) -> list[str]:
     left = {note: note.with_suffix(".status") for note in folder.glob("*.pid")}
     for note, status in left.items():
         if not status.exists():
-            os.kill(int(note.read_text()), signal.SIGINT)
+            _signal(note, signal.SIGINT)
     deadline = time.monotonic() + END_S
     while not all(status.exists() for status in left.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
     wrong = []
     for note, status in left.items():
         if not status.exists():
-            os.kill(int(note.read_text()), signal.SIGKILL)
+            _signal(note, signal.SIGKILL)
         how = status.read_text() if status.exists() else f"nothing within {END_S:.0f} s"
         if how not in ("0", "130"):
             wrong.append(
                 f"{note.stem} did not end well, but with {how}:\n{note.with_suffix('.log').read_text()[-2000:]}"
             )
     return wrong
+
+
+def _signal(note: Path, number: signal.Signals) -> None:
+    """For the process that `note` names; one that a page has killed may be gone before its status is written."""
+    with suppress(ProcessLookupError):
+        os.kill(int(note.read_text()), number)
