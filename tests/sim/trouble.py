@@ -78,6 +78,7 @@ class Trouble:
             if name is not None:
                 self._say(f"{name} is killed, for {deed.for_s:.2f} s")
                 await self._it.kill(name)
+                self._changed()  # the deed may go on for a while
                 self._later(deed, lambda name=name: self._bring_back(name))
 
     async def _hang(self, deed: Deed) -> None:
