@@ -23,11 +23,12 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return has_triton()
 
 
-def makers_for(quantization: str, device: torch.device, dtype: torch.dtype) -> Makers:
-    """Makers of matrices in `quantization` (one of blocks.choices.QUANTIZATIONS) on `device`, computing in `dtype`."""
+def makers_for(quantization: str, device: torch.device, dtype: torch.dtype, *, plain: bool = False) -> Makers:
+    """Makers of matrices in `quantization` (one of blocks.choices.QUANTIZATIONS) on `device`, computing in `dtype`.
+    `plain`: not quantized and on a CPU, in the order in which torch keeps them."""
     if has_kernels(device, dtype):
         return _kernel_makers(quantization, device, dtype)
-    make = _maker(quantization, device, dtype)
+    make = functools.partial(_plain, dtype=dtype, copy=True) if plain else _maker(quantization, device, dtype)
     return Makers(make, make)
 
 
@@ -41,11 +42,17 @@ def _maker(quantization: str, device: torch.device, dtype: torch.dtype) -> MakeL
 
 
 def _dense(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.to(device, dtype), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.to(device, dtype), requires_grad=False)
+    linear = _plain(weight.to(device), bias if bias is None else bias.to(device), dtype)
     return PackedLinear(linear) if device.type == "cpu" and can_pack(dtype) else linear
+
+
+def _plain(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, *, copy: bool = False) -> nn.Linear:
+    """As torch keeps it. `copy`: in memory of its own, and not where a file's bytes happen to lie."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(dtype, copy=copy).contiguous(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return linear
 
 
 def _kernel_makers(quantization: str, device: torch.device, dtype: torch.dtype) -> Makers:

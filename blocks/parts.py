@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from shoal.blocks.attention import IMPLEMENTATION
+from shoal.blocks.cpu.short import fits, short_library
 from shoal.blocks.fused import FusedBlock
 from shoal.blocks.makers import makers_for
 from shoal.blocks.offload import Streamed
@@ -21,7 +22,8 @@ from shoal.blocks.structure import probe, structure_of
 from shoal.blocks.weights import Tensors, load_block_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import ctypes
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from shoal.blocks.families import Family
@@ -33,25 +35,28 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Placement:
     """How blocks are held: `quantization` is one of blocks.choices.QUANTIZATIONS; `fused`: in our own layer where it
-    computes what the block computes; the last `host_blocks` stay in host memory."""
+    computes what the block computes; the last `host_blocks` stay in host memory; `short`: on a CPU, a few tokens go
+    through our own C where it can be had."""
 
     quantization: str
     device: torch.device
     dtype: torch.dtype
     fused: bool = True
     host_blocks: int = 0
+    short: bool = False
 
 
 @dataclass(frozen=True)
 class Parts:
     """A span's modules: `layers` by absolute block index; `rotary` and `bias` where the family has them. `fused`: all
-    layers are our own."""
+    layers are our own; `short`: what computes their short steps, on a CPU."""
 
     spec: ModelSpec
     layers: dict[int, nn.Module]
     rotary: Rotary | None
     bias: Bias | None
     fused: bool = False
+    short: ctypes.CDLL | None = None
 
 
 def library(family: Family) -> ModuleType:
@@ -80,14 +85,15 @@ def load_parts(
     # Elsewhere (MPS) complex numbers, which our own layer rotates with, are not known to work.
     fuse = placement.fused and not placement.host_blocks and placement.device.type in ("cpu", "cuda")
     asked = _asked(make, spec, blocks, rotary) if fuse and rotary else None
+    short = _short(placement, {*_sums(make(blocks[0]), asked)}) if asked else None
     layers = Streamed(placement.device, blocks[len(blocks) - placement.host_blocks :])
     for index in blocks:
         block = make(index)
         load_block_(block, checkpoint, spec.family, index)
-        layers[index] = _fuse(block, asked[index], placement) if asked else _place(block, placement)
+        layers[index] = _fuse(block, asked[index], placement, short) if asked else _place(block, placement)
         if on_block is not None:
             on_block(index - blocks.start + 1)
-    return Parts(spec, layers, rotary, _bias(spec), asked is not None)
+    return Parts(spec, layers, rotary, _bias(spec), asked is not None, short)
 
 
 def _empty(config: Any, spec: ModelSpec, index: int) -> nn.Module:
@@ -106,8 +112,23 @@ def _asked(
     return known if len(known) == len(blocks) else None
 
 
-def _fuse(block: nn.Module, attention: Attention, placement: Placement) -> nn.Module:
-    makers = makers_for(placement.quantization, placement.device, placement.dtype)
+def _sums(block: Any, asked: dict[int, Attention]) -> Iterator[int]:
+    """Over how many numbers fused blocks sum: the columns of their matrices, and what attention asks of a head."""
+    yield from (block.self_attn.config.hidden_size, block.mlp.down_proj.in_features)
+    yield from (each.head_dim for each in asked.values())
+    yield from (each.heads * each.head_dim for each in asked.values())
+
+
+def _short(placement: Placement, sums: set[int]) -> ctypes.CDLL | None:
+    """What computes short steps of fused blocks on a CPU, their matrices being as torch keeps them."""
+    if not placement.short or placement.device.type != "cpu" or placement.quantization != "none":
+        return None
+    found = short_library(placement.dtype)
+    return found if found is not None and fits(found, sums) else None
+
+
+def _fuse(block: nn.Module, attention: Attention, placement: Placement, short: ctypes.CDLL | None) -> nn.Module:
+    makers = makers_for(placement.quantization, placement.device, placement.dtype, plain=short is not None)
     fused = FusedBlock(structure_of(block, attention), makers, placement.device, placement.dtype)
     return fused.eval().requires_grad_(requires_grad=False)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from shoal.blocks.attention import PagedCache, kernel_order
 from shoal.blocks.batch import Row, check_rows, make_batch
+from shoal.blocks.cpu.short import ShortSteps
 from shoal.blocks.kv import KVPool
 from shoal.blocks.makers import has_kernels
 from shoal.blocks.own_attention import DenseCache, Rectangle, bias_arguments, rectangles
@@ -33,8 +34,8 @@ class Checkpoint(HasConfig, Tensors, Protocol):
 class SpanOptions:
     """How a span is held: `quantization` is one of blocks.choices.QUANTIZATIONS; `dtype` None is the checkpoint's own;
     `kv_pages` is the size of the KV pool in pages of kv.PAGE_TOKENS tokens, `kv_dtype` one of blocks.choices.KV_DTYPES.
-    `fused` False: transformers' own layers also where ours compute the same. The last `host_blocks` blocks stay in host
-    memory and are streamed (blocks.offload)."""
+    `fused` False: transformers' own layers also where ours compute the same; `short` False: none of our C in those. The
+    last `host_blocks` blocks stay in host memory and are streamed (blocks.offload)."""
 
     kv_pages: int
     quantization: str = "none"
@@ -43,6 +44,7 @@ class SpanOptions:
     kv_dtype: str = "auto"
     host_blocks: int = 0
     fused: bool = True
+    short: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Span:
         self.blocks, self.dtype, self.device = kv.blocks, kv.dtype, kv.device
         self.fused = parts.fused
         self._parts = parts
+        self._short = ShortSteps(parts, kv, parts.short) if parts.short is not None else None
         self._steps = _steps(parts, kv) if parts.fused and has_kernels(kv.device, kv.dtype) else None
 
     def forward(
@@ -114,6 +117,8 @@ class Span:
 
     def _through_fused(self, state: torch.Tensor, run: range, batch: Batch) -> torch.Tensor:
         turns = self._parts.rotary.turns(state, batch) if self._parts.rotary else {}
+        if self._short is not None and self._short.takes(batch):
+            return self._short.forward(state, run, batch, turns)
         for index in run:
             turn = turns[""] if "" in turns else turns[self.spec.layer_types[index]]
             state = self._parts.layers[index](state, turn, self.kv.block(index), batch)
@@ -171,6 +176,7 @@ def load_span(
     if not 0 <= blocks.start < blocks.stop <= spec.n_blocks or blocks.step != 1:
         raise ValueError(f"blocks {blocks.start}:{blocks.stop} are not in this model of {spec.n_blocks} blocks")
     device, dtype = torch.device(options.device), options.dtype or spec.dtype
-    placement = Placement(options.quantization, device, dtype, options.fused, options.host_blocks)
+    short = options.short and options.kv_dtype == "auto"
+    placement = Placement(options.quantization, device, dtype, options.fused, options.host_blocks, short)
     parts = load_parts(checkpoint, spec, blocks, placement, on_block)
     return Span(parts, KVPool(spec, blocks, options.kv_pages, device, dtype, options.kv_dtype))

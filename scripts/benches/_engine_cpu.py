@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def speed(bench: Bench) -> Figures:
     """Decode steps of 8 blocks of hidden 512 at context 256, one session and eight, ours and transformers' in turn.
 
     transformers runs eight sessions one after the other: its `generate` shares a step only among prompts that start
-    together. Ours run as one batch, as a peer runs them.
+    together. Ours run as one batch, as a peer runs them; in fp32 also without our own C (`short`).
     """
     found: Figures = {"cpu_threads": float(torch.get_num_threads())}
     for name, dtype in DTYPES.items():
@@ -48,6 +49,9 @@ def _speed(bench: Bench, name: str, dtype: torch.dtype) -> Figures:
         "span": (ours.single, 1), "transformers": (theirs.single, 1), "span_8": (ours.all, SESSIONS),
         "transformers_8": (theirs.all, SESSIONS),
     }  # fmt: skip
+    if dtype == torch.float32:
+        without = _Ours(load_span(checkpoint, range(blocks), replace(options, short=False)))
+        ways |= {"torch": (without.single, 1), "torch_8": (without.all, SESSIONS)}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(bench.size(7, 2)):
         for way, (step, tokens) in ways.items():
@@ -56,6 +60,9 @@ def _speed(bench: Bench, name: str, dtype: torch.dtype) -> Figures:
     found = {f"cpu_{name}_{way}_tokens_per_s": rate for way, rate in best.items()}
     found[f"cpu_{name}_single_speedup"] = best["span"] / best["transformers"]
     found[f"cpu_{name}_8_speedup"] = best["span_8"] / best["transformers_8"]
+    if "torch" in best:
+        found[f"cpu_{name}_short_speedup"] = best["span"] / best["torch"]
+        found[f"cpu_{name}_short_8_speedup"] = best["span_8"] / best["torch_8"]
     found[f"cpu_{name}_8_over_single"] = best["span_8"] / best["span"]
     found[f"cpu_{name}_difference"] = _difference(ours.first().float(), theirs.first().float())
     return found

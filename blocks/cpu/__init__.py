@@ -1,0 +1,1 @@
+"""Own code for the CPU's short steps, compiled where there is a C compiler."""

@@ -1,0 +1,176 @@
+"""Owns how a few tokens go through a span on the CPU in one call of our own C (step.c); must not know leases.
+
+A processor that reads its weights from memory for every token has no time to lose on calls and on what operations do
+beside: on one thread, with 8 blocks of hidden size 512, a token takes 0.6 of what it takes in torch's operations
+(cpu_fp32_short_speedup of scripts/bench engine).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from array import array
+from typing import TYPE_CHECKING, Any
+
+import torch
+from shoal.blocks.cpu.compiled import CompileError, library
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.packed import can_pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from shoal.blocks.batch import Batch, Row
+    from shoal.blocks.kv import KVPool
+    from shoal.blocks.parts import Parts
+    from shoal.blocks.structure import RMSNorm
+    from torch import nn
+
+_log = logging.getLogger(__name__)
+
+MOST_TOKENS = 64  # of a step: beyond, the order in which a library of matrices goes over them pays
+MOST_SEEN = 64  # by a row of several tokens: each of them reads its keys anew, which torch's attention does not
+SHARED_WEIGHTS = 1 << 20  # of a block: with fewer, threads would mostly wait for one another
+_OPTIONS = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+_P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class _Block(ctypes.Structure):
+    """step.c's Block."""
+
+    _fields_ = (
+        *((name, _P) for name in ("qkv", "o", "gate_up", "down")),
+        *((name, _P) for name in ("qkv_bias", "o_bias", "gate_up_bias", "down_bias")),
+        ("norms", _P * 4), ("q_norm", _P), ("k_norm", _P), ("keys", _P), ("values", _P),
+        ("eps", _F * 4), ("q_eps", _F), ("k_eps", _F), ("scale", _F), ("softcap", _F), ("residual", _F),
+        *((name, _I) for name in (
+            "hidden", "inner", "heads", "kv_heads", "head_dim", "rotary_dim", "q_norm_width", "k_norm_width", "window",
+            "slots", "activation", "rotation",
+        )),
+    )  # fmt: skip
+
+
+class _Token(ctypes.Structure):
+    """step.c's Token."""
+
+    _fields_ = (("pages", _P), ("position", _I))
+
+
+def short_library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """step.c for weights of `dtype`; None where it cannot be had, or where torch's operations are as good: a processor
+    that multiplies bfloat16 by itself does so best in the order in which oneDNN keeps a matrix."""
+    if dtype not in _OPTIONS or (dtype == torch.bfloat16 and can_pack(dtype)):
+        return None
+    try:
+        return _declared(library("step.c", *_OPTIONS[dtype]))
+    except CompileError as error:
+        _log.info("Short steps on this CPU take torch's operations, which are slower: %s.", error)
+        return None
+
+
+def fits(found: ctypes.CDLL, sizes: Iterable[int]) -> bool:
+    """Whether step.c sums over `sizes` numbers: they must be whole vectors of this processor."""
+    return all(size % found.lanes() == 0 for size in sizes)
+
+
+class ShortSteps:
+    """Steps of up to `MOST_TOKENS` tokens through a span whose matrices are `nn.Linear`s on the CPU."""
+
+    def __init__(self, parts: Parts, kv: KVPool, found: ctypes.CDLL) -> None:
+        self._step, self._room = found.step, found.room
+        self._first, self._dtype = kv.blocks.start, kv.dtype
+        self._parts, self._kept = parts, list[torch.Tensor]()
+        self._names = parts.rotary.names if parts.rotary is not None else ()
+        self._blocks = (_Block * len(kv.blocks))(*(self._described(index, kv) for index in kv.blocks))
+        self._at = ctypes.addressof(self._blocks)
+        self._rotations = (_P * max(1, len(self._names)))()
+        self._memory = torch.empty(0)
+        weights = sum(matrix.weight.numel() for matrix in _matrices(parts.layers[self._first]))
+        self._threads = torch.get_num_threads() if weights >= SHARED_WEIGHTS else 1
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether `forward` is the quicker way for a batch."""
+        return batch.n_tokens <= MOST_TOKENS and all(row.count == 1 or row.end <= MOST_SEEN for row in batch.rows)
+
+    def forward(self, state: torch.Tensor, run: range, batch: Batch, turns: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`state [T, H]` of the batch's rows through the blocks of `run`, with the rotations of `Rotary.turns`."""
+        hidden = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        tokens, pages = _tokens(batch.rows, batch.n_tokens)
+        context = max(len(held) for held in pages) * PAGE_TOKENS
+        first = self._at + (run.start - self._first) * ctypes.sizeof(_Block)
+        size = self._room(first, batch.n_tokens, self._threads, context)
+        if len(self._memory) < size:
+            self._memory = torch.empty(size)
+        for place, name in enumerate(self._names):
+            self._rotations[place] = turns[name].data_ptr()
+        self._step(
+            first, len(run), tokens, batch.n_tokens, self._rotations, PAGE_TOKENS, self._threads, context,
+            hidden.data_ptr(), self._memory.data_ptr(),
+        )  # fmt: skip
+        return hidden.to(self._dtype)
+
+    def _described(self, index: int, kv: KVPool) -> _Block:
+        block: Any = self._parts.layers[index]
+        asked, held, matrices = block.attention, kv.block(index), _matrices(block)
+        name = "" if "" in self._names else self._parts.spec.layer_types[index]
+        return _Block(
+            *(self._weight(matrix.weight) for matrix in matrices),
+            *(self._floats(matrix.bias) for matrix in matrices),
+            (_P * 4)(*map(self._norm, block.norms)), self._norm(block.q_norm), self._norm(block.k_norm),
+            held.keys.data_ptr(), held.values.data_ptr(),
+            (_F * 4)(*map(_eps, block.norms)), _eps(block.q_norm), _eps(block.k_norm),
+            asked.scale, asked.softcap or 0.0, block.residual_scale,
+            self._parts.spec.hidden_size, block.down.in_features, asked.heads, asked.kv_heads, asked.head_dim,
+            asked.rotary_dim, _width(block.q_norm), _width(block.k_norm), asked.window or 0, len(held.keys),
+            _ACTIVATIONS[block.activation], self._names.index(name),
+        )  # fmt: skip
+
+    def _weight(self, weight: torch.Tensor) -> int:
+        """Where a matrix lies; the block keeps it."""
+        if not weight.is_contiguous():
+            raise ValueError("a matrix is not in one piece")
+        return weight.data_ptr()
+
+    def _floats(self, numbers: torch.Tensor | None) -> int | None:
+        if numbers is None:
+            return None
+        self._kept.append(numbers.detach().float().contiguous())
+        return self._kept[-1].data_ptr()
+
+    def _norm(self, norm: RMSNorm | None) -> int | None:
+        return None if norm is None else self._floats(norm.weight)
+
+
+def _tokens(rows: Sequence[Row], count: int) -> tuple[ctypes.Array[_Token], list[array[int]]]:
+    """step.c's tokens, and the pages to which they point."""
+    pages = [array("i", row.pages) for row in rows]
+    tokens, at = (_Token * count)(), 0
+    for row, held in zip(rows, pages, strict=True):
+        place, _ = held.buffer_info()
+        for position in range(row.position, row.end):
+            tokens[at] = _Token(place, position)
+            at += 1
+    return tokens, pages
+
+
+def _eps(norm: RMSNorm | None) -> float:
+    return 0.0 if norm is None else norm.eps
+
+
+def _width(norm: RMSNorm | None) -> int:
+    return 1 if norm is None else norm.weight.numel()
+
+
+def _matrices(block: Any) -> tuple[nn.Linear, ...]:
+    """Of a `FusedBlock` whose matrices are as torch keeps them."""
+    return block.qkv, block.o, block.gate_up, block.down
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    """With the types of its functions."""
+    found.lanes.restype = found.room.restype = _I
+    found.room.argtypes = [_P, _I, _I, _I]
+    found.step.argtypes = [_P, _I, _P, _I, _P, _I, _I, _I, _P, _P]
+    found.step.restype = None
+    return found

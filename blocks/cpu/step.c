@@ -1,0 +1,292 @@
+/* A short step through Llama-like blocks on the CPU: a few tokens, each weight read from memory once.
+ *
+ * Matrices are as torch keeps them, [out, in], in float or (-DBF16) bfloat16; all else is float. A token's numbers do
+ * not depend on the tokens beside it: every sum is made in one order, whatever the batch. Sizes that are summed over
+ * are multiples of LANES, and so is a page. short.py fills the structures, and says what is supported.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { BYTES = 64, TOKENS = 4 };
+#elif defined(__AVX__)
+enum { BYTES = 32, TOKENS = 2 };
+#else
+enum { BYTES = 16, TOKENS = 4 };
+#endif
+enum { LANES = BYTES / 4, ROWS = 4 }; /* a tile: ROWS rows of a matrix by at most TOKENS tokens */
+
+typedef float vec __attribute__((vector_size(BYTES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(BYTES)));
+typedef uint32_t uvec __attribute__((vector_size(BYTES)));
+typedef float four __attribute__((vector_size(16), aligned(4)));
+typedef int32_t four_places __attribute__((vector_size(16)));
+typedef uint16_t half_vec __attribute__((vector_size(BYTES / 2), aligned(2)));
+
+/* Four of the eight numbers of two vectors. */
+#ifdef __clang__
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (four_places){i, j, k, l})
+#endif
+
+#ifdef BF16
+typedef uint16_t num;
+static inline vec load(const num *at) { return (vec)(__builtin_convertvector(*(const half_vec *)at, uvec) << 16); }
+static inline num stored(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fc0 : (num)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+#else
+typedef float num;
+static inline vec load(const num *at) { return *(const vec *)at; }
+static inline num stored(float x) { return x; }
+#endif
+
+enum { SILU, GELU_TANH, GELU };
+
+typedef struct {
+    const num *qkv, *o, *gate_up, *down;
+    const float *qkv_bias, *o_bias, *gate_up_bias, *down_bias; /* or null */
+    const float *norms[4], *q_norm, *k_norm;                   /* before and after attention and MLP; or null */
+    num *keys, *values;                                        /* [kv_heads, slots, head_dim] */
+    float eps[4], q_eps, k_eps, scale, softcap, residual;      /* softcap 0: none */
+    int64_t hidden, inner, heads, kv_heads, head_dim, rotary_dim, q_norm_width, k_norm_width, window, slots, activation;
+    int64_t rotation; /* which of the step's */
+} Block;
+
+typedef struct {
+    const int32_t *pages; /* those of the token's sequence */
+    int64_t position;
+} Token;
+
+static inline vec splat(float x) { return x - (vec){0}; }
+
+static inline four folded(vec v) {
+    four parts[LANES / 4];
+    memcpy(parts, &v, sizeof v);
+    for (int i = 1; i < LANES / 4; i++) parts[0] += parts[i];
+    return parts[0];
+}
+
+/* The sums of four vectors. */
+static inline four sums_of(vec a, vec b, vec c, vec d) {
+    four w = folded(a), x = folded(b), y = folded(c), z = folded(d);
+    four wx = PICK(w, x, 0, 4, 1, 5) + PICK(w, x, 2, 6, 3, 7), yz = PICK(y, z, 0, 4, 1, 5) + PICK(y, z, 2, 6, 3, 7);
+    return PICK(wx, yz, 0, 1, 4, 5) + PICK(wx, yz, 2, 3, 6, 7);
+}
+
+static inline float sum(vec v) {
+    four parts = folded(v);
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
+static inline vec either(ivec mask, vec one, vec other) { return (vec)((mask & (ivec)one) | (~mask & (ivec)other)); }
+
+/* e^x to 2 units in the last place (Cephes' polynomial); 0 below -87, and no more than e^88. NaN stays NaN. */
+static inline vec vexp(vec x) {
+    ivec tiny = x < -87.0f;
+    x = either(tiny, splat(-87.0f), either(x > 88.0f, splat(88.0f), x));
+    vec n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
+    vec power = (vec)(((ivec)n << 23) + 0x3f800000);
+    n -= 12582912.0f;
+    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec y = splat(1.9875691500e-4f);
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = (y * x * x + x + 1.0f) * power;
+    return either(tiny, splat(0), y);
+}
+
+/* out[t][r] for ROWS rows of weight and n_tokens of x: n numbers each, x's rows x_step apart, out's out_step. */
+static inline __attribute__((always_inline)) void tile(const num *weight, int64_t n, const float *x, int64_t x_step,
+                                                       float *out, int64_t out_step, const int n_tokens) {
+    vec sums[ROWS][TOKENS];
+    for (int r = 0; r < ROWS; r++)
+        for (int t = 0; t < n_tokens; t++) sums[r][t] = splat(0);
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec w[ROWS];
+        for (int r = 0; r < ROWS; r++) w[r] = load(weight + r * n + i);
+        for (int t = 0; t < n_tokens; t++) {
+            vec v = *(const vec *)(x + t * x_step + i);
+            for (int r = 0; r < ROWS; r++) sums[r][t] += w[r] * v;
+        }
+    }
+    for (int t = 0; t < n_tokens; t++)
+        *(four *)(out + t * out_step) = sums_of(sums[0][t], sums[1][t], sums[2][t], sums[3][t]);
+}
+
+static inline void tiles(const num *weight, int64_t n, const float *x, int64_t x_step, float *out, int64_t out_step,
+                         int64_t tokens) {
+    for (; tokens >= TOKENS; tokens -= TOKENS, x += TOKENS * x_step, out += TOKENS * out_step)
+        tile(weight, n, x, x_step, out, out_step, TOKENS);
+    if (tokens == 3) tile(weight, n, x, x_step, out, out_step, 3 < TOKENS ? 3 : TOKENS);
+    if (tokens == 2) tile(weight, n, x, x_step, out, out_step, 2);
+    if (tokens == 1) tile(weight, n, x, x_step, out, out_step, 1);
+}
+
+/* out [tokens, rows] = x [tokens, n], its rows x_step apart, * weight [rows, n] transposed, and bias. */
+static void multiply(const num *weight, const float *bias, int64_t rows, int64_t n, const float *x, int64_t x_step,
+                     float *out, int64_t tokens) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r += ROWS) {
+        tiles(weight + r * n, n, x, x_step, out + r, rows, tokens);
+        if (bias)
+            for (int64_t t = 0; t < tokens; t++)
+                for (int i = 0; i < ROWS; i++) out[t * rows + r + i] += bias[r + i];
+    }
+}
+
+static void normed(const float *x, const float *weight, float eps, float *out, int64_t n) {
+    vec squares = splat(0);
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec v = *(const vec *)(x + i);
+        squares += v * v;
+    }
+    float by = 1.0f / sqrtf(sum(squares) / (float)n + eps);
+    for (int64_t i = 0; i < n; i += LANES) *(vec *)(out + i) = *(const vec *)(x + i) * by * *(const vec *)(weight + i);
+}
+
+/* Norms of heads, or of all of them together, in place. */
+static void norm_heads(float *x, const float *weight, float eps, int64_t width, int64_t n) {
+    for (int64_t i = 0; weight && i < n; i += width) normed(x + i, weight, eps, x + i, width);
+}
+
+static void turn(float *heads, int64_t n_heads, int64_t width, int64_t rotary, const float *turns) {
+    for (int64_t h = 0; h < n_heads; h++, heads += width)
+        for (int64_t i = 0; i < rotary; i += 2) {
+            float a = heads[i], b = heads[i + 1], c = turns[i], s = turns[i + 1];
+            heads[i] = a * c - b * s;
+            heads[i + 1] = a * s + b * c;
+        }
+}
+
+static void keep(num *to, const float *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] = stored(from[i]);
+}
+
+/* One token's queries turned, its keys turned and written with its values. */
+static void place(const Block *b, float *qkv, const Token *token, const float *turns, int64_t page) {
+    int64_t width = b->head_dim, n_query = b->heads * width, n_key = b->kv_heads * width;
+    norm_heads(qkv, b->q_norm, b->q_eps, b->q_norm_width, n_query);
+    norm_heads(qkv + n_query, b->k_norm, b->k_eps, b->k_norm_width, n_key);
+    turn(qkv, b->heads + b->kv_heads, width, b->rotary_dim, turns);
+    int64_t slot = token->pages[token->position / page] * page + token->position % page;
+    for (int64_t h = 0; h < b->kv_heads; h++) {
+        keep(b->keys + (h * b->slots + slot) * width, qkv + n_query + h * width, width);
+        keep(b->values + (h * b->slots + slot) * width, qkv + n_query + n_key + h * width, width);
+    }
+}
+
+/* One head of one token over the pages of its sequence; `scores` has room for whole pages of the context. */
+static void attend(const Block *b, const float *query, int64_t head, const Token *token, int64_t page, float *scores,
+                   float *out) {
+    int64_t width = b->head_dim, stop = token->position + 1;
+    int64_t start = b->window && stop > b->window ? stop - b->window : 0, first = start / page * page;
+    const num *keys = b->keys + head * b->slots * width, *values = b->values + head * b->slots * width;
+    int64_t last = (stop + LANES - 1) / LANES * LANES;
+    for (int64_t at = first; at < stop; at += page) {
+        const num *rows = keys + token->pages[at / page] * page * width;
+        for (int64_t i = 0; i < page; i += ROWS) tile(rows + i * width, width, query, 0, scores + at + i, 0, 1);
+    }
+    float most = -INFINITY;
+    for (int64_t i = start; i < stop; i++) {
+        float score = scores[i] * b->scale;
+        scores[i] = b->softcap > 0 ? b->softcap * tanhf(score / b->softcap) : score;
+        most = scores[i] > most ? scores[i] : most;
+    }
+    for (int64_t i = first; i < start; i++) scores[i] = -INFINITY;
+    for (int64_t i = stop; i < last; i++) scores[i] = -INFINITY;
+    vec total = splat(0);
+    for (int64_t i = first; i < last; i += LANES) {
+        vec weight = vexp(*(vec *)(scores + i) - most);
+        *(vec *)(scores + i) = weight;
+        total += weight;
+    }
+    float by = 1.0f / sum(total);
+    for (int64_t i = 0; i < width; i += LANES) {
+        vec sums = splat(0);
+        for (int64_t at = start; at < stop; at++)
+            sums += scores[at] * load(values + (token->pages[at / page] * page + at % page) * width + i);
+        *(vec *)(out + i) = sums * by;
+    }
+}
+
+static void activate(float *gate, const float *up, int64_t n, int64_t activation) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec x = *(vec *)(gate + i);
+        if (activation == SILU) {
+            x = x / (1.0f + vexp(-x));
+        } else if (activation == GELU_TANH) {
+            x = x / (1.0f + vexp(-1.5957691216f * (x + 0.044715f * x * x * x)));
+        } else {
+            for (int j = 0; j < LANES; j++) x[j] = 0.5f * x[j] * (1.0f + erff(x[j] * 0.70710678f));
+        }
+        *(vec *)(gate + i) = x * *(const vec *)(up + i);
+    }
+}
+
+static void add(const Block *b, float *hidden, float *delta, int after) {
+    if (b->norms[after]) normed(delta, b->norms[after], b->eps[after], delta, b->hidden);
+    for (int64_t i = 0; i < b->hidden; i += LANES)
+        *(vec *)(hidden + i) += b->residual * *(const vec *)(delta + i);
+}
+
+/* Floats of room that `step` needs. */
+int64_t room(const Block *b, int64_t tokens, int64_t threads, int64_t context) {
+    int64_t queries = b->heads * b->head_dim, qkv = queries + 2 * b->kv_heads * b->head_dim;
+    return tokens * (2 * b->hidden + qkv + queries + 2 * b->inner) + threads * context;
+}
+
+/* hidden [tokens, hidden] through the blocks, in place. rotations: of each kind [tokens, rotary_dim / 2, 2], cosine and
+ * sine. context: room for one thread's scores, in floats. */
+void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n, const float *const *rotations,
+          int64_t page, int64_t threads, int64_t context, float *hidden, float *memory) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    for (const Block *b = blocks; b < blocks + n_blocks; b++) {
+        int64_t size = b->hidden, n_query = b->heads * b->head_dim, n_qkv = n_query + 2 * b->kv_heads * b->head_dim;
+        float *x = memory, *delta = x + n * size, *qkv = delta + n * size, *seen = qkv + n * n_qkv;
+        float *inner = seen + n * n_query, *scores = inner + n * 2 * b->inner;
+#ifdef _OPENMP
+        extern int omp_get_thread_num(void);
+        scores += omp_get_thread_num() * context;
+#endif
+#pragma omp for
+        for (int64_t t = 0; t < n; t++) {
+            if (b->norms[0]) normed(hidden + t * size, b->norms[0], b->eps[0], x + t * size, size);
+            else memcpy(x + t * size, hidden + t * size, size * sizeof(float));
+        }
+        multiply(b->qkv, b->qkv_bias, n_qkv, size, x, size, qkv, n);
+#pragma omp for
+        for (int64_t t = 0; t < n; t++)
+            place(b, qkv + t * n_qkv, tokens + t, rotations[b->rotation] + t * b->rotary_dim, page);
+#pragma omp for collapse(2)
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t h = 0; h < b->heads; h++)
+                attend(b, qkv + t * n_qkv + h * b->head_dim, h / (b->heads / b->kv_heads), tokens + t, page, scores,
+                       seen + t * n_query + h * b->head_dim);
+        multiply(b->o, b->o_bias, size, n_query, seen, n_query, delta, n);
+#pragma omp for
+        for (int64_t t = 0; t < n; t++) {
+            add(b, hidden + t * size, delta + t * size, 1);
+            if (b->norms[2]) normed(hidden + t * size, b->norms[2], b->eps[2], x + t * size, size);
+            else memcpy(x + t * size, hidden + t * size, size * sizeof(float));
+        }
+        multiply(b->gate_up, b->gate_up_bias, 2 * b->inner, size, x, size, inner, n);
+#pragma omp for
+        for (int64_t t = 0; t < n; t++) { /* the product takes the gate's place */
+            float *gate = inner + t * 2 * b->inner;
+            activate(gate, gate + b->inner, b->inner, b->activation);
+        }
+        multiply(b->down, b->down_bias, size, b->inner, inner, 2 * b->inner, delta, n);
+#pragma omp for
+        for (int64_t t = 0; t < n; t++) add(b, hidden + t * size, delta + t * size, 3);
+    }
+}
+
+int64_t lanes(void) { return LANES; }
