@@ -290,3 +290,11 @@ void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n,
 }
 
 int64_t lanes(void) { return LANES; }
+
+int64_t threaded(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
