@@ -6,11 +6,14 @@ import functools
 from typing import TYPE_CHECKING
 
 import torch
+from shoal.blocks.cpu.short import ShortLinear
 from shoal.blocks.fused import Makers
 from shoal.blocks.packed import PackedLinear, can_pack
 from torch import nn
 
 if TYPE_CHECKING:
+    import ctypes
+
     from shoal.blocks.fused import MakeLinear
 
 
@@ -23,12 +26,15 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return has_triton()
 
 
-def makers_for(quantization: str, device: torch.device, dtype: torch.dtype, *, plain: bool = False) -> Makers:
+def makers_for(quantization: str, device: torch.device, dtype: torch.dtype, short: ctypes.CDLL | None = None) -> Makers:
     """Makers of matrices in `quantization` (one of blocks.choices.QUANTIZATIONS) on `device`, computing in `dtype`.
-    `plain`: not quantized and on a CPU, in the order in which torch keeps them."""
+    `short`: what goes over them, not quantized and on a CPU, for a few tokens."""
     if has_kernels(device, dtype):
         return _kernel_makers(quantization, device, dtype)
-    make = functools.partial(_plain, dtype=dtype, copy=True) if plain else _maker(quantization, device, dtype)
+    if short is not None:
+        make: MakeLinear = functools.partial(_short, dtype=dtype, found=short)
+    else:
+        make = _maker(quantization, device, dtype)
     return Makers(make, make)
 
 
@@ -44,6 +50,10 @@ def _maker(quantization: str, device: torch.device, dtype: torch.dtype) -> MakeL
 def _dense(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
     linear = _plain(weight.to(device), bias if bias is None else bias.to(device), dtype)
     return PackedLinear(linear) if device.type == "cpu" and can_pack(dtype) else linear
+
+
+def _short(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, found: ctypes.CDLL) -> nn.Module:
+    return ShortLinear(_plain(weight, bias, dtype, copy=True), found)
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, *, copy: bool = False) -> nn.Linear:

@@ -128,7 +128,7 @@ def _short(placement: Placement, sums: set[int]) -> ctypes.CDLL | None:
 
 
 def _fuse(block: nn.Module, attention: Attention, placement: Placement, short: ctypes.CDLL | None) -> nn.Module:
-    makers = makers_for(placement.quantization, placement.device, placement.dtype, plain=short is not None)
+    makers = makers_for(placement.quantization, placement.device, placement.dtype, short)
     fused = FusedBlock(structure_of(block, attention), makers, placement.device, placement.dtype)
     return fused.eval().requires_grad_(requires_grad=False)
 

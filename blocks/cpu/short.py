@@ -16,6 +16,7 @@ import torch
 from shoal.blocks.cpu.compiled import CompileError, library
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.packed import can_pack
+from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
     from shoal.blocks.kv import KVPool
     from shoal.blocks.parts import Parts
     from shoal.blocks.structure import RMSNorm
-    from torch import nn
 
 _log = logging.getLogger(__name__)
 
 MOST_TOKENS = 64  # of a step: beyond, the order in which a library of matrices goes over them pays
-MOST_SEEN = 64  # by a row of several tokens: each of them reads its keys anew, which torch's attention does not
-SHARED_WEIGHTS = 1 << 20  # of a block: with fewer, threads would mostly wait for one another
+MOST_PAIRS = 12_000  # of a token and a key, in rows of several tokens: beyond, torch's attention is the quicker one
+SHARED_WEIGHTS = 1 << 18  # of a matrix: with fewer, threads would mostly wait for one another
 _OPTIONS = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -54,7 +54,7 @@ class _Block(ctypes.Structure):
 class _Token(ctypes.Structure):
     """step.c's Token."""
 
-    _fields_ = (("pages", _P), ("position", _I))
+    _fields_ = (("pages", _P), ("position", _I), ("together", _I))
 
 
 def short_library(dtype: torch.dtype) -> ctypes.CDLL | None:
@@ -75,11 +75,32 @@ def fits(found: ctypes.CDLL, sizes: Iterable[int]) -> bool:
     return all(size % found.lanes() == 0 for size in sizes)
 
 
+class ShortLinear(nn.Linear):
+    """A linear layer `[T, in] -> [T, out]`, made of a loaded one; in our C where T is small."""
+
+    def __init__(self, linear: nn.Linear, found: ctypes.CDLL) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self._product, self._threads = found.product, _threads(linear.weight)
+        self._added = None if linear.bias is None else linear.bias.detach().float()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden @ weight.T + bias`, in the weight's dtype."""
+        if hidden.dim() != 2 or len(hidden) > MOST_TOKENS:
+            return super().forward(hidden)
+        given, out = hidden.float().contiguous(), torch.empty(len(hidden), self.out_features)
+        self._product(
+            self.weight.data_ptr(), None if self._added is None else self._added.data_ptr(), self.out_features,
+            self.in_features, given.data_ptr(), out.data_ptr(), len(hidden), self._threads,
+        )  # fmt: skip
+        return out.to(hidden.dtype)
+
+
 class ShortSteps:
-    """Steps of up to `MOST_TOKENS` tokens through a span whose matrices are `nn.Linear`s on the CPU."""
+    """Steps of up to `MOST_TOKENS` tokens through a span whose matrices are all `ShortLinear`s."""
 
     def __init__(self, parts: Parts, kv: KVPool, found: ctypes.CDLL) -> None:
-        self._step, self._room = found.step, found.room
+        self._step, self._room, self._together = found.step, found.room, found.together()
         self._first, self._dtype = kv.blocks.start, kv.dtype
         self._parts, self._kept = parts, list[torch.Tensor]()
         self._names = parts.rotary.names if parts.rotary is not None else ()
@@ -87,17 +108,17 @@ class ShortSteps:
         self._at = ctypes.addressof(self._blocks)
         self._rotations = (_P * max(1, len(self._names)))()
         self._memory = torch.empty(0)
-        weights = sum(matrix.weight.numel() for matrix in _matrices(parts.layers[self._first]))
-        self._threads = torch.get_num_threads() if weights >= SHARED_WEIGHTS else 1
+        self._threads = max(_threads(matrix.weight) for matrix in _matrices(parts.layers[self._first]))
 
     def takes(self, batch: Batch) -> bool:
         """Whether `forward` is the quicker way for a batch."""
-        return batch.n_tokens <= MOST_TOKENS and all(row.count == 1 or row.end <= MOST_SEEN for row in batch.rows)
+        pairs = sum(row.count * row.end for row in batch.rows if row.count > 1)
+        return batch.n_tokens <= MOST_TOKENS and pairs <= MOST_PAIRS
 
     def forward(self, state: torch.Tensor, run: range, batch: Batch, turns: dict[str, torch.Tensor]) -> torch.Tensor:
         """`state [T, H]` of the batch's rows through the blocks of `run`, with the rotations of `Rotary.turns`."""
         hidden = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        tokens, pages = _tokens(batch.rows, batch.n_tokens)
+        tokens, pages = _tokens(batch.rows, batch.n_tokens, self._together)
         context = max(len(held) for held in pages) * PAGE_TOKENS
         first = self._at + (run.start - self._first) * ctypes.sizeof(_Block)
         size = self._room(first, batch.n_tokens, self._threads, context)
@@ -143,16 +164,21 @@ class ShortSteps:
         return None if norm is None else self._floats(norm.weight)
 
 
-def _tokens(rows: Sequence[Row], count: int) -> tuple[ctypes.Array[_Token], list[array[int]]]:
-    """step.c's tokens, and the pages to which they point."""
+def _tokens(rows: Sequence[Row], count: int, together: int) -> tuple[ctypes.Array[_Token], list[array[int]]]:
+    """step.c's tokens, of which so many attend together, and the pages to which they point."""
     pages = [array("i", row.pages) for row in rows]
     tokens, at = (_Token * count)(), 0
     for row, held in zip(rows, pages, strict=True):
         place, _ = held.buffer_info()
-        for position in range(row.position, row.end):
-            tokens[at] = _Token(place, position)
+        for index in range(row.count):
+            leads = min(together, row.count - index) if index % together == 0 else 0
+            tokens[at] = _Token(place, row.position + index, leads)
             at += 1
     return tokens, pages
+
+
+def _threads(weight: torch.Tensor) -> int:
+    return torch.get_num_threads() if weight.numel() >= SHARED_WEIGHTS else 1
 
 
 def _eps(norm: RMSNorm | None) -> float:
@@ -163,15 +189,16 @@ def _width(norm: RMSNorm | None) -> int:
     return 1 if norm is None else norm.weight.numel()
 
 
-def _matrices(block: Any) -> tuple[nn.Linear, ...]:
-    """Of a `FusedBlock` whose matrices are as torch keeps them."""
+def _matrices(block: Any) -> tuple[ShortLinear, ...]:
+    """Of a `FusedBlock` that was made for short steps."""
     return block.qkv, block.o, block.gate_up, block.down
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions."""
-    found.lanes.restype = found.threaded.restype = found.room.restype = _I
+    found.lanes.restype = found.together.restype = found.threaded.restype = found.room.restype = _I
     found.room.argtypes = [_P, _I, _I, _I]
     found.step.argtypes = [_P, _I, _P, _I, _P, _I, _I, _I, _P, _P]
-    found.step.restype = None
+    found.product.argtypes = [_P, _P, _I, _I, _P, _P, _I, _I]
+    found.step.restype = found.product.restype = None
     return found

@@ -59,7 +59,7 @@ typedef struct {
 
 typedef struct {
     const int32_t *pages; /* those of the token's sequence */
-    int64_t position;
+    int64_t position, together; /* how many from here on are of one sequence and attend together: TOKENS at most; or 0 */
 } Token;
 
 static inline vec splat(float x) { return x - (vec){0}; }
@@ -183,17 +183,8 @@ static void place(const Block *b, float *qkv, const Token *token, const float *t
     }
 }
 
-/* One head of one token over the pages of its sequence; `scores` has room for whole pages of the context. */
-static void attend(const Block *b, const float *query, int64_t head, const Token *token, int64_t page, float *scores,
-                   float *out) {
-    int64_t width = b->head_dim, stop = token->position + 1;
-    int64_t start = b->window && stop > b->window ? stop - b->window : 0, first = start / page * page;
-    const num *keys = b->keys + head * b->slots * width, *values = b->values + head * b->slots * width;
-    int64_t last = (stop + LANES - 1) / LANES * LANES;
-    for (int64_t at = first; at < stop; at += page) {
-        const num *rows = keys + token->pages[at / page] * page * width;
-        for (int64_t i = 0; i < page; i += ROWS) tile(rows + i * width, width, query, 0, scores + at + i, 0, 1);
-    }
+/* Weights of the keys in [start, stop) from their scores, in place; 0 for all others in [first, last). */
+static void weigh(const Block *b, float *scores, int64_t first, int64_t start, int64_t stop, int64_t last) {
     float most = -INFINITY;
     for (int64_t i = start; i < stop; i++) {
         float score = scores[i] * b->scale;
@@ -209,11 +200,52 @@ static void attend(const Block *b, const float *query, int64_t head, const Token
         total += weight;
     }
     float by = 1.0f / sum(total);
+    for (int64_t i = first; i < last; i += LANES) *(vec *)(scores + i) *= by;
+}
+
+/* out [n_tokens, width] = weights [n_tokens, keys] * values, LANES columns from `column`. */
+static inline __attribute__((always_inline)) void blend(const num *values, const int32_t *pages, int64_t page,
+                                                        int64_t width, int64_t column, int64_t start, int64_t stop,
+                                                        const float *weights, int64_t step, float *out,
+                                                        int64_t out_step, const int n_tokens) {
+    vec sums[TOKENS];
+    for (int t = 0; t < n_tokens; t++) sums[t] = splat(0);
+    for (int64_t at = start / page * page; at < stop; at += page) {
+        const num *rows = values + pages[at / page] * page * width + column;
+        int64_t end = stop - at < page ? stop - at : page;
+        for (int64_t i = at < start ? start - at : 0; i < end; i++) {
+            vec v = load(rows + i * width);
+            for (int t = 0; t < n_tokens; t++) sums[t] += weights[t * step + at + i] * v;
+        }
+    }
+    for (int t = 0; t < n_tokens; t++) *(vec *)(out + t * out_step + column) = sums[t];
+}
+
+/* One head of `token->together` tokens of one sequence, `token` the first, over their pages. queries and out: their rows
+ * are q_step and out_step apart. scores: `context` for each of them, which is room for whole pages. */
+static void attend(const Block *b, const float *queries, int64_t q_step, int64_t head, const Token *token, int64_t page,
+                   float *scores, int64_t context, float *out, int64_t out_step) {
+    int64_t width = b->head_dim, n = token->together, stop = token->position + n;
+    int64_t start = b->window && token->position + 1 > b->window ? token->position + 1 - b->window : 0;
+    int64_t first = start / page * page, last = (stop + LANES - 1) / LANES * LANES;
+    const num *keys = b->keys + head * b->slots * width, *values = b->values + head * b->slots * width;
+    for (int64_t at = first; at < stop; at += page) {
+        const num *rows = keys + token->pages[at / page] * page * width;
+        for (int64_t i = 0; i < page; i += ROWS)
+            tiles(rows + i * width, width, queries, q_step, scores + at + i, context, n);
+    }
+    for (int64_t t = 0; t < n; t++) {
+        int64_t end = token->position + t + 1;
+        int64_t from = b->window && end > b->window ? end - b->window : 0;
+        weigh(b, scores + t * context, first, from, end, last);
+    }
     for (int64_t i = 0; i < width; i += LANES) {
-        vec sums = splat(0);
-        for (int64_t at = start; at < stop; at++)
-            sums += scores[at] * load(values + (token->pages[at / page] * page + at % page) * width + i);
-        *(vec *)(out + i) = sums * by;
+        if (n == TOKENS)
+            blend(values, token->pages, page, width, i, start, stop, scores, context, out, out_step, TOKENS);
+        else
+            for (int64_t t = 0; t < n; t++)
+                blend(values, token->pages, page, width, i, start, stop, scores + t * context, context,
+                      out + t * out_step, out_step, 1);
     }
 }
 
@@ -240,11 +272,11 @@ static void add(const Block *b, float *hidden, float *delta, int after) {
 /* Floats of room that `step` needs. */
 int64_t room(const Block *b, int64_t tokens, int64_t threads, int64_t context) {
     int64_t queries = b->heads * b->head_dim, qkv = queries + 2 * b->kv_heads * b->head_dim;
-    return tokens * (2 * b->hidden + qkv + queries + 2 * b->inner) + threads * context;
+    return tokens * (2 * b->hidden + qkv + queries + 2 * b->inner) + threads * TOKENS * context;
 }
 
 /* hidden [tokens, hidden] through the blocks, in place. rotations: of each kind [tokens, rotary_dim / 2, 2], cosine and
- * sine. context: room for one thread's scores, in floats. */
+ * sine. context: slots of the longest sequence's pages. */
 void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n, const float *const *rotations,
           int64_t page, int64_t threads, int64_t context, float *hidden, float *memory) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -254,7 +286,7 @@ void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n,
         float *inner = seen + n * n_query, *scores = inner + n * 2 * b->inner;
 #ifdef _OPENMP
         extern int omp_get_thread_num(void);
-        scores += omp_get_thread_num() * context;
+        scores += omp_get_thread_num() * TOKENS * context;
 #endif
 #pragma omp for
         for (int64_t t = 0; t < n; t++) {
@@ -268,8 +300,9 @@ void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n,
 #pragma omp for collapse(2)
         for (int64_t t = 0; t < n; t++)
             for (int64_t h = 0; h < b->heads; h++)
-                attend(b, qkv + t * n_qkv + h * b->head_dim, h / (b->heads / b->kv_heads), tokens + t, page, scores,
-                       seen + t * n_query + h * b->head_dim);
+                if (tokens[t].together)
+                    attend(b, qkv + t * n_qkv + h * b->head_dim, n_qkv, h / (b->heads / b->kv_heads), tokens + t, page,
+                           scores, context, seen + t * n_query + h * b->head_dim, n_query);
         multiply(b->o, b->o_bias, size, n_query, seen, n_query, delta, n);
 #pragma omp for
         for (int64_t t = 0; t < n; t++) {
@@ -289,7 +322,16 @@ void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n,
     }
 }
 
+/* One matrix: out [tokens, rows] = x [tokens, n] * weight transposed, and bias. */
+void product(const num *weight, const float *bias, int64_t rows, int64_t n, const float *x, float *out, int64_t tokens,
+             int64_t threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    multiply(weight, bias, rows, n, x, n, out, tokens);
+}
+
 int64_t lanes(void) { return LANES; }
+
+int64_t together(void) { return TOKENS; }
 
 int64_t threaded(void) {
 #ifdef _OPENMP

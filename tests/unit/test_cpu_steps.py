@@ -95,6 +95,14 @@ def test_a_token_s_numbers_do_not_depend_on_those_beside_it(llama) -> None:
         assert torch.equal(span.forward(steps[i : i + 1], [Row(held, 5, 1)]), after[i : i + 1])
 
 
+def test_matrices_alone_where_attention_is_torch_s(llama, monkeypatch) -> None:
+    span, plain = load(llama), load(llama, short=False)
+    monkeypatch.setattr(short, "MOST_PAIRS", 0)
+    assert 0 < difference(spoil(span), plain) < 2e-6
+    monkeypatch.setattr(short, "MOST_TOKENS", 0)
+    assert 0 <= difference(spoil(span), plain) < 2e-6
+
+
 def test_threads_change_no_number(llama, monkeypatch) -> None:
     one = load(llama)
     monkeypatch.setattr(short, "SHARED_WEIGHTS", 0)
@@ -130,7 +138,8 @@ def test_what_is_received_is_left_as_it_was(llama) -> None:
 def test_long_chunks_and_other_kv_go_through_torch(llama) -> None:
     span = load(llama)
     assert span._short.takes(_batch([Row([0, 1], 20, 1), Row([2], 0, 16)]))
-    assert not span._short.takes(_batch([Row(range(6), 60, 8)]))
+    assert span._short.takes(_batch([Row(range(24), 100, 60)]))
+    assert not span._short.takes(_batch([Row(range(24), 300, 60)]))
     assert not span._short.takes(_batch([Row([i], 0, 1) for i in range(short.MOST_TOKENS + 1)]))
     assert load(llama, kv_dtype="int8")._short is None
     assert load(llama, quantization="nf4")._short is None
