@@ -64,7 +64,8 @@ class Span:
         self.blocks, self.dtype, self.device = kv.blocks, kv.dtype, kv.device
         self.fused = parts.fused
         self._parts = parts
-        self._short = ShortSteps(parts, kv, parts.short) if parts.short is not None else None
+        plain = parts.short if kv.kind == "auto" else None
+        self._short = ShortSteps(parts, kv, plain) if plain is not None else None
         self._steps = _steps(parts, kv) if parts.fused and has_kernels(kv.device, kv.dtype) else None
 
     def forward(

@@ -102,7 +102,7 @@ class ShortSteps:
     def __init__(self, parts: Parts, kv: KVPool, found: ctypes.CDLL) -> None:
         self._step, self._room, self._together = found.step, found.room, found.together()
         self._first, self._dtype = kv.blocks.start, kv.dtype
-        self._parts, self._kept = parts, list[torch.Tensor]()
+        self._parts, self._kv, self._kept = parts, kv, list[torch.Tensor]()  # step.c knows where all of it lies
         self._names = parts.rotary.names if parts.rotary is not None else ()
         self._blocks = (_Block * len(kv.blocks))(*(self._described(index, kv) for index in kv.blocks))
         self._at = ctypes.addressof(self._blocks)
