@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from shoal.blocks.cpu.compiled import library
 from shoal.blocks.packed import can_pack
 from shoal.blocks.span import Row, Span, SpanOptions, load_span
 from tiny_models import save_tiny
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, compiled.COMPILERS)), reason="needs a C compiler")
 
 PAGES = ([5, 3, 9, 1], [2, 8, 4, 20])
 VARIANTS = ("llama", "gemma2", "gemma3", "olmo2", "glm4", "phi3-longrope", "granite", "mistral")
