@@ -73,16 +73,18 @@ def test_without_host_memory_the_last_ones_are_refused_before_their_first_token(
     assert run(main()) == [expected(prompt, 20) for prompt in PROMPTS[:2]]
 
 
-def test_rewinding_sessions_under_pressure_stay_exact():
-    async def back_and_forth(swarm, prompt):
-        async with swarm.session(SessionOptions(max_tokens=40, wait_s=5.0)) as session:
-            first = (await session.step(states(prompt)))[-1].tolist()
-            for token in range(9):
-                await session.step(states([token]))
-                await asyncio.sleep(0.15)
-            session.position = len(prompt) - 3
-            return first == (await session.step(states(prompt[-3:])))[-1].tolist()
+async def back_and_forth(swarm, prompt, pause_s=0.15):
+    """Whether a session that is rewound finds its own tokens."""
+    async with swarm.session(SessionOptions(max_tokens=40, wait_s=5.0)) as session:
+        first = (await session.step(states(prompt)))[-1].tolist()
+        for token in range(9):
+            await session.step(states([token]))
+            await asyncio.sleep(pause_s)
+        session.position = len(prompt) - 3
+        return first == (await session.step(states(prompt[-3:])))[-1].tolist()
 
+
+def test_rewinding_sessions_under_pressure_stay_exact():
     async def main():
         async with world(2, []) as it:
             peer = await it.add_peer("a", 0, 6, Limits(swap_pages=64), n_pages=10)

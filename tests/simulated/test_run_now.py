@@ -7,13 +7,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from shoal.client.options import SessionOptions
 from shoal.peer.book import Limits
 from shoal.peer.tally import Tally
 
 from tests.sim import toy
 from tests.sim.clock import run
-from tests.sim.swarm import N_BLOCKS, generate, states, world
+from tests.sim.swarm import N_BLOCKS, generate, world
+from tests.simulated.test_pressure import back_and_forth
 
 PROMPTS = [[5 + i, 17, 42 + i, 99, 7, 3, 250, 1, 2 * i, 90, 33] for i in range(4)]
 
@@ -76,22 +76,13 @@ def test_sessions_that_decode_at_the_same_time_share_steps(quick, monkeypatch):
 def test_pages_that_must_be_moved_first_are(quick):
     """Sessions that take turns on a device too small for two of them; rewound, each still finds its own tokens."""
 
-    async def back_and_forth(swarm, prompt):
-        async with swarm.session(SessionOptions(max_tokens=40, wait_s=5.0)) as session:
-            first = (await session.step(states(prompt)))[-1].tolist()
-            for token in range(9):
-                await session.step(states([token]))
-                await asyncio.sleep(0.4)
-            session.position = len(prompt) - 3
-            return first == (await session.step(states(prompt[-3:])))[-1].tolist()
-
     async def main():
         async with world(2, []) as it:
             peer = await it.add_peer("a", 0, 6, Limits(swap_pages=64), n_pages=10)
             async with it.client() as swarm, asyncio.TaskGroup() as tasks:
                 results = []
                 for prompt in PROMPTS:
-                    results.append(tasks.create_task(back_and_forth(swarm, prompt)))
+                    results.append(tasks.create_task(back_and_forth(swarm, prompt, pause_s=0.4)))
                     await asyncio.sleep(0.1)
             await asyncio.sleep(1)
             peer.node.book.pages.check()
