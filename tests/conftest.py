@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import steadiness
 from tests.forks.popen import forked
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl")
 # A shell starts what it puts into the background with Ctrl-C ignored, and so would be all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that mind the machine run again where it was lent to others."""
+    config.pluginmanager.register(steadiness)
 
 
 # What takes long comes first, so that all who share the work end at about the same time; and first of all what computes

@@ -22,6 +22,8 @@ from shoal.peer.link import Patience
 from shoal.peer.transport import P2PTransport
 from shoal.peer.wire import Hidden, Want
 
+from tests.steadiness import in_time
+
 pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(180), needs_network]
 
 MIB = 1 << 20
@@ -92,14 +94,14 @@ async def test_a_token_overtakes_a_prompt_of_64_mib_and_the_lines_rate_is_found(
                 waits.append(await token_after(channel, came, step))
                 await asyncio.sleep(0.03)
             assert not came[BIG]
-            assert sorted(waits)[10] < 0.05, waits  # 16 KiB and the way there take 4 ms; 64 MiB take 5.4 s
-            assert max(waits) < 0.4, waits
+            in_time(sorted(waits)[10] < 0.05, waits)  # 16 KiB and the way there take 4 ms; 64 MiB take 5.4 s
+            in_time(max(waits) < 0.4, waits)
             flow = channel.link.flow
-            assert flow.rate == pytest.approx(12.5e6, rel=0.3)
+            in_time(flow.rate == pytest.approx(12.5e6, rel=0.3), flow.rate)
             for host in ("a", "b"):
                 lab.set(host, "rate=20Mbit")
             await asyncio.sleep(7.0)
-            assert flow.rate == pytest.approx(2.5e6, rel=0.3)
+            in_time(flow.rate == pytest.approx(2.5e6, rel=0.3), flow.rate)
             assert not came[BIG]
 
 
@@ -111,7 +113,8 @@ async def test_a_limited_line_is_used_up_to_its_limit():
                 channel.send(states(BIG, step, 65536))
             await asyncio.sleep(2.0)
             carried = 65536 * len(came[BIG])
-            assert 0.75 * 5e6 < carried < 1.1 * 5e6
+            assert carried < 1.1 * 5e6
+            in_time(carried > 0.75 * 5e6, carried)
             assert line.upload(time.perf_counter()) <= 2.5e6
 
 
@@ -154,8 +157,8 @@ async def measured(joined, model, peer_id, mbits):
         async with asyncio.timeout(60):  # a busy machine does not always fill the line
             while joined.knowledge().upload_bps != mine or upload(await joined.refresh(), peer_id) != theirs:
                 await prefill(joined, model)
-    assert joined.knowledge().upload_bps == mine
-    assert upload(joined.view, peer_id) == theirs
+    found = joined.knowledge().upload_bps, upload(joined.view, peer_id)
+    in_time(found == (mine, theirs), found, mine, theirs)
     assert joined._form(SessionOptions(max_tokens=TOKENS, dtype="bfloat16", codec="auto")) == "int8"
 
 

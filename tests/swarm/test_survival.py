@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.steadiness import in_time
 from tests.swarm.test_peers import expected, folder, generate, swarm  # noqa: F401  fixtures
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
@@ -69,7 +70,7 @@ async def test_sessions_outlive_daemons_and_bootstrap_nodes_and_peers_rejoin(fol
         assert stats.repairs + stats.moves >= 3
         for task in tasks:
             await task
-        assert all(unhealthy_s < 2.0 and online_s < REJOIN_S for unhealthy_s, online_s in rejoined.values()), rejoined
+        in_time(all(unhealthy_s < 2.0 and online_s < REJOIN_S for unhealthy_s, online_s in rejoined.values()), rejoined)
         # Where they were, though nobody had told them a port: who comes back knows the others by where they were.
         assert {peer.peer_id: peer.addrs for peer in (await joined.refresh()).peers} == addrs
 
@@ -96,7 +97,7 @@ async def test_a_hang_is_over_in_three_seconds_and_late_answers_are_nothing(fold
                 child.signal(signal.SIGCONT)
         assert tokens == expected
         assert stats.repairs + stats.moves == 1
-        assert max(b - a for a, b in itertools.pairwise(times)) <= 3.0
+        in_time(max(b - a for a, b in itertools.pairwise(times)) <= 3.0)
 
 
 @pytest.mark.alone
@@ -150,7 +151,7 @@ async def test_a_leaving_peer_hands_its_sessions_over_and_is_gone(folder, expect
                 await asyncio.sleep(0.01)
             began = time.monotonic()
             assert await peers[left[0]].status() == 0
-            assert time.monotonic() - began < 10.0  # and not when the drain time is over
+            in_time(time.monotonic() - began < 10.0)  # and not when the drain time is over
         for tokens, stats in (run.result() for run in runs):
             assert tokens == expected
             assert stats.repairs == 0
@@ -165,7 +166,7 @@ def test_a_peer_gives_back_what_vanished_clients_held(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(found.read_text())
-    assert figures["freed_s"] <= 10.0
-    assert figures["freed_half_open_s"] <= 30.0
+    in_time(figures["freed_s"] <= 10.0, figures)
+    in_time(figures["freed_half_open_s"] <= 30.0, figures)
     assert figures["descriptors_after"] <= figures["descriptors_before"] + 2
     assert figures["rss_growth_percent"] < 5.0

@@ -20,9 +20,10 @@ from shoal.dht.invite import Invite
 from shoal.peer import attended, sockets
 from shoal.peer.errors import NoRouteError
 
+from tests.steadiness import in_time
 from tests.swarm.test_peers import BLOCKS, PROMPT, STEPS, expected, folder, generate, load_model  # noqa: F401  fixtures
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(240)]
 
 TYPED_S = 10
 OPTIONS = ("--dtype", "float32", "--device", "cpu", "--json", "--drain", "20")
@@ -119,6 +120,7 @@ async def test_a_pause_under_a_running_generation_changes_no_token(swarm, shoal,
         assert "paused" in shoal.run("status", "--join", swarm[0]).stdout
 
 
+@pytest.mark.alone
 async def test_a_resumed_peer_serves_within_a_second_and_loads_nothing(swarm, folder):  # noqa: F811
     alice, bob = swarm[2]["alice"], swarm[2]["bob"]
     async with client(swarm, folder) as (joined, model):
@@ -135,9 +137,9 @@ async def test_a_resumed_peer_serves_within_a_second_and_loads_nothing(swarm, fo
         (hop,) = await one_step(joined, model)
         took_s = time.monotonic() - began
     assert hop.peer_id == alice
-    assert took_s < 1.0
     assert (before["state"], after["state"], before["pid"]) == ("paused", "serving", after["pid"])
     assert [line for line in swarm[1][alice].errors[said:] if "token takes" in line or "taking" in line] == []
+    in_time(took_s < 1.0, took_s)
 
 
 async def test_thirty_generations_while_peers_pause_and_resume(swarm, folder, expected):  # noqa: F811
@@ -224,7 +226,6 @@ def test_names_are_announced_and_shown(swarm, shoal):
     }
 
 
-@pytest.mark.calm
 def test_with_idle_only_a_peer_serves_while_nobody_types_and_not_when_somebody_does(swarm, shoal, folder):  # noqa: F811
     """Somebody is a terminal of ours, whose input the kernel dates to 8 s. The machine may be loaded as it likes."""
     if attended.input_s() is not None and attended.input_s() < 2 * TYPED_S:

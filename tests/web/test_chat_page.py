@@ -8,7 +8,9 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(240)]
+from tests.steadiness import in_time
+
+pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(240)]
 
 HOSTILE = """\
 <script>window.hurt = 1</script> <img src=x onerror="window.hurt = 2">
@@ -82,6 +84,7 @@ def test_an_answer_streams_and_says_how_it_was_made(open_page):
     assert page.inner_text("#past [aria-current]") == "class PhoneBook:"
 
 
+@pytest.mark.alone
 def test_stop_ends_the_answer_and_the_work_for_it(open_page):
     page = open_page()
     limit(page, 1500)
@@ -98,7 +101,7 @@ def test_stop_ends_the_answer_and_the_work_for_it(open_page):
     assert page.inner_text(".md")
     begun = time.monotonic()
     while in_flight(page):
-        assert time.monotonic() - begun < 1.5
+        in_time(time.monotonic() - begun < 1.5)
     page.wait_for_selector("#send:visible")
 
 
