@@ -35,9 +35,10 @@ class CompileError(RuntimeError):
 
 @functools.cache
 def library(name: str, *options: str) -> ctypes.CDLL:
-    """`name` in this folder, compiled with `options`. Raises CompileError, in one line."""
+    """`name` in this folder, with the headers there, compiled with `options`. Raises CompileError, in one line."""
     source = Path(__file__).with_name(name)
-    key = hashlib.blake2b(repr((source.read_bytes(), options, _IF_KNOWN, _processor())).encode(), digest_size=8)
+    text = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.blake2b(repr((text, options, _IF_KNOWN, _processor())).encode(), digest_size=8)
     file = f"{source.stem}-{key.hexdigest()}.so"
     folders = _folders(source)
     for folder in folders:
