@@ -9,6 +9,7 @@ import atexit
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.blocks.lean import leave_out
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
     """Load and run a command; known errors become one line on stderr (SHOAL_DEBUG=1 shows where they came from)."""
     leave_out()
+    _have_home()
     try:
         status = load()(argv)
         sys.stdout.flush()
@@ -85,6 +87,14 @@ def show_version(_: list[str]) -> int:
     """Name the version."""
     sys.stdout.write(f"shoal {shoal_version()}\n")
     return 0
+
+
+def _have_home() -> None:
+    """A user whom the system does not know, as in some containers, has no home: then it is `/`, as Docker has it."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 def _misused(name: str, commands: Mapping[str, Command]) -> int:

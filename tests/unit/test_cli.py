@@ -101,6 +101,23 @@ def test_a_checkout_that_is_not_installed_has_no_known_version(monkeypatch: pyte
     assert shoal_version() == UNKNOWN
 
 
+def test_a_user_without_a_home_folder_gets_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container that runs as a user whom its system does not know."""
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setenv("HOME", "")  # restored at the end
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert main(["status", "--join", "nonsense"]) == 1
+    assert "'nonsense' is not an invite" in capsys.readouterr().err
+    assert Path.home() == Path("/")
+
+
 def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["genrate"]) == 2
     assert "did you mean `shoal generate`?" in one_line(capsys.readouterr().err)
