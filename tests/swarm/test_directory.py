@@ -18,6 +18,8 @@ from shoal.dht.node import open_node
 from shoal.dht.protocol import pack
 from shoal.dht.record import Record, seal
 
+from tests.steadiness import in_time
+
 pytestmark = pytest.mark.swarm
 
 SECRET = b"s" * 32
@@ -296,6 +298,7 @@ async def test_a_large_shard_is_read_within_the_wires_limit(swarm):
     assert 100 < len(together[0].records) < 512, "all keys at once share the reply"
 
 
+@pytest.mark.calm
 async def test_a_dead_daemon_fails_calls_at_once(swarm):
     alice = await swarm.add()
     host = alice._node.host
@@ -307,14 +310,15 @@ async def test_a_dead_daemon_fails_calls_at_once(swarm):
 
     await swarm.host.p2p.add_protobuf_handler("hang", never, dht_pb2.PingRequest)
     to = PeerID.from_base58(swarm.host.peer_id)
-    async with asyncio.timeout(4), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
         call = tasks.create_task(failing_call(host, to))
         await asyncio.sleep(0.2)
         host.p2p._child.kill()
         killed_at = time.monotonic()
         await host.died.wait()
-        assert time.monotonic() - killed_at < 2
+        in_time(time.monotonic() - killed_at < 2)
         await call
+        in_time(time.monotonic() - killed_at < 3.8)
     assert not host.p2p.is_alive
     with pytest.raises(P2PDaemonError):
         await host.p2p.call_protobuf_handler(to, "hang", dht_pb2.PingRequest(), dht_pb2.PingResponse)

@@ -18,6 +18,8 @@ from shoal.peer.errors import HopClosed
 from shoal.peer.streams import QUEUE_HIGH_BYTES, READ_CHUNK_BYTES
 from shoal.peer.transport import P2PTransport
 
+from tests.steadiness import in_time
+
 pytestmark = [pytest.mark.swarm, pytest.mark.calm]
 
 ECHO_PEER = Path(__file__).parent / "echo_peer.py"
@@ -254,9 +256,9 @@ async def test_a_killed_peer_is_noticed_and_leaves_no_daemon(loop):
         assert await exactly(stream, 4) == b"ping"
         process.kill()
         killed_at = time.monotonic()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             assert await stream.read() == b""
-        assert time.monotonic() - killed_at < 2
+        in_time(time.monotonic() - killed_at < 2)
         assert await gone(daemon, 10), "the daemon must not outlive its peer"
 
 
