@@ -159,7 +159,7 @@ def test_the_command_for_people(tmp_path):
         assert len(failed.stderr.splitlines()) == 1
 
 
-@pytest.mark.alone
+@pytest.mark.calm
 async def test_a_swarm_survives_a_partition_loss_and_jitter(folder, expected):
     with Lab("rate=100Mbit rtt=20ms bulk=no boot p q me") as lab:
         async with (
