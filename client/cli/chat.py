@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shoal.blocks.choices import DTYPES
 from shoal.blocks.formats import FORMS
 from shoal.client.cli.arguments import add_sampling
+from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import gap_teller, quiet_libraries
 from shoal.dht.arguments import Parser, add_join, seconds, whole
 from shoal.dht.swarms import find_invite
@@ -83,7 +84,7 @@ def _dialogue(arguments: argparse.Namespace, folder: Path) -> Dialogue:
         if getattr(arguments, name) is not None
     }
     sampling = replace(suggested(folder), **given)
-    dialogue = Dialogue(arguments.system, options=GenerationOptions(arguments.max_new_tokens, sampling))
+    dialogue = Dialogue(utf8(arguments.system), options=GenerationOptions(arguments.max_new_tokens, sampling))
     if arguments.load is not None:
         dialogue.load(arguments.load)
     return dialogue

@@ -81,6 +81,11 @@ class Conversation:
                     return 0
                 warned = True
                 continue
+            except CommandError as error:
+                if not self._voice.interactive:
+                    raise
+                tell(str(error))
+                continue
             warned = False
             if text == "/quit":
                 return 0

@@ -118,4 +118,5 @@ def _checked(stored: list[Message]) -> tuple[str, list[Message]]:
     texts = [system, *(message["content"] for message in messages)]
     if roles != ["user", "assistant"] * (len(roles) // 2) or not all(isinstance(text, str) for text in texts):
         raise ValueError("not a conversation")
+    "".join(texts).encode()  # JSON can hold halves of characters
     return system, messages

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shoal.blocks.choices import DTYPES
 from shoal.blocks.formats import FORMS
 from shoal.client.cli.arguments import add_sampling, token_ids
+from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
 from shoal.dht.arguments import Parser, add_join, seconds, whole
 from shoal.dht.swarms import find_invite
@@ -30,7 +31,8 @@ def generate(argv: list[str]) -> int:
     """Continue a prompt through a swarm."""
     arguments = _parse(argv)
     invite = find_invite(arguments.join)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    given = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = None if given is None else utf8(given)
     quiet_libraries()
     from shoal.blocks.hub_progress import downloads
     from shoal.client.cli.completion import complete
@@ -101,7 +103,7 @@ def _request(arguments: argparse.Namespace, prompt: str | None) -> Request:
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
     )
-    options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(arguments.stop))
+    options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(map(utf8, arguments.stop)))
     return Request(prompt, arguments.token_ids, options, arguments.wait, arguments.background, arguments.activations)
 
 

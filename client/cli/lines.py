@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shoal.client.cli.surroundings import utf8
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -28,7 +30,7 @@ class Lines(Protocol):
 
 
 def message(lines: Lines) -> str:
-    """The next message, without white space around it. Errors: as `Lines.read`."""
+    """The next message, without white space around it. Errors: as `Lines.read`; `CommandError` if it is no text."""
     text = lines.read(PROMPT)
     if text.lstrip().startswith(QUOTES):
         text = text.lstrip().removeprefix(QUOTES)
@@ -38,8 +40,9 @@ def message(lines: Lines) -> str:
     else:
         while text.endswith("\\"):
             text = text[:-1] + "\n" + lines.read(MORE)
-    lines.remember(text.strip())
-    return text.strip()
+    text = utf8(text.strip())
+    lines.remember(text)
+    return text
 
 
 class Pipe:

@@ -9,12 +9,12 @@ import atexit
 import gc
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.blocks.lean import leave_out
 from shoal.client.cli.commands import closest, find_commands
 from shoal.client.cli.complaint import complaint
+from shoal.client.cli.surroundings import settle
 from shoal.dht.version import shoal_version
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
     """Load and run a command; known errors become one line on stderr (SHOAL_DEBUG=1 shows where they came from)."""
     leave_out()
-    _have_home()
+    settle()
     try:
         status = load()(argv)
         sys.stdout.flush()
@@ -87,14 +87,6 @@ def show_version(_: list[str]) -> int:
     """Name the version."""
     sys.stdout.write(f"shoal {shoal_version()}\n")
     return 0
-
-
-def _have_home() -> None:
-    """A user whom the system does not know, as in some containers, has no home: then it is `/`, as Docker has it."""
-    try:
-        Path.home()
-    except RuntimeError:
-        os.environ["HOME"] = "/"
 
 
 def _misused(name: str, commands: Mapping[str, Command]) -> int:
