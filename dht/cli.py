@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import secrets
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from shoal.dht.arguments import Parser, port
 from shoal.dht.errors import HostError
 from shoal.dht.invite import MAX_PEERS, Invite
+from shoal.dht.leaving import on_leave
 from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ EXAMPLE_MADDR = "/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo..."
 def bootstrap(argv: list[str]) -> int:
     """Run a node that others join a swarm through.
 
-    Until SIGINT or SIGTERM. Errors: `DhtError`.
+    Until SIGINT, SIGTERM or the terminal's end. Errors: `DhtError`.
     """
     options = _bootstrap_options().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -111,8 +111,7 @@ async def _serve(options: argparse.Namespace) -> None:
     from shoal.dht.node import open_node
 
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    on_leave(stop.set)
     config = HostConfig(identity_path=options.identity, listen=options.host, port=options.port, reachability="public")
     async with open_host(config) as host, open_node(host):
         _report(options, host)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from typing import TYPE_CHECKING
 
 from shoal.dht.errors import HostError
+from shoal.dht.leaving import on_leave
 
 if TYPE_CHECKING:
     from shoal.peer.announcer import Announcer
@@ -17,8 +17,8 @@ logger = logging.getLogger("shoal.peer")
 
 
 def leave_on_signals() -> asyncio.Event:
-    """Set at the first SIGINT or SIGTERM; the second one ends the process at once."""
-    leave, loop = asyncio.Event(), asyncio.get_running_loop()
+    """Set at the first SIGINT or SIGTERM, or when the terminal is closed; a second signal ends the process at once."""
+    leave = asyncio.Event()
 
     def on_signal() -> None:
         if leave.is_set():
@@ -26,8 +26,7 @@ def leave_on_signals() -> asyncio.Event:
         logger.info("leaving the swarm; running sessions may finish (Ctrl-C again: at once)")
         leave.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    on_leave(on_signal)
     return leave
 
 

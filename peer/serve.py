@@ -52,7 +52,7 @@ REJOIN_S = 1.0
 
 
 async def serve(config: PeerConfig) -> int:
-    """Run a peer until SIGINT or SIGTERM; a second signal leaves at once. Returns the exit status.
+    """Run a peer until SIGINT, SIGTERM or the terminal's end; a second signal leaves at once. Returns the exit status.
 
     Errors: `PeerError`, `BlocksError`, `DhtError`, each with one sentence.
     """

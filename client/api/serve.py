@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from shoal.client.local import load_model
 from shoal.client.options import Model
 from shoal.client.serving import Serving
 from shoal.client.swarm import join_swarm
+from shoal.dht.leaving import on_leave
 
 if TYPE_CHECKING:
     from socket import socket
@@ -44,7 +44,7 @@ class ServeConfig:
 
 
 async def serve(config: ServeConfig, listening: socket) -> None:
-    """Serve until SIGINT or SIGTERM; a second signal leaves at once.
+    """Serve until SIGINT, SIGTERM or the terminal's end; a second signal leaves at once.
 
     Errors: those of `blocks`, `JoinError`, `HostError`.
     """
@@ -96,8 +96,8 @@ def _announce(url: str, app: web.Application, config: ServeConfig) -> None:
 
 
 def _leave_on_signals() -> asyncio.Event:
-    """Set at the first SIGINT or SIGTERM; the second one ends the process at once."""
-    leave, loop = asyncio.Event(), asyncio.get_running_loop()
+    """Set at the first SIGINT or SIGTERM, or when the terminal is closed; a second signal ends the process at once."""
+    leave = asyncio.Event()
 
     def on_signal() -> None:
         if leave.is_set():
@@ -105,6 +105,5 @@ def _leave_on_signals() -> asyncio.Event:
         leave.set()
         tell("finishing what runs, then leaving (again: at once)")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    on_leave(on_signal)
     return leave

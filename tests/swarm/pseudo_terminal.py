@@ -44,7 +44,13 @@ class Terminal:
     def __exit__(self, *exc_info: object) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._here)
+        self.close()
+
+    def close(self) -> None:
+        """As when the terminal's window is closed."""
+        if self._here >= 0:
+            os.close(self._here)
+            self._here = -1
 
     def type(self, keys: str) -> None:
         """Press keys; a line ends with "\\r" or is sent by `enter`."""

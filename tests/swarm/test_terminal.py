@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 import pytest
@@ -131,3 +132,23 @@ def test_watching_a_swarm_at_a_terminal(home, processes) -> None:
         terminal.type(INTERRUPT)
         assert terminal.ended() == 130
         assert SHOW_CURSOR in terminal.screen[-200:]
+
+
+@pytest.mark.parametrize(
+    ("argv", "ready"),
+    [
+        (["peer", "--join", "home", "--blocks", "0:1", "--dtype", "float32"], "online"),
+        (["api", "--join", "home", "--port", "0"], "Ctrl-C"),
+        (["bootstrap", "--host", "127.0.0.1"], "/p2p/"),
+    ],
+    ids=["peer", "api", "bootstrap"],
+)
+def test_who_serves_leaves_tidily_when_the_terminal_is_closed(home, processes, argv, ready) -> None:
+    with Terminal(argv, home) as terminal:
+        terminal.until(ready)
+        held = len(json.loads(processes.run("status", "--join", "home", "--json").stdout)["peers"])
+        terminal.close()
+        terminal.tell(signal.SIGHUP)  # the shell passes on what it hears
+        assert terminal.process.wait(30) == 0
+    left = len(json.loads(processes.run("status", "--join", "home", "--json").stdout)["peers"])
+    assert held - left == (argv[0] == "peer")  # withdrawn, and not left to expire

@@ -1,0 +1,44 @@
+"""How a program that serves learns that it should leave: Ctrl-C, SIGTERM, a closed terminal. Knows no server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+def on_leave(leave: Callable[[], None]) -> None:
+    """Call `leave` on the running loop at every SIGINT and SIGTERM, and at the first SIGHUP if nothing came before it.
+
+    SIGHUP comes when the terminal is closed, often twice, from the kernel and from the shell. What goes on until the
+    program has left is printed nowhere. Where SIGHUP is ignored, as under `nohup`, it stays so.
+    """
+    loop, terminal = asyncio.get_running_loop(), list(filter(os.isatty, range(3)))
+    asked = False
+
+    def on_signal() -> None:
+        nonlocal asked
+        asked = True
+        leave()
+
+    def on_hangup() -> None:
+        _let_go(terminal)
+        if not asked:
+            on_signal()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+def _let_go(descriptors: Iterable[int]) -> None:
+    """Writing to a terminal that is gone would be an error."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor)
+    os.close(null)

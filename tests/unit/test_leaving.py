@@ -1,0 +1,54 @@
+"""What signals mean to programs that serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from shoal.dht.leaving import on_leave
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(os, "isatty", lambda _: False)  # else pytest would print nowhere from here on
+    return []
+
+
+@pytest.fixture
+def hangups_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+async def hear(*numbers: signal.Signals) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.05)
+
+
+async def test_a_closed_terminal_asks_once_and_other_signals_each_time(asked: list[str]) -> None:
+    on_leave(lambda: asked.append("leave"))
+    await hear(signal.SIGHUP, signal.SIGHUP)
+    assert len(asked) == 1
+    await hear(signal.SIGTERM, signal.SIGINT)
+    assert len(asked) == 3
+
+
+async def test_a_terminal_that_is_closed_later_does_not_hurry(asked: list[str]) -> None:
+    on_leave(lambda: asked.append("leave"))
+    await hear(signal.SIGINT, signal.SIGHUP)
+    assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("hangups_ignored")
+async def test_nohup_holds(asked: list[str]) -> None:
+    on_leave(lambda: asked.append("leave"))
+    await hear(signal.SIGHUP)
+    assert asked == []
