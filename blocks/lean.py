@@ -28,8 +28,9 @@ MASKS: Final = "torch._dynamo._trace_wrapped_higher_order_op"
 
 def leave_out() -> None:
     """Make the packages of UNNEEDED look as if they were not installed, and import of IN_PARTS only what is asked for.
-    For programs of ours, never for a library's user, who may need them; call it before transformers is imported."""
-    for name in UNNEEDED:
+    For programs of ours, never for a library's user, who may need them; call it before transformers is imported, which
+    remembers what it has found."""
+    for name in () if "transformers" in sys.modules else UNNEEDED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's own way to say that there is none
     for name in IN_PARTS:
         spec = importlib.util.find_spec(name) if name not in sys.modules else None

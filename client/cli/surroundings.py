@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from shoal.client.cli.complaint import CommandError
@@ -44,7 +45,8 @@ def _bear_any_encoding() -> None:
     """What is printed has a `?` for each sign that its encoding lacks. What is read is for `utf8` to judge."""
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            with suppress(OSError):  # a stream that was made for a file before its number became a pipe's
+                stream.reconfigure(errors=errors)
 
 
 def _have_home() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 from shoal.client.cli.complaint import CommandError
@@ -12,6 +13,9 @@ from shoal.client.cli.lines import Pipe, message
 from shoal.client.cli.main import main
 from shoal.client.cli.surroundings import utf8
 from shoal.dht.invite import Invite
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 UNICODE = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
@@ -42,6 +46,14 @@ def test_what_an_encoding_has_no_sign_for_is_printed_all_the_same() -> None:
     assert (done.returncode, done.stdout) == (0, b"?abc ?\n")
     done = python(SETTLE + "print('\\u2026abc \\xe9')", **UNICODE)
     assert (done.returncode, done.stdout.decode()) == (0, "…abc é\n")
+
+
+def test_a_stream_that_was_made_for_another_file_is_left_alone(tmp_path: Path) -> None:
+    """As in a process that is forked first and gets its pipes afterwards."""
+    code = "import os, sys\nold = os.dup(1)\nnew = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\nos.dup2(new, 1)\n"
+    code += "sys.stdout = open(1, 'w', closefd=False)\nsys.stdout.write('.')\nsys.stdout.flush()\nos.dup2(old, 1)\n"
+    done = python(code + SETTLE + "print('result')", os.fsencode(tmp_path / "file"), **UNICODE)
+    assert (done.returncode, done.stdout) == (0, b"result\n"), done.stderr
 
 
 @pytest.mark.parametrize("locale", [ASCII, UNICODE], ids=["ascii", "utf-8"])
