@@ -36,6 +36,20 @@ def on_leave(leave: Callable[[], None]) -> None:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
 
 
+def leave_on_signals(tell: Callable[[], None]) -> asyncio.Event:
+    """Set, once `tell` has said so, at the first signal of `on_leave`'s; a second one ends the process at once."""
+    leave = asyncio.Event()
+
+    def on_signal() -> None:
+        if leave.is_set():
+            raise KeyboardInterrupt
+        tell()
+        leave.set()
+
+    on_leave(on_signal)
+    return leave
+
+
 def _let_go(descriptors: Iterable[int]) -> None:
     """Writing to a terminal that is gone would be an error."""
     null = os.open(os.devnull, os.O_RDWR)

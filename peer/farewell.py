@@ -1,4 +1,4 @@
-"""How a peer leaves: what signals mean, and what running sessions and the swarm are told first."""
+"""How a peer leaves: what running sessions and the swarm are told first."""
 
 from __future__ import annotations
 
@@ -7,27 +7,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from shoal.dht.errors import HostError
-from shoal.dht.leaving import on_leave
 
 if TYPE_CHECKING:
     from shoal.peer.announcer import Announcer
     from shoal.peer.node import Node
 
 logger = logging.getLogger("shoal.peer")
-
-
-def leave_on_signals() -> asyncio.Event:
-    """Set at the first SIGINT or SIGTERM, or when the terminal is closed; a second signal ends the process at once."""
-    leave = asyncio.Event()
-
-    def on_signal() -> None:
-        if leave.is_set():
-            raise KeyboardInterrupt
-        logger.info("leaving the swarm; running sessions may finish (Ctrl-C again: at once)")
-        leave.set()
-
-    on_leave(on_signal)
-    return leave
 
 
 async def hand_over(node: Node, drain_s: float) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from shoal.dht.errors import HostError, JoinError
 from shoal.dht.identity import Identity
+from shoal.dht.leaving import leave_on_signals
 from shoal.dht.remembered import Remembered
 from shoal.dht.version import shoal_version
 from shoal.peer.account import Account
@@ -22,7 +23,7 @@ from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
 from shoal.peer.courtesy import courteous
 from shoal.peer.engine import DeviceEngine, EngineFault
-from shoal.peer.farewell import hand_over, leave_on_signals, say_goodbye
+from shoal.peer.farewell import hand_over, say_goodbye
 from shoal.peer.join import join
 from shoal.peer.line import Line
 from shoal.peer.log import report
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shoal.peer")
 
 REJOIN_S = 1.0
+LEAVING = "leaving the swarm; running sessions may finish (Ctrl-C again: at once)"
 
 
 async def serve(config: PeerConfig) -> int:
@@ -56,7 +58,7 @@ async def serve(config: PeerConfig) -> int:
 
     Errors: `PeerError`, `BlocksError`, `DhtError`, each with one sentence.
     """
-    leave = leave_on_signals()
+    leave = leave_on_signals(lambda: logger.info(LEAVING))
     identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
     logger.info("reading the shape of %s", config.model)
     from shoal.peer.loading import fit_model, open_model

@@ -19,7 +19,7 @@ from shoal.client.local import load_model
 from shoal.client.options import Model
 from shoal.client.serving import Serving
 from shoal.client.swarm import join_swarm
-from shoal.dht.leaving import on_leave
+from shoal.dht.leaving import leave_on_signals
 
 if TYPE_CHECKING:
     from socket import socket
@@ -48,7 +48,7 @@ async def serve(config: ServeConfig, listening: socket) -> None:
 
     Errors: those of `blocks`, `JoinError`, `HostError`.
     """
-    leave = _leave_on_signals()
+    leave = leave_on_signals(lambda: tell("finishing what runs, then leaving (again: at once)"))
     if not os.environ.get("SHOAL_DEBUG"):  # it tells a stack for every line of bad HTTP; our own faults are told anyway
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     tell(f"reading {config.model}")
@@ -93,17 +93,3 @@ def _announce(url: str, app: web.Application, config: ServeConfig) -> None:
     write(f"{config.options.name} is at {url} (OpenAI's interface under {url}/v1). Ctrl-C ends it.\n")
     if missing:
         tell(f"blocks {', '.join(map(str, missing))} have no peer yet: requests get 503 until one serves them")
-
-
-def _leave_on_signals() -> asyncio.Event:
-    """Set at the first SIGINT or SIGTERM, or when the terminal is closed; a second signal ends the process at once."""
-    leave = asyncio.Event()
-
-    def on_signal() -> None:
-        if leave.is_set():
-            raise KeyboardInterrupt
-        leave.set()
-        tell("finishing what runs, then leaving (again: at once)")
-
-    on_leave(on_signal)
-    return leave

@@ -79,6 +79,7 @@ def test_a_file_brings_everything_back(tmp_path: Path) -> None:
         '{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}',
         '{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "y"}]}',
         '{"messages": [], "settings": []}',
+        '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "y"}]}',
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_conversation_changes_nothing(tmp_path: Path, stored: str) -> None:

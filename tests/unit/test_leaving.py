@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from shoal.dht.leaving import on_leave
+from shoal.dht.leaving import leave_on_signals, on_leave
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,3 +52,17 @@ async def test_nohup_holds(asked: list[str]) -> None:
     on_leave(lambda: asked.append("leave"))
     await hear(signal.SIGHUP)
     assert asked == []
+
+
+async def test_the_first_signal_is_told_and_the_second_one_ends_the_process(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr("shoal.dht.leaving.on_leave", called.append)
+    leave = leave_on_signals(lambda: asked.append("told"))
+    assert not leave.is_set()
+    called[0]()
+    assert leave.is_set()
+    with pytest.raises(KeyboardInterrupt):
+        called[0]()
+    assert asked == ["told"]

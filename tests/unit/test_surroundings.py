@@ -33,7 +33,9 @@ def python(code: str, *arguments: bytes, given: bytes = b"", **environment: str)
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_s_number_is_no_socket_s(closed: str) -> None:
     code = f"{SETTLE}import socket\nprint('result')\nprint('progress', file=sys.stderr)\nsys.stdin.read()\n"
-    code += "assert socket.socket().fileno() > 2\nos._exit(7)"
+    code += "assert socket.socket().fileno() > 2\n"
+    code += "child = 'import os; [os.fstat(number) for number in range(3)]'\nimport subprocess\n"
+    code += "assert subprocess.run([sys.executable, '-c', child]).returncode == 0\nos._exit(7)"
     done = subprocess.run(
         ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", code],
         stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60,
