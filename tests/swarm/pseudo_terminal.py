@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PATIENCE_S = 60.0
-INTERRUPT = "\x03"
 SHOW_CURSOR = "\x1b[?25h"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
 
@@ -60,6 +59,12 @@ class Terminal:
         """Type a line."""
         self.type(f"{line}\r")
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C as fast as a person does: input() loses one that comes before it waits, as CPython's readline
+        module looks for signals only where they interrupt its select()."""
+        time.sleep(0.3)
+        self.type("\x03")
+
     def until(self, words: str, timeout_s: float = PATIENCE_S) -> str:
         """Wait for words after those found last; what was written up to their end, without escapes."""
         end = time.monotonic() + timeout_s
@@ -99,6 +104,7 @@ class Terminal:
 
 
 def _own_terminal() -> None:
-    """Make the pty the new session's terminal, so that Ctrl-C in it is a signal; tests in the background ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Make the pty the new session's terminal. Tests in the background, or under `nohup`, ignore what it signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from processes import MARK, Processes
-from pseudo_terminal import INTERRUPT, SHOW_CURSOR, Terminal
+from pseudo_terminal import SHOW_CURSOR, Terminal
 from python_swarm import start_swarm
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
@@ -63,7 +63,7 @@ def test_a_conversation_at_a_terminal(home, processes) -> None:
         terminal.enter(f"/set max-new-tokens {LONG}")
         terminal.enter("import os")
         terminal.until_again(SHOW_CURSOR)  # the first token is there
-        terminal.type(INTERRUPT)
+        terminal.interrupt()
         assert f" {LONG} tokens" not in terminal.until("stopped")
         terminal.until(">>> ")
         terminal.type("\x1b[A")  # Up: what was typed last
@@ -75,9 +75,9 @@ def test_a_conversation_at_a_terminal(home, processes) -> None:
         terminal.until("/help lists them")
         terminal.until(">>> ")
 
-        terminal.type(INTERRUPT)
+        terminal.interrupt()
         terminal.until("leaves)")
-        terminal.type(INTERRUPT)
+        terminal.interrupt()
         assert terminal.ended() == 0
     until_no_session(processes)
 
@@ -129,7 +129,7 @@ def test_watching_a_swarm_at_a_terminal(home, processes) -> None:
         again = terminal.until("by one peer only")
         assert "holders" in again
         assert "\x1b[1A" in terminal.screen  # drawn over the picture before, not below it
-        terminal.type(INTERRUPT)
+        terminal.interrupt()
         assert terminal.ended() == 130
         assert SHOW_CURSOR in terminal.screen[-200:]
 

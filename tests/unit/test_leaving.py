@@ -20,9 +20,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
-@pytest.fixture
-def hangups_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.fixture(autouse=True)
+def hangups_end_processes() -> Iterator[None]:
+    """As a shell leaves it: the tests may run under `nohup`, and uvloop, once closed, leaves its own handler behind."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
@@ -47,8 +48,8 @@ async def test_a_terminal_that_is_closed_later_does_not_hurry(asked: list[str]) 
     assert len(asked) == 1
 
 
-@pytest.mark.usefixtures("hangups_ignored")
 async def test_nohup_holds(asked: list[str]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     on_leave(lambda: asked.append("leave"))
     await hear(signal.SIGHUP)
     assert asked == []
