@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from shoal.peer.holding import NEVER, Copy, Counts, Holding, Restore, Save, Saved
 from shoal.peer.pages import PageAllocator
+from shoal.peer.precedence import SETTLED_S, TURN_S, cost_of_leaving, patience, yields
 from shoal.peer.prefix import PrefixCache
 from shoal.peer.wire import PREFIX_TOKENS
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from shoal.peer.holding import Move
     from shoal.peer.prefix import Scope
 
-TURN_S = 1.0
-SETTLED_S = 0.1  # without work for so long, a lease is not about to go on
-BACKGROUND_TURNS = 8  # a background lease that waits counts as come so much later
 TAKE = 8  # pages that leave at once, if there are as many: a move for every page would cost more
 
 
@@ -83,10 +81,10 @@ class Residency:
     def begin(self, now: float) -> None:
         """A step is about to be formed: whoever waits for pages comes first."""
         self._now, self._step, self._overdue = now, self._step + 1, None
-        for holding in sorted(self._waiting, key=self._patience, reverse=True):
+        for holding in sorted(self._waiting, key=lambda holding: patience(holding, now), reverse=True):
             if self._make_ready(holding, *holding.wants):
                 holding.step = self._step
-            elif self._patience(holding) >= 2 * TURN_S:
+            elif patience(holding, now) >= 2 * TURN_S:
                 self._overdue = holding
                 break
 
@@ -96,6 +94,8 @@ class Residency:
             holding, position, count
         ):
             return False
+        if holding.waits_since is not None:  # for more tokens than these, which its pages hold
+            self._wait_no_longer(holding)
         holding.end = position + count
         holding.step = self._step
         return True
@@ -136,8 +136,8 @@ class Residency:
         """Seconds until somebody who waits may get pages, if nothing happens before."""
         times = [holding.turn_ends for holding in self._holdings]
         times += [holding.idle_since + SETTLED_S for holding in self._holdings if not holding.jobs]
-        patience = (self._patience(holding) for holding in self._waiting)
-        times += [self._now + turns * TURN_S - waited for waited in patience for turns in (1, 2)]
+        waited = [patience(holding, self._now) for holding in self._waiting]
+        times += [self._now + turns * TURN_S - so_long for so_long in waited for turns in (1, 2)]
         return max(1e-3, min((time for time in times if time > self._now), default=self._now + TURN_S) - self._now)
 
     # -- places ---------------------------------------------------------------------------------------------------
@@ -160,6 +160,11 @@ class Residency:
         if holding.waits_since is None:
             holding.waits_since = self._now
             self._waiting[holding] = None
+
+    def _wait_no_longer(self, holding: Holding) -> None:
+        """What it waited for does not count any more: its next tokens are others."""
+        holding.waits_since = None
+        del self._waiting[holding]
 
     def _needs(self, holding: Holding, last: int) -> int:
         """Free pages that it takes to bring a lease's first `last` pages to the device."""
@@ -188,8 +193,8 @@ class Residency:
         self.pages.release(surplus)
         holding.ready, holding.fresh = len(holding.pages) * self._page_tokens, False
         if holding.waits_since is not None:
-            holding.turn_ends, holding.waits_since = self._now + TURN_S, None
-            del self._waiting[holding]
+            holding.turn_ends = self._now + TURN_S
+            self._wait_no_longer(holding)
 
     def _restore(self, holding: Holding, pages: tuple[int, ...]) -> None:
         """Bring everything back, to the first of these pages."""
@@ -240,29 +245,11 @@ class Residency:
 
     def _victims(self, holding: Holding) -> list[Holding]:
         """Who can make room for a lease now, first those whom it hurts least."""
-        yielding = [other for other in self._holdings if other.pages and self._yields(other, holding)]
-        return sorted(yielding, key=self._cost_of_leaving)
-
-    def _cost_of_leaving(self, holding: Holding) -> tuple[bool, float, int]:
-        if self._settled(holding):
-            return False, holding.idle_since, 0
-        return True, -holding.priority, -holding.number
-
-    def _yields(self, holding: Holding, to: Holding) -> bool:
-        if holding is to or holding.step == self._step:
-            return False
-        if self._settled(holding):
-            return True
-        comes_first = (to.priority, to.number) < (holding.priority, holding.number)
-        return self._now >= holding.turn_ends and (comes_first or self._patience(to) >= TURN_S)
-
-    def _settled(self, holding: Holding) -> bool:
-        return not holding.jobs and self._now - holding.idle_since >= SETTLED_S
-
-    def _patience(self, holding: Holding) -> float:
-        """Seconds for which it has waited."""
-        since = self._now if holding.waits_since is None else holding.waits_since
-        return self._now - since - holding.priority * BACKGROUND_TURNS * TURN_S
+        now = self._now
+        free = (other for other in self._holdings if other.pages and other is not holding and other.step != self._step)
+        return sorted(
+            (other for other in free if yields(other, holding, now)), key=lambda other: cost_of_leaving(other, now)
+        )
 
     def _suffice(self, victims: Iterable[Holding], holding: Holding, last: int) -> bool:
         """Whether there is room once all of them have left, and all that is cached is forgotten."""

@@ -4,13 +4,14 @@ lease reads what it wrote, no page is lost or doubled, and whoever has work come
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shoal.peer import residency
-from shoal.peer.holding import Copy, Holding, Restore, Save
+from shoal.peer.holding import NEVER, Copy, Holding, Restore, Save
 from shoal.peer.residency import Residency
 from shoal.peer.wire import PREFIX_TOKENS
 
@@ -29,7 +30,7 @@ class Guest:
     wrote: list[object] = field(default_factory=list)
     first_pass: bool = True
     ran: bool = False
-    asked: tuple[int, int] | None = None  # position, count
+    asked: tuple[int, int] | None = None  # position, count: what is left of it
 
     def text(self, position: int) -> object:
         """What a first pass writes there."""
@@ -90,12 +91,15 @@ class Pressure(RuleBasedStateMachine):
         self._step(self.pending(), set())
 
     @precondition(lambda self: self.pending())
-    @rule(data=st.data(), passed_s=st.sampled_from([0.0, 0.01, 0.2, 1.5]), leave=st.booleans())
-    def step(self, data, passed_s, leave):
-        """An engine step; a lease may end while it runs."""
+    @rule(
+        data=st.data(), passed_s=st.sampled_from([0.0, 0.01, 0.2, 1.5]), leave=st.booleans(),
+        chunk=st.sampled_from([NEVER, 1, 24, 100]),
+    )  # fmt: skip
+    def step(self, data, passed_s, leave, chunk):
+        """An engine step, with so many tokens of each lease; a lease may end while it runs."""
         self.now += passed_s
         leaving = {data.draw(st.sampled_from(self.guests))} if leave else set()
-        self._step(data.draw(st.permutations(self.pending())), leaving)
+        self._step(data.draw(st.permutations(self.pending())), leaving, chunk)
 
     @precondition(lambda self: len(self.guests) > 2)
     @rule(data=st.data())
@@ -114,10 +118,10 @@ class Pressure(RuleBasedStateMachine):
             return
         for guest in self.idle():
             self._ask(guest, 0, 40)
-        waiting, end = set(self.pending()), self.now + PATIENCE_S
+        waiting, end, chunks = set(self.pending()), self.now + PATIENCE_S, itertools.cycle([40, 15, NEVER])
         while waiting:
             assert self.now < end, "some leases never run"
-            waiting -= set(self._step(self.pending(), set()))
+            waiting -= set(self._step(self.pending(), set(), next(chunks)))
             for guest in self.idle():
                 self._ask(guest, 3, 20)
             self.now += min(0.3, self.residency.retry_s())
@@ -141,14 +145,15 @@ class Pressure(RuleBasedStateMachine):
         guest.asked = position, min(count, guest.tokens - position)
         guest.holding.jobs += 1
 
-    def _step(self, order: list[Guest], leaving: set[Guest]) -> list[Guest]:
+    def _step(self, order: list[Guest], leaving: set[Guest], chunk: int = NEVER) -> list[Guest]:
         self.residency.begin(self.now)
-        batch = [guest for guest in order if self.residency.prepare(guest.holding, *guest.asked)]
+        slices = {guest: (guest.asked[0], min(guest.asked[1], chunk)) for guest in order}
+        batch = [guest for guest in order if self.residency.prepare(guest.holding, *slices[guest])]
         pages = {guest: guest.holding.pages for guest in batch}
         for move in self.residency.take_moves():
             self._make(move)
         for guest in batch:
-            self._run(guest, pages[guest])
+            self._run(guest, pages[guest], *slices[guest])
         for guest in leaving:
             self._close(guest)
         for guest in batch:
@@ -167,9 +172,10 @@ class Pressure(RuleBasedStateMachine):
             assert isinstance(move, Copy)
             self.device[move.target] = list(self.device[move.source])
 
-    def _run(self, guest: Guest, pages: tuple[int, ...]):
-        (position, count), guest.asked = guest.asked, None
-        assert len(pages) == -(-(position + count) // self.page_tokens)
+    def _run(self, guest: Guest, pages: tuple[int, ...], position: int, count: int):
+        left = guest.asked[1] - count
+        guest.asked = (position + count, left) if left else None
+        assert len(pages) >= -(-(position + count) // self.page_tokens)
         assert len(pages) <= guest.holding.max_pages
         for at in range(position):
             assert self.device[pages[at // self.page_tokens]][at % self.page_tokens] == guest.wrote[at]
@@ -183,8 +189,9 @@ class Pressure(RuleBasedStateMachine):
             assert self.residency.pages.holders(pages[at // self.page_tokens]) == 1  # nobody else reads it
             self.device[pages[at // self.page_tokens]][at % self.page_tokens] = guest.wrote[-1]
         guest.ran = True
-        guest.holding.jobs -= 1
-        guest.holding.idle_since = self.now
+        if not left:
+            guest.holding.jobs -= 1
+            guest.holding.idle_since = self.now
 
     def _close(self, guest: Guest):
         self.guests.remove(guest)

@@ -59,6 +59,27 @@ def test_more_sessions_than_the_device_has_pages_for_are_all_exact(seed):
     assert free
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_prompts_whose_chunks_shrink_while_they_wait_for_pages_are_all_exact(seed):
+    """Prompts of many chunks beside decodes, on a device with pages for two of the six."""
+    prompts = [[(7 * i + 3 * j + i * j) % toy.VOCAB for j in range(90 + 37 * i)] for i in range(6)]
+
+    async def main():
+        async with world(seed, []) as it:
+            peer = await it.add_peer("a", 0, 6, Limits(swap_pages=400, grace_s=0.5), n_pages=90, step_s=0.02)
+            async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+                clients = [await stack.enter_async_context(it.client(f"c{i}")) for i in range(3)]
+                told = [
+                    tasks.create_task(generate(clients[i % 3], prompt, 25, wait_s=5.0, chunk_tokens=len(prompt)))
+                    for i, prompt in enumerate(prompts)
+                ]
+                return await asyncio.gather(*told), peer.node.book.residency.counts.saved
+
+    tokens, saved = run(main())
+    assert tokens == [expected(prompt, 25) for prompt in prompts]
+    assert saved > 0
+
+
 def test_without_host_memory_the_last_ones_are_refused_before_their_first_token():
     async def main():
         async with world(3, []) as it:

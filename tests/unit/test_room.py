@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from shoal.peer.holding import Copy, Holding, Restore, Save
-from shoal.peer.residency import BACKGROUND_TURNS, SETTLED_S, TURN_S, Residency
+from shoal.peer.precedence import BACKGROUND_TURNS, SETTLED_S, TURN_S
+from shoal.peer.residency import Residency
 from shoal.peer.wire import PREFIX_TOKENS
 
 ALICE, BOB = ("alice", 0, 4), ("bob", 0, 4)
