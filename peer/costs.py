@@ -12,6 +12,7 @@ from dataclasses import dataclass
 LEARN = 0.3  # weight of the newest figure
 GROW = 2.5  # at most so many times the tokens of a step are its next chunk: past the next size, which is 2 at most
 STALE = 32  # steps with prompt tokens after which decode tokens run alone again: contexts change
+LEAST = 2.0  # prompt tokens that run in any case, so that prompts get on; a single one would pass for a decode token
 DOUBT = 1.1  # a step of decode tokens alone that took so many times what was known is timed once more
 
 
@@ -28,12 +29,12 @@ class _Decodes:
 class StepCosts:
     """Moving averages over steps, kept apart by the decode tokens' order of magnitude (powers of two)."""
 
-    def __init__(self, stall: float, least: int, most: int) -> None:
-        self.stall, self.least, self.most = stall, least, most
+    def __init__(self, stall: float, first: int, most: int) -> None:
+        self.stall, self.first, self.most = stall, first, most
         self.prefill_token_s: float | None = None
         self._decodes: dict[int, _Decodes] = {}
         self._latest: _Decodes | None = None
-        self._lone_chunk = float(least)
+        self._lone_chunk = float(first)
         self._held_back = False
 
     @property
@@ -64,15 +65,15 @@ class StepCosts:
             self._held_back = True
             return 0
         self._held_back = False
-        return self._whole(known.chunk) if known else self.least
+        return self._whole(known.chunk) if known else self.first
 
     def chunk_between(self) -> int:
         """Prompt tokens of a step without decode tokens while somebody is about to come with some."""
-        return self._whole(self._lone_chunk) if self._latest else self.least
+        return self._whole(self._lone_chunk) if self._latest else self.first
 
     def _ran_alone(self, known: _Decodes | None, decodes: int, seconds: float) -> None:
         if known is None:
-            linear = (self.stall - 1) * seconds / self.prefill_token_s if self.prefill_token_s else 0.0
+            linear = (self.stall - 1) * seconds / self.prefill_token_s if self.prefill_token_s else float(self.first)
             known = self._decodes[decodes.bit_length()] = _Decodes(seconds, self._bounded(linear))
         self._latest = known
         # Any step may meet a busy machine, and this figure is all that the next STALE chunks are steered by.
@@ -95,14 +96,16 @@ class StepCosts:
         return _blend(chunk, self._bounded(prefill * min(GROW, factor)))
 
     def _bounded(self, tokens: float) -> float:
-        return min(float(self.most), max(float(self.least), tokens))
+        return min(float(self.most), max(LEAST, tokens))
 
     def _whole(self, chunk: float) -> int:
-        """The largest of `least` times 1, 2, 3, 4, 6, 8, 12 and so on that is within `chunk`: few sizes, so that a
-        device that prepares a step of each size has few to prepare."""
-        portions = max(int(chunk) // self.least, 1)
+        """The largest of `first` times 1, 2, 3, 4, 6, 8, 12 and so on that is within `chunk`: few sizes, so that a
+        device that prepares a step of each size has few to prepare. On a slow device it may be less.
+        """
+        unit = self.first if chunk >= self.first else 1
+        portions = int(chunk) // unit
         power: int = 1 << (portions.bit_length() - 1)
-        return self.least * (power + power // 2 if portions >= power + power // 2 else power)
+        return unit * (power + power // 2 if portions >= power + power // 2 else power)
 
 
 def _blend(old: float | None, new: float) -> float:

@@ -6,6 +6,11 @@ do. Waiting a fraction of a step for those that were just answered brings them t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 SHARE = 0.25  # of a decode step is the most that is waited
 FRESH = 2.0  # decode steps after its answer a session is no longer expected
 DECODING_S = 0.5  # after the last answer to a decode step, more of them are to be reckoned with
@@ -17,11 +22,13 @@ class Gather:
     def __init__(self) -> None:
         self._answered: dict[bytes, float] = {}
         self._since: float | None = None
-        self._latest: float | None = None
+        self._decoding: dict[str, float] = {}  # client -> its last answer to a decode step; the oldest one first
 
-    def answered(self, session: bytes, now: float) -> None:
-        """A decode step of this session was answered."""
-        self._answered[session] = self._latest = now
+    def answered(self, session: bytes, client: str, now: float) -> None:
+        """A decode step of this client's session was answered."""
+        self._answered[session] = now
+        self._decoding.pop(client, None)
+        self._decoding[client] = now
 
     def returned(self, session: bytes) -> None:
         """The session is back, or has ended."""
@@ -31,9 +38,11 @@ class Gather:
         """Whether no session was answered that has not come back."""
         return not self._answered
 
-    def decoding(self, now: float) -> bool:
-        """Whether somebody is in the midst of decoding, if not here at this moment."""
-        return self._latest is not None and now - self._latest < DECODING_S
+    def decoding(self, now: float) -> Collection[str]:
+        """The clients that are in the midst of decoding, if not here at this moment."""
+        while self._decoding and now - self._decoding[client := next(iter(self._decoding))] >= DECODING_S:
+            del self._decoding[client]
+        return self._decoding
 
     def wait_s(self, now: float, step_s: float | None) -> float:
         """How long to wait for those that are expected before the next decode step: 0 to start it now."""

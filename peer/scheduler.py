@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from shoal.peer.costs import StepCosts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     Fits: TypeAlias = Callable[[int, int, int], bool]
 
+RUSH = 4  # times what prompts may add to a step is the most that they add together, where others than they decode
 BACKGROUND_TURN = 8  # every so many steps background work counts like any other
 CREDIT_STEPS = 4  # full steps by which a client may lag behind the one that was served most
 MAX_CLIENTS = 1024  # that are remembered without work
@@ -27,7 +28,7 @@ MAX_CLIENTS = 1024  # that are remembered without work
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of one engine step. `chunk`: prompt tokens that run in any case, so that prompts get on beside decodes.
+    """Limits of one engine step. `chunk`: prompt tokens for which there is always room, and the first that are tried.
     `stall`: how many times longer than its decode tokens alone a step may take for prompts' sake.
 
     Errors: `ValueError` for a step that could not hold a decode token and a chunk.
@@ -116,11 +117,11 @@ class Scheduler:
         if batch:
             self.costs.ran(decodes, tokens - decodes, seconds)
 
-    def next_batch(self, fits: Fits | None = None, *, decoding: bool = False) -> list[Slice]:
+    def next_batch(self, fits: Fits | None = None, *, decoding: Collection[str] = ()) -> list[Slice]:
         """The slices of the next engine step; empty if nothing waits, or nothing fits.
 
-        `fits(job, offset, count)` is asked before a slice is taken, and said yes it is taken. `decoding`: somebody who
-        does not wait now is in the midst of decoding, and shall not find a long step under way.
+        `fits(job, offset, count)` is asked before a slice is taken, and said yes it is taken. `decoding`: clients that
+        are in the midst of decoding; those that do not wait now shall not find a long step under way.
         """
         self._steps += 1
         heads = [queue[0] for queue in self._sessions.values()]
@@ -133,19 +134,16 @@ class Scheduler:
         batch = [self._take(job, 1) for job in chosen if fits is None or fits(job.number, job.offset, 1)]
         if prefills:
             normal = any(not job.priority for job in decodes)
-            batch += self._prefill(self._in_order(prefills, beside_normal=normal), len(batch), fits, decoding)
+            decoders = {*decoding, *(job.client for job in decodes)}
+            batch += self._prefill(self._in_order(prefills, beside_normal=normal), len(batch), fits, decoders)
         return batch
 
-    def _prefill(self, jobs: Sequence[_Job], decodes: int, fits: Fits | None, decoding: bool) -> Iterator[Slice]:
-        """Chunks of prompts beside so many decode tokens.
-
-        Prompts wait for one another as well: once there are more pairs of them than decoding sessions, a longer step
-        costs these less than it saves those.
-        """
+    def _prefill(self, jobs: Sequence[_Job], decodes: int, fits: Fits | None, decoders: set[str]) -> Iterator[Slice]:
+        """Chunks of prompts beside so many decode tokens, of sessions of `decoders`."""
         room, rows = self.budget.tokens - decodes, self.budget.rows - decodes
-        if jobs and (decodes or decoding):
+        if jobs and decoders:
             chunk = self.costs.chunk_beside(decodes) if decodes else self.costs.chunk_between()
-            room = min(room, chunk * max(1, len(jobs) * (len(jobs) - 1) // (2 * max(decodes, 1))))
+            room = min(room, chunk * _rush(jobs, max(decodes, 1), decoders))
         for job in jobs:
             if room <= 0 or rows <= 0:
                 return
@@ -207,3 +205,16 @@ class Scheduler:
         floor = self._most_served - CREDIT_STEPS * self.budget.tokens
         known = [self._served[name] for name in working if name in self._served]
         self._served[client] = max(floor, min(known, default=self._most_served))
+
+
+def _rush(jobs: Sequence[_Job], decodes: int, decoders: set[str]) -> int:
+    """How many times what one prompt may add to a step these may add together.
+
+    Prompts wait for one another as well: once there are more pairs of them than decoding sessions, a longer step costs
+    these less than it saves those. That holds where those who decode are those who wait. Others bear some of it for the
+    sake of several clients, and nothing for one that has sent much at once.
+    """
+    clients = {job.client for job in jobs}
+    if decoders <= clients:
+        return max(1, len(jobs) * (len(jobs) - 1) // (2 * decodes))
+    return max(1, min(RUSH, len(clients) * (len(clients) - 1) // (2 * decodes)))

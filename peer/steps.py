@@ -254,7 +254,7 @@ class Steps:
         holding.jobs -= 1
         holding.idle_since = now
         if job.run.hidden.count == 1:
-            self._gather.answered(job.lease.session, now)
+            self._gather.answered(job.lease.session, job.lease.owner, now)
 
     def _fault_batch(self, batch: list[Slice], fault: EngineFault) -> None:
         self._fault([self.jobs[piece.job].lease for piece in batch if piece.job in self.jobs], str(fault))
