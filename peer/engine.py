@@ -15,7 +15,9 @@ import time
 import traceback
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from shoal.peer.order import EngineFault, Order, fault_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,10 +31,6 @@ MAX_BATCH = 256  # rows of one step
 STEP_TOKENS, STEP_TOKENS_CUDA = 512, 2048
 SHORT_TOKENS, SHORT_S = 64, 0.02  # of a quick step: up to so many tokens, and the last like it took less
 _KNOWN = 512
-
-
-class EngineFault(Exception):
-    """The device failed (out of memory, driver error); the batch has no outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,8 @@ class DeviceEngine:
         self._transfer = Transfer(span)
         # A second thread with OpenMP workers of its own would be in the way of the first's.
         self._may_stay = span.device.type == "cuda" or _threads() == 1
-        self._handed_over = 0  # to the device thread, and not back yet
+        self._handed_over: dict[Order[Any], None] = {}  # to the device thread, and not back yet
+        self._began: float | None = None  # the device's present work
         self._took: dict[tuple[int, int, int], float] = {}  # seconds of the last step of so many blocks and tokens
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="shoal-device", daemon=True)
@@ -148,12 +147,16 @@ class DeviceEngine:
         """As `run`, on the caller's thread. Errors: `EngineFault`."""
         import torch
 
+        self._check()
+        self._began = time.monotonic()
         with torch.inference_mode():
             try:
                 return self._forward(tuple(batch))
             except Exception as error:
                 self._examine(error)
-                raise _fault(error) from error
+                raise fault_of(error) from error
+            finally:
+                self._began = None
 
     async def save(self, pages: Sequence[int]) -> object:
         """Copies of KV pages in host memory. Errors: `EngineFault`."""
@@ -172,26 +175,47 @@ class DeviceEngine:
         await self._do(lambda: self.span.kv.copy(source, target))
 
     def close(self) -> None:
-        """End the device thread once it is idle."""
+        """End the device thread once it is idle. The span's memory goes, even if somebody still knows this engine."""
         self._work.put(None)
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=0 if self.broken else 30)
+        if not self._thread.is_alive():
+            for name in ("span", "_transfer"):
+                self.__dict__.pop(name, None)
+
+    def under_way_s(self) -> float:
+        """Seconds for which the device has been at its present work; 0 if it is at none. From any thread."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def give_up(self, why: str) -> None:
+        """The device does not answer: whoever waits for it gets an `EngineFault`, now and later. From any thread."""
+        self.broken = True
+        for order in list(self._handed_over):
+            order.give_up(EngineFault(why))
+
+    def _check(self) -> None:
+        if self.broken:
+            raise EngineFault("the device is lost")
 
     async def _do(self, work: Callable[[], T]) -> T:
-        order = _Order(work, asyncio.get_running_loop().create_future(), self._examine, self._handed_back)
-        self._handed_over += 1
+        self._check()
+        order = Order(work, asyncio.get_running_loop().create_future(), self._examine, self._handed_back)
+        self._handed_over[order] = None
         self._work.put(order.carry_out)
         outcome: T = await order.outcome
         return outcome
 
-    def _handed_back(self) -> None:
-        self._handed_over -= 1
+    def _handed_back(self, order: Order[Any]) -> None:
+        self._handed_over.pop(order, None)
 
     def _serve(self) -> None:
         import torch
 
         with torch.inference_mode():
             while (carry_out := self._work.get()) is not None:
+                self._began = time.monotonic()
                 carry_out()
+                self._began = None
 
     def _examine(self, error: Exception) -> None:
         """After an error: free what the failed step held, and see whether the device still works.
@@ -237,43 +261,6 @@ class DeviceEngine:
     def _forward_range(self, pieces: Sequence[Piece], start: int, stop: int) -> list[Output]:
         rows = [self._row(piece.pages, piece.position, piece.count, piece.length) for piece in pieces]
         return self._transfer.unload(self.span.forward(self._transfer.load(pieces), rows, start, stop), pieces)
-
-
-@dataclass(frozen=True, slots=True)
-class _Order(Generic[T]):
-    """Work on its way to the device thread, and where its outcome is awaited."""
-
-    work: Callable[[], T]
-    outcome: asyncio.Future[T]
-    examine: Callable[[Exception], None]
-    ended: Callable[[], None]  # on the loop, whatever the outcome
-
-    def carry_out(self) -> None:
-        """Run on the device thread; the loop learns the outcome."""
-        loop = self.outcome.get_loop()
-        try:
-            result = self.work()
-        except Exception as error:  # noqa: BLE001 - top of the device thread: the loop gets it as an EngineFault
-            fault = _fault(error)
-            fault.__cause__ = error
-            self.examine(error)
-            loop.call_soon_threadsafe(self._fail, fault)
-        else:
-            loop.call_soon_threadsafe(self._succeed, result)
-
-    def _succeed(self, result: T) -> None:
-        self.ended()
-        if not self.outcome.done():
-            self.outcome.set_result(result)
-
-    def _fail(self, fault: EngineFault) -> None:
-        self.ended()
-        if not self.outcome.done():
-            self.outcome.set_exception(fault)
-
-
-def _fault(error: Exception) -> EngineFault:
-    return EngineFault(f"{type(error).__name__}: {error}")
 
 
 def _like(start: int, stop: int, count: int) -> tuple[int, int, int]:

@@ -17,9 +17,9 @@ from shoal.blocks.checkpoint_files import CONFIG, read_config
 from shoal.blocks.errors import BlocksError, NoMemory
 from shoal.blocks.formats import row_bytes
 from shoal.blocks.spec import ModelSpec, spec_of
-from shoal.peer.engine import EngineFault
 from shoal.peer.fit import Fit, Wishes, fit
 from shoal.peer.loading import dtype_of, figures_of
+from shoal.peer.order import EngineFault
 from shoal.peer.sample import time_block
 from shoal.routing.announcement import Announcement, AnnouncementError, decode
 from shoal.routing.knowledge import DEFAULT_LEG_S, Knowledge, Speed

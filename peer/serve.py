@@ -22,7 +22,7 @@ from shoal.peer.choose import Seat, choose
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
 from shoal.peer.courtesy import courteous
-from shoal.peer.engine import DeviceEngine, EngineFault
+from shoal.peer.engine import DeviceEngine
 from shoal.peer.farewell import hand_over, say_goodbye
 from shoal.peer.join import join
 from shoal.peer.line import Line
@@ -30,9 +30,11 @@ from shoal.peer.log import report
 from shoal.peer.measure import measured
 from shoal.peer.mover import Habit, Mover
 from shoal.peer.node import Node, NodeConfig
+from shoal.peer.order import EngineFault
 from shoal.peer.pausing import Pausing
 from shoal.peer.scheduler import Budget
-from shoal.peer.settle import settle, trim
+from shoal.peer.settle import settle, trim, unsettle
+from shoal.peer.watchdog import LIMITS_S, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +89,7 @@ class _Life:
     def __init__(self, config: PeerConfig, identity: Identity, model: Model, room: Fit, leave: asyncio.Event) -> None:
         self.config, self.identity, self.model, self.room, self.leave = config, identity, model, room, leave
         self.engine: DeviceEngine | None = None
+        self.watchdog: Watchdog | None = None
         self.throughput: Throughput | None = None
         self.remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
         self.blocks, self.loading_s = config.blocks, 0.0
@@ -136,11 +139,24 @@ class _Life:
                 return False
             if (move := await self._serve(net, engine)) is None:
                 return engine.broken
-            self.close()
-            self.engine, self.blocks = None, range(move.start, move.stop)
+            del engine
+            await asyncio.to_thread(self._unload)
+            self.blocks = range(move.start, move.stop)
+
+    def _unload(self) -> None:
+        """Give the span's memory back, on the device as well: the next one may need all of it."""
+        import torch
+
+        self.close()
+        self.engine = None
+        unsettle()
+        if self.config.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """End the device thread."""
+        if self.watchdog is not None:
+            self.watchdog.stop()
         if self.engine is not None:
             self.engine.close()
 
@@ -154,6 +170,8 @@ class _Life:
 
             span = await asyncio.to_thread(load, self.config, self.model, blocks, self.room)
             self.engine = DeviceEngine(span, PAGE_TOKENS)
+            if (limit_s := LIMITS_S.get(span.device.type)) is not None:
+                self.watchdog = Watchdog(self.engine, limit_s)
             self.throughput = await self._measure(self.engine)
             self.loading_s = asyncio.get_running_loop().time() - began
             settle()

@@ -23,6 +23,12 @@ def settle() -> None:
     trim()
 
 
+def unsettle() -> None:
+    """Have all that `settle` took out of the collector's rounds collected again, now: what was served from is gone."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def trim() -> None:
     """Give memory back to the system: what was freed, and libraries' code, which comes back, page by page, when it is
     run again. Takes some 30 ms."""

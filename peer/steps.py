@@ -10,11 +10,11 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from shoal.peer.engine import EngineFault
 from shoal.peer.errors import Reason
 from shoal.peer.gather import Gather
 from shoal.peer.holding import Restore, Save
 from shoal.peer.job import Job, cut
+from shoal.peer.order import EngineFault
 from shoal.peer.scheduler import Budget, Scheduler
 from shoal.peer.tally import Tally
 

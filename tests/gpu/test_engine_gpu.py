@@ -14,7 +14,8 @@ from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
-from shoal.peer.engine import DeviceEngine, EngineFault, Piece
+from shoal.peer.engine import DeviceEngine, Piece
+from shoal.peer.order import EngineFault
 
 pytestmark = [
     pytest.mark.gpu,
@@ -147,7 +148,7 @@ async def test_no_memory_is_a_fault_that_breaks_nothing(engine):
 
 LOST = """
 import asyncio, torch
-from shoal.peer.engine import EngineFault
+from shoal.peer.order import EngineFault
 from test_engine_gpu import *
 
 async def main():

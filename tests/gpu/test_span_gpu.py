@@ -14,7 +14,8 @@ import torch
 import transformers
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, Span, SpanOptions, load_span
-from shoal.peer.engine import DeviceEngine, EngineFault, Piece
+from shoal.peer.engine import DeviceEngine, Piece
+from shoal.peer.order import EngineFault
 
 from tests.unit.tiny_models import _SMALL, TINY, _spread
 

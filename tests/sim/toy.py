@@ -11,7 +11,8 @@ import struct
 from operator import mul
 from typing import TYPE_CHECKING
 
-from shoal.peer.engine import EngineFault, Output
+from shoal.peer.engine import Output
+from shoal.peer.order import EngineFault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

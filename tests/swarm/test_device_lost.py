@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from processes import Processes
 from shoal.dht.invite import Invite
+from shoal.peer import watchdog
 from shoal.peer.config import PeerConfig, PeerError
 from shoal.peer.engine import DeviceEngine
 from shoal.peer.serve import serve
@@ -56,6 +58,43 @@ async def test_a_lost_device_ends_the_peer_and_its_announcement(
         status = await asyncio.to_thread(processes.run, "status", "--join", token, "--json")
     assert "cpu stopped working" in said
     assert "\n" not in said
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert json.loads(status.stdout)["missing"] == list(range(12))
+
+
+async def test_a_device_that_hangs_ends_the_peer_and_its_announcement(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the first client on no forward comes back. A CPU has no watchdog by itself: here it gets one."""
+    token = (await asyncio.to_thread(processes.start("bootstrap", "--json").event, "invite"))["invite"]
+    hangs, over = False, threading.Event()
+    forward = DeviceEngine._forward
+
+    def hanging(engine: DeviceEngine, batch: tuple) -> list:
+        if hangs:
+            over.wait(100)
+        return forward(engine, batch)
+
+    monkeypatch.setattr(DeviceEngine, "_forward", hanging)
+    monkeypatch.setattr(DeviceEngine, "quick", lambda *_: False)  # else this test's own loop would hang
+    monkeypatch.setitem(watchdog.LIMITS_S, "cpu", 2.0)
+    monkeypatch.setattr(watchdog, "end_in", lambda _seconds: None)
+    config = PeerConfig(Invite.parse(token), "demo", drain_s=30.0, json=True)
+    try:
+        async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
+            peer = tasks.create_task(ended(config))
+            while "online" not in capsys.readouterr().out:
+                assert not peer.done(), peer.result()
+                await asyncio.sleep(0.2)
+            hangs = True
+            client = tasks.create_task(asyncio.to_thread(processes.run, "generate", "x", "--join", token))
+            said = await peer
+            done = await client
+            status = await asyncio.to_thread(processes.run, "status", "--join", token, "--json")
+    finally:
+        over.set()
+    assert "cpu stopped working" in said
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert json.loads(status.stdout)["missing"] == list(range(12))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import signal
+import weakref
 
 import pytest
 import torch
@@ -11,6 +14,11 @@ from shoal.client.cli.children import Children
 from shoal.client.local import load_model
 from shoal.client.swarm import Model, SessionOptions, join_swarm
 from shoal.dht.invite import Invite
+from shoal.peer import loading
+from shoal.peer.config import PeerConfig
+from shoal.peer.mover import Mover
+from shoal.peer.serve import serve
+from shoal.routing.rebalance import Move
 
 pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(240)]
 
@@ -82,6 +90,41 @@ async def test_a_peer_takes_the_place_of_the_last_holders(folder):
 
             assert await generate(joined, model, disturb) == expected(folder)
             assert [await child.status() for child in fixed] == [0, 0]
+
+
+async def test_the_blocks_that_a_peer_leaves_are_out_of_memory_before_the_next_ones_come(folder, monkeypatch, capsys):
+    """A peer that fills its device could not load them otherwise. It moves here as soon as it serves."""
+    spans, still_there = [], []
+    load, runs = loading.load, itertools.count()
+
+    def watched(*arguments):
+        still_there.append([span() is not None for span in spans])
+        span = load(*arguments)
+        spans.append(weakref.ref(span))
+        return span
+
+    async def move(_mover):
+        if next(runs):
+            await asyncio.Event().wait()
+        return Move(3, 6, "told to", 1.0, 2.0)
+
+    monkeypatch.setattr(loading, "load", watched)
+    monkeypatch.setattr(Mover, "run", move)
+    async with Children({"OMP_NUM_THREADS": "1"}) as children:
+        node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "tiny"])
+        invite = Invite.parse((await node.event("invite"))["invite"])
+        config = PeerConfig(invite, str(folder), num_blocks=3, kv_tokens=64, json=True, drain_s=1.0)
+        said = ""
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            peer = tasks.create_task(serve(config))
+            while said.count('"online"') < 2:
+                assert not peer.done(), peer.result()
+                await asyncio.sleep(0.1)
+                said += capsys.readouterr().out
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await peer == 0
+    assert '"moving"' in said
+    assert still_there == [[], [False]]
 
 
 async def test_a_dry_run_says_what_would_be_served_and_loads_nothing(folder):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,8 @@ from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
-from shoal.peer.engine import SHORT_TOKENS, DeviceEngine, EngineFault, Output, Piece
+from shoal.peer.engine import SHORT_TOKENS, DeviceEngine, Output, Piece
+from shoal.peer.order import EngineFault
 from tiny_models import save_tiny
 
 PAGES = 12
@@ -312,3 +315,14 @@ async def test_what_fails_on_the_loop_s_thread_is_a_fault_and_a_step_waits_for_t
         assert await where(engine, step) == {here}
     finally:
         engine.close()
+
+
+async def test_a_closed_engine_holds_no_weights(checkpoint):
+    """Whoever still knows it, such as the peer's account of itself: the next span may need all the memory."""
+    engine = DeviceEngine(new_span(checkpoint), PAGE_TOKENS)
+    await engine.run([piece(states(3, 1), [0])])
+    span = weakref.ref(engine.span)
+    engine.close()
+    gc.collect()
+    assert span() is None
+    assert (engine.start, engine.stop) == (0, N_BLOCKS)
