@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PAGE_TOKENS = 16
 _INT8_MAX = 127
-_PIECE_BYTES = 1 << 22
+_PIECE_BYTES, _LEAST_BYTES = 1 << 22, 1 << 16
 _SCALE = torch.float16
 
 
@@ -64,7 +64,7 @@ class BlockKV:
 
 @dataclass(frozen=True, slots=True)
 class HostPages:
-    """The contents of `n_pages` pages in a pool's blocks: `n_bytes` bytes of host memory, in pieces of one size."""
+    """The contents of `n_pages` pages in a pool's blocks: `n_bytes` bytes of host memory, one piece after the other."""
 
     n_pages: int
     n_bytes: int
@@ -72,11 +72,12 @@ class HostPages:
 
     def spans(self, start: int, size: int) -> Iterator[torch.Tensor]:
         """The bytes `start` to `start + size`, as views of the pieces that hold them."""
-        while size > 0:
-            piece, offset = divmod(start, _PIECE_BYTES)
-            length = min(size, _PIECE_BYTES - offset)
-            yield self.pieces[piece][offset : offset + length]
-            start, size = start + length, size - length
+        for piece in self.pieces:
+            if start < len(piece) and size > 0:
+                part = piece[start : start + size]
+                yield part
+                size -= len(part)
+            start = max(0, start - len(piece))
 
 
 class KVPool:
@@ -176,8 +177,7 @@ class KVPool:
         Such memory is slow to get, but torch keeps it for the next time. It rounds each piece up to a power of two.
         """
         size, pinned = self._page_bytes * count, self.device.type == "cuda"
-        n_pieces = -(-size // _PIECE_BYTES)
-        pieces = (torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=pinned) for _ in range(n_pieces))
+        pieces = (torch.empty(part, dtype=torch.uint8, pin_memory=pinned) for part in _piece_sizes(size))
         return HostPages(count, size, tuple(pieces))
 
     def _empty(self, heads: int, width: int) -> BlockKV:
@@ -203,6 +203,14 @@ def kv_bytes_per_token(spec: ModelSpec, blocks: range, dtype: torch.dtype, kind:
     if kind == "int8":
         return sum(2 * spec.kv_heads[i] * (spec.head_dim[i] + _SCALE.itemsize) for i in blocks)
     return sum(2 * spec.kv_heads[i] * spec.head_dim[i] for i in blocks) * dtype.itemsize
+
+
+def _piece_sizes(size: int) -> Iterator[int]:
+    """Powers of two that make up `size` bytes, the last one apart, which is small."""
+    while size > 0:
+        piece = size if size <= _LEAST_BYTES else min(_PIECE_BYTES, 1 << (size.bit_length() - 1))
+        yield piece
+        size -= piece
 
 
 def to_int8(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

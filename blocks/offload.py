@@ -44,6 +44,12 @@ class _Block:
     buffer: int
 
 
+def spread(blocks: range, count: int) -> list[int]:
+    """`count` of these blocks, evenly spread: resident ones compute while the next streamed one is copied, and any part
+    of the span costs a token about its share of the whole."""
+    return [blocks[(number + 1) * len(blocks) // count - 1] for number in range(count)]
+
+
 class Streamed(dict[int, "nn.Module"]):
     """A span's blocks by index. Those in `streamed` leave the device when they are set, and come back when they are
     asked for: best one after the other, round and round; any other order works and waits for its copies."""

@@ -14,7 +14,7 @@ from shoal.blocks.attention import IMPLEMENTATION
 from shoal.blocks.cpu.short import fits, short_library
 from shoal.blocks.fused import FusedBlock
 from shoal.blocks.makers import makers_for
-from shoal.blocks.offload import Streamed
+from shoal.blocks.offload import Streamed, spread
 from shoal.blocks.own_attention import Bias
 from shoal.blocks.packed import pack_
 from shoal.blocks.rotary import Rotary
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Placement:
     """How blocks are held: `quantization` is one of blocks.choices.QUANTIZATIONS; `fused`: in our own layer where it
-    computes what the block computes; the last `host_blocks` stay in host memory; `short`: on a CPU, a few tokens go
+    computes what the block computes; `host_blocks` of them stay in host memory; `short`: on a CPU, a few tokens go
     through our own C where it can be had."""
 
     quantization: str
@@ -86,7 +86,7 @@ def load_parts(
     fuse = placement.fused and not placement.host_blocks and placement.device.type in ("cpu", "cuda")
     asked = _asked(make, spec, blocks, rotary) if fuse and rotary else None
     short = _short(placement, {*_sums(make(blocks[0]), asked)}) if asked else None
-    layers = Streamed(placement.device, blocks[len(blocks) - placement.host_blocks :])
+    layers = Streamed(placement.device, spread(blocks, placement.host_blocks))
     for index in blocks:
         block = make(index)
         load_block_(block, checkpoint, spec.family, index)

@@ -34,8 +34,8 @@ class Checkpoint(HasConfig, Tensors, Protocol):
 class SpanOptions:
     """How a span is held: `quantization` is one of blocks.choices.QUANTIZATIONS; `dtype` None is the checkpoint's own;
     `kv_pages` is the size of the KV pool in pages of kv.PAGE_TOKENS tokens, `kv_dtype` one of blocks.choices.KV_DTYPES.
-    `fused` False: transformers' own layers also where ours compute the same; `short` False: none of our C in those. The
-    last `host_blocks` blocks stay in host memory and are streamed (blocks.offload)."""
+    `fused` False: transformers' own layers also where ours compute the same; `short` False: none of our C in those.
+    `host_blocks` of the blocks stay in host memory and are streamed (blocks.offload)."""
 
     kv_pages: int
     quantization: str = "none"

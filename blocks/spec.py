@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from shoal.blocks.errors import CheckpointError
+from shoal.blocks.errors import CheckpointError, PromptTooLong
 from shoal.blocks.families import Family, family_of
 from transformers import AutoConfig
 
@@ -73,6 +73,12 @@ def spec_of(checkpoint: HasConfig) -> ModelSpec:
         head_dim=(width,) * n_blocks,
         dtype=_dtype(config),
     )
+
+
+def check_length(tokens: int, context: int) -> None:
+    """Errors: `PromptTooLong` for more tokens than a model's context, its `max_position`."""
+    if tokens > context:
+        raise PromptTooLong(f"{tokens} tokens are more than the model's context of {context}: shorten the text.")
 
 
 def _library_config(family: Family, stored: dict[str, Any]) -> Any:

@@ -36,6 +36,7 @@ class Offer:
     n_pages: int
     page_tokens: int
     check_proof: Callable[[bytes, str, bytes], bool]
+    context: int = 1 << 62  # positions that the model knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,9 @@ class LeaseBook:
     def _check_limits(self, request: Open, client: str) -> Refused | None:
         if request.session in self.leases:
             return _refusal(request, Reason.FORBIDDEN, "that session is open already")
+        if request.max_tokens > self.offer.context:
+            text = f"{request.max_tokens} tokens are more than the model's context of {self.offer.context}"
+            return _refusal(request, Reason.LIMIT, text)
         if request.max_tokens > self.offer.n_pages * self.offer.page_tokens:
             text = f"{request.max_tokens} tokens are more than this peer's KV can ever hold"
             return _refusal(request, Reason.LIMIT, text)

@@ -105,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--blocks", type=_span, metavar="A:B", help="blocks A to B-1 (default: where they help most)")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--blocks", type=_span, metavar="A:B", help="blocks A to B-1 (default: where they help most)")
+    which.add_argument(
         "--num-blocks", type=whole(1), metavar="N", help="serve at most N blocks (default: as many as fit)"
     )
     parser.add_argument(

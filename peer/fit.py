@@ -61,7 +61,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """`blocks` blocks, the first `resident` of them on the device, with `tokens` of KV."""
+    """`blocks` blocks, `resident` of them on the device, with `tokens` of KV."""
 
     blocks: int
     resident: int
@@ -113,9 +113,9 @@ class _Fitting:
             floor = self.wishes.kv_tokens or min(FLOOR_TOKENS, self.figures.most_tokens)
             pages = -(-floor // self.figures.page_tokens) + 1  # and one that is nobody's
             left = self.usable - buffers - pages * self.figures.page_tokens * _heaviest(self.kv, count)
-            here = max((n for n in range(count) if _heaviest(self.weights, n) <= left), default=0)
-            if left >= 0 and _heaviest(self.weights, count - here) <= self._host_bytes():
-                tokens = self._tokens(self.usable - buffers - _heaviest(self.weights, here), count)
+            here = min(count - 1, left // max(self.weights))  # any of them: those that are streamed are spread
+            if left >= 0 and (count - here) * max(self.weights) <= self._host_bytes():
+                tokens = self._tokens(self.usable - buffers - here * max(self.weights), count)
                 return _Room(count, here, tokens)
         return None
 

@@ -195,6 +195,7 @@ class _Life:
             "blocks": str(engine.stop - engine.start), "quantization": self.config.quantization, "device": device,
             "host": platform.node(), "torch": torch.__version__, "threads": str(torch.get_num_threads()),
             "kv_dtype": self.config.kv_dtype, "vram": str(self.config.vram), "streamed": str(self.room.streamed),
+            "shoal": shoal_version(), "cuda": str(torch.version.cuda),
         }  # fmt: skip
         try:
             throughput, cached = await measured(engine, self.dtype, facts, cache_folder() / "throughput")
@@ -293,4 +294,5 @@ def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str)
         namespace=invite.namespace, revision=model.checkpoint.revision, start=engine.start, stop=engine.stop,
         width=engine.width, n_pages=engine.n_pages, page_tokens=engine.page_tokens,
         check_proof=lambda proof, client, session: invite.check(proof, client, peer_id, session),
+        context=model.spec.max_position,
     )  # fmt: skip

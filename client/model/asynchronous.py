@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shoal.blocks.ends import load_ends, load_tokenizer
-from shoal.blocks.spec import spec_of
+from shoal.blocks.spec import check_length, spec_of
 from shoal.client.generation import Completion, GenerationOptions, eos_token_ids, generate, prompt_of, room
 from shoal.client.model.loading import Options, read_ends
 from shoal.client.swarm import Model, SessionOptions, Swarm, SwarmOptions, join_swarm
@@ -36,7 +36,8 @@ class AsyncModel:
         self, max_tokens: int, *, start: int = 0, stop: int | None = None, prompt: Sequence[int] = ()
     ) -> AbstractAsyncContextManager[RemoteSession]:
         """One sequence of at most `max_tokens` through blocks `[start, stop)`: `await session.step(hidden)`. `prompt`:
-        the token ids that it will begin with, which peers may know from before."""
+        the token ids that it will begin with, which peers may know from before. Errors: `PromptTooLong`."""
+        check_length(max_tokens, self.ends.spec.max_position)
         options = self._options
         return self.swarm.session(
             SessionOptions(

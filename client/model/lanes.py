@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from shoal.blocks.spec import check_length
 from shoal.client.model.background import hold
 from shoal.client.model.history import EMPTY, History, assign
 from shoal.client.prefix import Prompt
@@ -164,6 +165,7 @@ class Lanes:
     async def _assigned(self, rows: Sequence[tuple[History, History]], room: int | None) -> list[tuple[Lane, int]]:
         """A lane for each row, rewound to what stays of it, and how much that is."""
         longest = max(len(before) + len(new) for before, new in rows)
+        check_length(longest, self.blocks.max_position)
         await self._drop([lane for lane in self.open if lane.capacity < longest])
         found = assign([before for before, _ in rows], [lane.content for lane in self.open])
         taken = list(self.open)
@@ -176,7 +178,7 @@ class Lanes:
         return used
 
     def _capacity(self, tokens: int, room: int | None) -> int:
-        return max(tokens, room or min(max(2 * tokens, LEAST_TOKENS), self.blocks.max_position))
+        return max(tokens, min(room or max(2 * tokens, LEAST_TOKENS), self.blocks.max_position))
 
     async def _new(self, capacity: int, begins: History) -> Lane:
         options = self.blocks.options(capacity, begins)

@@ -20,8 +20,8 @@ OPEN = Open(
 )  # fmt: skip
 
 
-def book(n_pages: int = 8, limits: Limits = Limits(), proof: bytes = b"") -> LeaseBook:
-    offer = Offer(NS, "r1", 2, 6, 4, n_pages, 4, lambda given, client, session: given == proof)
+def book(n_pages: int = 8, limits: Limits = Limits(), proof: bytes = b"", context: int = 1 << 20) -> LeaseBook:
+    offer = Offer(NS, "r1", 2, 6, 4, n_pages, 4, lambda given, client, session: given == proof, context)
     return LeaseBook(offer, limits)
 
 
@@ -59,10 +59,11 @@ def test_room_is_promised_when_a_lease_is_opened_and_pages_come_with_the_tokens(
         ({"start": 1}, Reason.NO_SUCH_BLOCKS),
         ({"stop": 7}, Reason.NO_SUCH_BLOCKS),
         ({"max_tokens": 33}, Reason.LIMIT),
+        ({"max_tokens": 31}, Reason.LIMIT),  # the context has 30
     ],
 )
 def test_what_this_peer_does_not_offer_is_refused(changes, why):
-    it = book()
+    it = book(context=30)
     answer = it.open(request(**changes), "c")
     assert reason(answer) is why
     assert (answer.session, answer.epoch, answer.retry_s) == (request().session, 1, 0.0)
@@ -235,3 +236,22 @@ class Book(RuleBasedStateMachine):
 
 TestBook = Book.TestCase
 TestBook.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+def test_what_one_client_wrote_another_one_with_the_same_keys_does_not_find():
+    """The keys are all that a client sends of its prompt: equal ones alone must not do."""
+    offer = Offer(NS, "r1", 2, 6, 4, 16, 16, lambda given, client, session: True)
+    it, keys = LeaseBook(offer), (b"k" * 16, b"l" * 16)
+
+    def run(number: int, client: str, start: int = 2) -> int:
+        """Positions that the client's lease finds; it writes a prompt of two chunks, and ends."""
+        lease = it.open(request(number, max_tokens=128, start=start, prefix=keys), client)
+        found = lease.holding.end
+        it.residency.begin(float(number))
+        assert it.residency.prepare(lease.holding, found, 128 - found) or found == 128
+        it.residency.written(lease.holding)
+        it.detach(lease)
+        it.free(lease)
+        return found
+
+    assert [run(0, "one"), run(1, "other"), run(2, "one"), run(3, "one", start=3)] == [0, 0, 128, 0]

@@ -101,6 +101,23 @@ def test_pages_that_do_not_fit_are_refused(spec) -> None:
         KVPool(spec, range(1), 1, "cpu", torch.float32, "fp4")
 
 
+@pytest.mark.parametrize("count", [1, 3, 8, 40])
+def test_what_is_saved_takes_little_more_than_what_it_holds(spec, count) -> None:
+    """Host memory for sessions that wait is counted by the page; page-locked pieces are rounded up to powers of two."""
+    pool = KVPool(spec, range(5), 64, "cpu", torch.float32)
+    for pages in pool._paged():
+        pages.copy_(torch.randn(pages.shape))
+    saved = pool.save(range(count))
+    held = sum(1 << (len(piece) - 1).bit_length() for piece in saved.pieces)
+    assert saved.n_bytes <= held <= saved.n_bytes + (1 << 16)
+    assert len({len(piece) for piece in saved.pieces[:-1]}) <= 7
+    wanted = [pages[:count].clone() for pages in pool._paged()]
+    pool.restore(saved, range(63, 63 - count, -1))
+    assert all(
+        torch.equal(pages[64 - count : 64].flip(0), was) for pages, was in zip(pool._paged(), wanted, strict=True)
+    )
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt-oss", "gemma2", "bloom", "falcon-new-architecture"])
 @pytest.mark.parametrize("together", [False, True], ids=["row by row", "gathered"])
 def test_a_span_with_int8_stays_close(tmp_path, monkeypatch, kind, together) -> None:

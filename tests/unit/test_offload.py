@@ -9,7 +9,7 @@ import torch
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.errors import NoMemory
 from shoal.blocks.held import held_bytes
-from shoal.blocks.offload import BUFFERS, Streamed
+from shoal.blocks.offload import BUFFERS, Streamed, spread
 from shoal.blocks.span import Row, SpanOptions, load_span
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -46,6 +46,18 @@ def test_a_span_with_streamed_blocks_gives_the_same_numbers(checkpoint, kind, st
         rows = [Row(range(4), position, count)]
         assert torch.equal(span.forward(hidden, rows, start, stop), resident.forward(hidden, rows, start, stop))
         position += count
+
+
+@pytest.mark.parametrize(("blocks", "count"), [(range(3, 83), 10), (range(7), 3), (range(2, 6), 4), (range(5), 0)])
+def test_every_part_of_a_span_has_its_share_of_streamed_blocks(blocks, count):
+    """So what a token takes per block, which a peer announces, holds for those who take a part of it."""
+    found = spread(blocks, count)
+    assert len(set(found)) == count
+    assert set(found) <= set(blocks)
+    for start in range(len(blocks)):
+        for stop in range(start + 1, len(blocks) + 1):
+            part = blocks[start:stop]
+            assert abs(sum(block in part for block in found) - count * len(part) / len(blocks)) <= 1
 
 
 def linears(count, width=128):
