@@ -12,7 +12,9 @@ from dataclasses import dataclass
 LEARN = 0.3  # weight of the newest figure
 GROW = 2.5  # at most so many times the tokens of a step are its next chunk: past the next size, which is 2 at most
 STALE = 32  # steps with prompt tokens after which decode tokens run alone again: contexts change
-LEAST = 2.0  # prompt tokens that run in any case, so that prompts get on; a single one would pass for a decode token
+LEAST = 2.0  # prompt tokens that run even on a slow device, so that prompts get on; one would pass for a decode token
+SLOW = 2.0  # a device on which so many times fewer prompt tokens than the first ones fit is slow
+MANY = 4  # times the first prompt tokens tell what one takes: of fewer, most may be the step's own
 DOUBT = 1.1  # a step of decode tokens alone that took so many times what was known is timed once more
 
 
@@ -29,9 +31,9 @@ class _Decodes:
 class StepCosts:
     """Moving averages over steps, kept apart by the decode tokens' order of magnitude (powers of two)."""
 
-    def __init__(self, stall: float, first: int, most: int) -> None:
+    def __init__(self, stall: float, first: int, most: int, prefill_token_s: float | None = None) -> None:
         self.stall, self.first, self.most = stall, first, most
-        self.prefill_token_s: float | None = None
+        self.prefill_token_s = prefill_token_s  # in a step with many
         self._decodes: dict[int, _Decodes] = {}
         self._latest: _Decodes | None = None
         self._lone_chunk = float(first)
@@ -48,15 +50,16 @@ class StepCosts:
         if not prefill:
             self._ran_alone(known, decodes, seconds)
         elif not decodes:
-            self.prefill_token_s = _blend(self.prefill_token_s, seconds / prefill)
+            self._added(prefill, seconds)
             if self._latest:
                 allowed_s = (self.stall - 1) / 2 * self._latest.alone_s  # who comes meanwhile waits for its end
                 added_s = seconds - self._latest.alone_s
-                self._lone_chunk = self._steer(self._lone_chunk, prefill, allowed_s / max(added_s, 1e-9))
+                self._lone_chunk = self._steer(self._lone_chunk, prefill, allowed_s, added_s)
         elif known is not None:
             known.mixed, self._latest = known.mixed + 1, known
             added_s, allowed_s = seconds - known.alone_s, (self.stall - 1) * known.alone_s
-            known.chunk = self._steer(known.chunk, prefill, allowed_s / max(added_s, 1e-9))
+            self._added(prefill, added_s)
+            known.chunk = self._steer(known.chunk, prefill, allowed_s, added_s)
 
     def chunk_beside(self, decodes: int) -> int:
         """Prompt tokens that may join a step of so many decode tokens; 0 where those must be timed alone first."""
@@ -73,8 +76,9 @@ class StepCosts:
 
     def _ran_alone(self, known: _Decodes | None, decodes: int, seconds: float) -> None:
         if known is None:
-            linear = (self.stall - 1) * seconds / self.prefill_token_s if self.prefill_token_s else float(self.first)
-            known = self._decodes[decodes.bit_length()] = _Decodes(seconds, self._bounded(linear))
+            allowed_s = (self.stall - 1) * seconds
+            linear = allowed_s / self.prefill_token_s if self.prefill_token_s else float(self.first)
+            known = self._decodes[decodes.bit_length()] = _Decodes(seconds, self._bounded(linear, allowed_s))
         self._latest = known
         # Any step may meet a busy machine, and this figure is all that the next STALE chunks are steered by.
         if known.doubted_s is None and seconds > DOUBT * known.alone_s:
@@ -87,16 +91,27 @@ class StepCosts:
             known.alone_s = _blend(known.alone_s, min(seconds, 2 * known.alone_s))
         known.mixed = 0
 
-    def _steer(self, chunk: float, prefill: int, factor: float) -> float:
-        """The next chunk, where `prefill` tokens could have been `factor` times as many."""
-        if factor < 1:
-            return _blend(chunk, min(chunk, self._bounded(prefill * factor)))
-        if prefill < self._whole(chunk):
-            return chunk  # the end of a prompt says little about a whole chunk
-        return _blend(chunk, self._bounded(prefill * min(GROW, factor)))
+    def _added(self, prefill: int, seconds: float) -> None:
+        """So many prompt tokens have added so long to a step."""
+        if prefill >= MANY * self.first:
+            self.prefill_token_s = _blend(self.prefill_token_s, max(seconds, 1e-9) / prefill)
 
-    def _bounded(self, tokens: float) -> float:
-        return min(float(self.most), max(LEAST, tokens))
+    def _steer(self, chunk: float, prefill: int, allowed_s: float, added_s: float) -> float:
+        """The next chunk, where `prefill` tokens have added `added_s` to a step; they were more where more may be."""
+        whole = self._whole(chunk)
+        tokens, times = min(prefill, whole), max(1.0, prefill / whole)
+        factor = allowed_s / max(added_s / times, 1e-9)
+        if factor < 1:
+            return _blend(chunk, min(chunk, self._bounded(tokens * factor, allowed_s)))
+        if tokens < whole:
+            return chunk  # the end of a prompt says little about a whole chunk
+        return _blend(chunk, self._bounded(tokens * min(GROW, factor), allowed_s))
+
+    def _bounded(self, tokens: float, allowed_s: float) -> float:
+        """Fewer than the first ones only where tokens take long: where the step itself does, that would gain little."""
+        fit = allowed_s / self.prefill_token_s if self.prefill_token_s else float(self.first)
+        least = float(self.first) if SLOW * fit >= self.first else max(LEAST, fit)
+        return min(float(self.most), max(least, tokens))
 
     def _whole(self, chunk: float) -> int:
         """The largest of `first` times 1, 2, 3, 4, 6, 8, 12 and so on that is within `chunk`: few sizes, so that a

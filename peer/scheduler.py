@@ -29,7 +29,8 @@ MAX_CLIENTS = 1024  # that are remembered without work
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Limits of one engine step. `chunk`: prompt tokens for which there is always room, and the first that are tried.
-    `stall`: how many times longer than its decode tokens alone a step may take for prompts' sake.
+    `stall`: how many times longer than its decode tokens alone a step may take for prompts' sake. `prefill_token_s`:
+    what a token of a long prompt takes, if that was measured.
 
     Errors: `ValueError` for a step that could not hold a decode token and a chunk.
     """
@@ -38,6 +39,7 @@ class Budget:
     rows: int = 256
     chunk: int = 16
     stall: float = 1.5
+    prefill_token_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 2 or self.rows < 2 or self.chunk < 1:
@@ -74,7 +76,7 @@ class Scheduler:
 
     def __init__(self, budget: Budget = Budget()) -> None:
         self.budget = budget
-        self.costs = StepCosts(budget.stall, budget.least, budget.tokens)
+        self.costs = StepCosts(budget.stall, budget.least, budget.tokens, budget.prefill_token_s)
         self._sessions: dict[bytes, deque[_Job]] = {}  # insertion order is arrival order of the head jobs
         self._served: dict[str, int] = {}  # client -> tokens, compared with one another only
         self._most_served = 0

@@ -232,7 +232,8 @@ class _Life:
     def _node_config(self, host: Host, engine: DeviceEngine) -> NodeConfig:
         limits = Limits(kept_bytes=self.room.kept_bytes, swap_pages=self.room.swap_pages)
         offer = _offer(self.config, self.model, engine, host.peer_id)
-        budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch)
+        prefill_s = self.throughput.prefill_s * (engine.stop - engine.start) if self.throughput else None
+        budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch, prefill_token_s=prefill_s)
         line = Line(self.config.max_bandwidth)
         agent = f"shoal/{shoal_version()}"
         return NodeConfig(offer, agent, limits, budget, at_rest=trim, line=line, duty=self.duty)

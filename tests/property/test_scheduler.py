@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from random import Random
 from statistics import mean, median
 from typing import TYPE_CHECKING
@@ -129,7 +130,7 @@ class Device:
     """Seconds of a step, flat up to a knee and straight from there, as a GPU's are; feeds sessions that decode."""
 
     def __init__(self, budget: Budget = Budget(2048), flat_s: float = 0.01, token_s: float = 0.0001) -> None:
-        self.scheduler = Scheduler(budget)
+        self.scheduler = Scheduler(replace(budget, prefill_token_s=token_s))
         self.flat_s, self.token_s = flat_s, token_s
         self.decoders: dict[bytes, tuple[str, int]] = {}
         self.served: dict[str, int] = defaultdict(int)
@@ -368,3 +369,22 @@ def test_prompts_of_many_clients_take_more_of_a_step_but_not_all_of_it():
     late = [seconds for seconds, _, _ in device.steps[-30:]]
     assert 1.6 * device.flat_s < median(late) <= (1 + 0.5 * RUSH) * device.flat_s
     assert max(late) <= 1.3 * (1 + 0.5 * RUSH) * device.flat_s
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["here", "away"])
+def test_where_a_step_with_prompt_tokens_is_dear_by_itself_chunks_do_not_shrink_to_nothing(away):
+    """A GPU runs decode tokens by a graph, and prompt tokens without: 1 ms for any, 10 us for each."""
+    device = Device(token_s=0.00001)
+    device.decode(b"d", "one")
+    device.prompt(b"p", 1 << 20, "many")
+    for number in range(300):
+        if away and number == 100:
+            device.scheduler.drop(b"d")
+        batch = device.scheduler.next_batch(decoding={"one"})
+        prompt = sum(piece.count for piece in batch if piece.count > 1)
+        seconds = 0.002 + (0.0011 + 0.00001 * prompt if prompt else 0.0)
+        device.scheduler.ran(batch, seconds)
+        device.steps.append((seconds, len(batch), prompt))
+        if any(piece.done for piece in batch) and b"d" in device.decoders:
+            device.prompt(b"d", 1, "one")
+    assert median(prompt for _, _, prompt in device.steps[-100:]) >= 16
