@@ -197,9 +197,9 @@ def check_ids(spec: ModelSpec, token_ids: Sequence[int]) -> None:
         raise GenerationError(f"Token id {strangers[0]} is not in the model's vocabulary of {spec.vocab_size}.")
 
 
-def prompt_of(spec: ModelSpec, prompt_ids: Sequence[int], *, awaited: bool = False) -> Prompt:
+def prompt_of(spec: ModelSpec, prompt_ids: Sequence[int], *, awaited: bool = False, user: str = "") -> Prompt:
     """A prompt as a session wants to know it before it opens."""
-    return Prompt(tuple(prompt_ids), spec.length_kind(len(prompt_ids)), awaited)
+    return Prompt(tuple(prompt_ids), spec.length_kind(len(prompt_ids)), awaited, user)
 
 
 def eos_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:

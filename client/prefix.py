@@ -28,11 +28,12 @@ NONE = -1  # in the place of a last token that is not there
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a session will begin with. `kind`: what else a token's KV depends on (`ModelSpec.length_kind`). `awaited`:
-    the session has waited for another one to run it."""
+    the session has waited for another one to run it. `user`: who it is, of several whom this client serves."""
 
     token_ids: tuple[int, ...]
     kind: int = 0
     awaited: bool = False
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Prefix:
         ids = self.prompt.token_ids
         count = min((len(ids) - 1) // PREFIX_TOKENS, MAX_KEYS)
         groups = (ids[i * PREFIX_TOKENS : (i + 1) * PREFIX_TOKENS] for i in range(count))
-        first = self._hash(json.dumps([self.prompt.kind, *self.form]).encode())
+        first = self._hash(json.dumps([self.prompt.kind, self.prompt.user, *self.form]).encode())
         return tuple(accumulate(groups, self._link, initial=first))[1:]
 
     def _link(self, before: bytes, group: tuple[int, ...]) -> bytes:

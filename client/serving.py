@@ -33,7 +33,8 @@ class Ask:
     `ignore_eos`.
 
     With a seed, answer i is drawn with seed + i. `priority` 1 waits behind all that others wait for. `wait_s`: how long
-    to wait for blocks that nobody serves. `activations`: how hidden states travel, as `SessionOptions.codec`.
+    to wait for blocks that nobody serves. `activations`: how hidden states travel, as `SessionOptions.codec`. `user`:
+    whose it is, if this client serves several: what peers know of one's prompts is not for another.
     """
 
     prompt_ids: tuple[int, ...]
@@ -43,6 +44,7 @@ class Ask:
     wait_s: float = 0.0
     activations: str = "auto"
     ignore_eos: bool = False
+    user: str = ""
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -94,7 +96,7 @@ class Serving:
         check_ids(self.model.ends.spec, [*ask.options.sampling.logit_bias])
         return Stream(self, ask)
 
-    async def embed(self, token_ids: Sequence[int], *, last: bool = False) -> Embedded:
+    async def embed(self, token_ids: Sequence[int], *, last: bool = False, user: str = "") -> Embedded:
         """The last hidden states of `n` tokens, behind the final norm: what the head would see. `last`: those of the
         last token only, which spares the others' way back, and the work for what peers know of the text from before.
 
@@ -108,7 +110,7 @@ class Serving:
             raise PromptTooLong(
                 f"The text has {len(token_ids)} tokens; the model's context is {ends.spec.max_position}. Shorten it."
             )
-        made, prompt = Answer(time.perf_counter()), prompt_of(ends.spec, token_ids) if last else None
+        made, prompt = Answer(time.perf_counter()), prompt_of(ends.spec, token_ids, user=user) if last else None
         self.in_flight += 1
         try:
             options = SessionOptions(len(token_ids), dtype=self.model.dtype, prompt=prompt)
@@ -173,7 +175,7 @@ class Stream:
         tokens = len(ask.prompt_ids) + room(model.ends.spec, ask.prompt_ids, options.max_new_tokens)
         terms = SessionOptions(
             tokens, dtype=model.dtype, codec=ask.activations, wait_s=ask.wait_s, priority=ask.priority,
-            prompt=prompt_of(model.ends.spec, ask.prompt_ids, awaited=answer.index > 0),
+            prompt=prompt_of(model.ends.spec, ask.prompt_ids, awaited=answer.index > 0, user=ask.user),
         )  # fmt: skip
         async with self._serving.swarm.session(terms) as session:
             async for piece in generate(session, model.ends, model.tokenizer, ask.prompt_ids, options):

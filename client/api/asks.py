@@ -41,11 +41,13 @@ def options_of(wishes: Wishes, grammar: Grammar | None, model: ClientModel, most
     )  # fmt: skip
 
 
-def ask_of(ids: Sequence[int], generation: GenerationOptions, n: int, wishes: Wishes, options: ApiOptions) -> Ask:
-    """What the client is asked for one prompt."""
+def ask_of(
+    ids: Sequence[int], generation: GenerationOptions, n: int, wishes: Wishes, options: ApiOptions, user: str
+) -> Ask:
+    """What the client is asked for one prompt of `user`'s."""
     return Ask(
         tuple(ids), generation, n=n, priority=int(wishes.background), wait_s=options.wait_s,
-        activations=options.activations, ignore_eos=wishes.ignore_eos,
+        activations=options.activations, ignore_eos=wishes.ignore_eos, user=user,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.client.api.asks import ask_of, check_ids, options_of
 from shoal.client.api.body import read_json
 from shoal.client.api.chat_request import ChatRequest, read_chat
+from shoal.client.api.gate import caller
 from shoal.client.api.logprobs import chat_logprobs, scored
 from shoal.client.api.provenance import headers, provenance
 from shoal.client.api.replies import REASONS, reply, stream_reply, usage
@@ -37,7 +38,7 @@ async def chats(request: web.Request) -> web.StreamResponse:
     if asked.tool_choice != "none":
         generation = replace(generation, shown=api.conversations.shown)
     api.check_ready()
-    ask = ask_of(prompt.token_ids, generation, wishes.n, wishes, api.options)
+    ask = ask_of(prompt.token_ids, generation, wishes.n, wishes, api.options, caller(request))
     work = _Chat(api, asked, model, prompt)
     with api.admission.enter(wishes.n):
         async with Run(api.serving, [ask], api.metrics) as run:

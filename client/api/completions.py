@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.client.api.asks import ask_of, options_of, token_ids
 from shoal.client.api.body import read_json
 from shoal.client.api.completion_request import CompletionRequest, read_completion
+from shoal.client.api.gate import caller
 from shoal.client.api.logprobs import Scored, completion_logprobs, scored
 from shoal.client.api.provenance import headers, provenance
 from shoal.client.api.replies import REASONS, reply, stream_reply, usage
@@ -40,7 +41,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
         work = _Completion(api, asked, model, prompts)
         if not asked.wishes.max_tokens:
             return reply(work.whole([]), {})
-        asks = [ask_of(prompt.ids, generation, asked.best_of, asked.wishes, api.options) for prompt in prompts]
+        user = caller(request)
+        asks = [ask_of(prompt.ids, generation, asked.best_of, asked.wishes, api.options, user) for prompt in prompts]
         async with Run(api.serving, asks, api.metrics) as run:
             if asked.wishes.stream:
                 return await stream_reply(request, run, work, asked.wishes)

@@ -11,6 +11,7 @@ from shoal.client.api.asks import token_ids
 from shoal.client.api.body import read_json
 from shoal.client.api.embedding_request import EmbeddingRequest, read_embedding
 from shoal.client.api.errors import refuse
+from shoal.client.api.gate import caller
 from shoal.client.api.provenance import headers, provenance
 from shoal.client.api.replies import reply
 from shoal.client.api.state import API, Api
@@ -36,7 +37,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     inputs = [await token_ids(api.serving.model, given, "input") for given in asked.inputs]
     api.check_ready()
     with api.admission.enter(1):
-        found = await _all(api, inputs)
+        found = await _all(api, inputs, caller(request))
     made = [replace(one.made, index=index) for index, one in enumerate(found)]
     data = [
         {"object": "embedding", "index": index, "embedding": _written(one.hidden[-1].float().cpu(), asked)}
@@ -48,13 +49,13 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     return reply(body, headers(made))
 
 
-async def _all(api: Api, inputs: Sequence[list[int]]) -> list[Embedded]:
+async def _all(api: Api, inputs: Sequence[list[int]], user: str) -> list[Embedded]:
     """Of each text the last hidden state; the first error ends all."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(ids: list[int]) -> Embedded:
         async with places:
-            found = await api.serving.embed(ids, last=True)
+            found = await api.serving.embed(ids, last=True, user=user)
         api.metrics.prompt(len(ids))
         return found
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shoal.client.api.options import Doors
 
 KEYLESS: web.AppKey[set[str]] = web.AppKey("keyless", set)  # paths that need no API key: health, a page's own files
+CALLER = "shoal.caller"  # of a request: who asks, by the API key
 METHODS = "GET, POST, OPTIONS"
 ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key"
 PREFLIGHT_S = "600"
@@ -94,6 +95,13 @@ class Gate:
         # All of them are compared, so that the time tells nothing about which one was right.
         if not sum(hmac.compare_digest(given, known) for known in self._keys):
             raise ApiError(401, "This API key is not known here.", code="invalid_api_key")
+        request[CALLER] = given.hex()
+
+
+def caller(request: web.Request) -> str:
+    """A name for who asks, one for each API key; empty where none are asked for."""
+    name: str = request.get(CALLER, "")
+    return name
 
 
 def hostname(host: str) -> str:

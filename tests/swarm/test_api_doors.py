@@ -61,6 +61,20 @@ def test_only_a_known_key_gets_in(guarded: Server) -> None:
     assert guarded.ask("/health")[0] == 200
 
 
+def test_who_has_one_key_learns_nothing_of_prompts_that_came_with_another(guarded: Server) -> None:
+    """Not even that they came before: what peers know of a prompt is named for each key anew."""
+
+    def known(key: str) -> int:
+        body = {"prompt": "a prompt of its own: " + "0123456789 " * 30, "max_tokens": 2}
+        status, found, _ = guarded.ask("/v1/completions", body, {"Authorization": f"Bearer {key}"})
+        assert status == 200
+        return found["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    first, second, other, again = (known(key) for key in ("first", "first", "second", "second"))
+    assert (first, other) == (0, 0)
+    assert second == again >= 64
+
+
 def test_a_rebound_name_and_a_foreign_page_stay_outside(guarded: Server) -> None:
     for headers, status in (
         ({"Host": "evil.example"}, 403),
