@@ -16,8 +16,8 @@ from shoal.dht.leaving import leave_on_signals
 from shoal.dht.remembered import Remembered
 from shoal.dht.version import shoal_version
 from shoal.peer.account import Account
+from shoal.peer.ailing import rest_after_faults
 from shoal.peer.announcer import Announcer, Facts
-from shoal.peer.book import Limits, Offer
 from shoal.peer.choose import Seat, choose
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
@@ -25,15 +25,14 @@ from shoal.peer.courtesy import courteous
 from shoal.peer.engine import DeviceEngine
 from shoal.peer.farewell import hand_over, say_goodbye
 from shoal.peer.join import join
-from shoal.peer.line import Line
 from shoal.peer.log import report
 from shoal.peer.measure import measured
 from shoal.peer.mover import Habit, Mover
-from shoal.peer.node import Node, NodeConfig
+from shoal.peer.node import Node
+from shoal.peer.offering import node_config
 from shoal.peer.order import EngineFault
 from shoal.peer.pausing import Pausing
-from shoal.peer.scheduler import Budget
-from shoal.peer.settle import settle, trim, unsettle
+from shoal.peer.settle import settle, unsettle
 from shoal.peer.watchdog import LIMITS_S, Watchdog
 
 if TYPE_CHECKING:
@@ -212,7 +211,8 @@ class _Life:
     async def _serve(self, net: Net, engine: DeviceEngine) -> Move | None:
         """Until we leave, the network daemon dies, the device is lost or other blocks need this peer: then those."""
         host = net.host
-        async with Node(self._node_config(host, engine), engine, net.transport) as node:
+        terms = node_config(self.config, self.model, self.room, engine, host.peer_id, self._speed, self.duty)
+        async with Node(terms, engine, net.transport) as node:
             announcer = Announcer(net.directory, node, self._facts(net))
             self.pausing.attach(node)
             self.account.attach(node)
@@ -229,20 +229,12 @@ class _Life:
                 await say_goodbye(announcer, node, drain_s, self.leave)
             return move
 
-    def _node_config(self, host: Host, engine: DeviceEngine) -> NodeConfig:
-        limits = Limits(kept_bytes=self.room.kept_bytes, swap_pages=self.room.swap_pages)
-        offer = _offer(self.config, self.model, engine, host.peer_id)
-        prefill_s = self.throughput.prefill_s * (engine.stop - engine.start) if self.throughput else None
-        budget = Budget(engine.max_step_tokens, self.config.max_batch or engine.max_batch, prefill_token_s=prefill_s)
-        line = Line(self.config.max_bandwidth)
-        agent = f"shoal/{shoal_version()}"
-        return NodeConfig(offer, agent, limits, budget, at_rest=trim, line=line, duty=self.duty)
-
     async def _until_leaving(self, net: Net, node: Node, announcer: Announcer) -> Move | None:
         """Until something ends this peer's serving; where it goes, if it is needed more elsewhere."""
         async with asyncio.TaskGroup() as tasks:
             work = announcer.run(), announcer.follow(net.look), report(node, logger), self.pausing.run(node, announcer)
-            chores = [tasks.create_task(part) for part in work]
+            ails = rest_after_faults(node.steps.faulted, self.pausing)
+            chores = [tasks.create_task(part) for part in (*work, ails)]
             ends = [tasks.create_task(event.wait()) for event in (self.leave, net.host.died, node.broken)]
             moving = tasks.create_task(self._move(net.directory, announcer))
             await asyncio.wait([*ends, moving], return_when=asyncio.FIRST_COMPLETED)
@@ -257,12 +249,16 @@ class _Life:
         habit = Habit(self.config.rebalance_s, self.loading_s)
         return await Mover(directory, announcer, self.model.spec.n_blocks, habit).run()
 
-    def _facts(self, net: Net) -> Facts:
+    @property
+    def _speed(self) -> Throughput:
         if self.throughput is None:
             raise PeerError("the span was not measured")
+        return self.throughput
+
+    def _facts(self, net: Net) -> Facts:
         return Facts(
             peer_id=net.host.peer_id, revision=self.model.checkpoint.revision, quantization=self.config.quantization,
-            dtype=self.dtype, decode_s=self.throughput.decode_s, prefill_s=self.throughput.prefill_s,
+            dtype=self.dtype, decode_s=self._speed.decode_s, prefill_s=self._speed.prefill_s,
             addrs=net.addrs, version=shoal_version(), name=self.config.name, reach=net.host.reach,
         )  # fmt: skip
 
@@ -287,13 +283,3 @@ def _broken(device: str) -> str:
         f"{device} stopped working and this peer left the swarm; its clients go on elsewhere. Look at the driver's "
         "messages (dmesg, nvidia-smi), then start the peer again"
     )
-
-
-def _offer(config: PeerConfig, model: Model, engine: DeviceEngine, peer_id: str) -> Offer:
-    invite = config.invite
-    return Offer(
-        namespace=invite.namespace, revision=model.checkpoint.revision, start=engine.start, stop=engine.stop,
-        width=engine.width, n_pages=engine.n_pages, page_tokens=engine.page_tokens,
-        check_proof=lambda proof, client, session: invite.check(proof, client, peer_id, session),
-        context=model.spec.max_position,
-    )  # fmt: skip

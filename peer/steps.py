@@ -42,13 +42,14 @@ class Desk(Protocol):
 
 
 class Steps:
-    """Runs the steps of all leases of a book. `broken` is set when the device is lost for good."""
+    """Runs the steps of all leases of a book. `faulted` is set by every fault of the device's, `broken` when it is lost
+    for good."""
 
     def __init__(self, engine: Engine, book: LeaseBook, desk: Desk, config: NodeConfig) -> None:
         self.engine, self.book, self.tally = engine, book, Tally()
         self.scheduler = Scheduler(config.budget or Budget(engine.max_step_tokens, engine.max_batch))
         self.jobs: dict[int, Job] = {}
-        self.broken = asyncio.Event()
+        self.faulted, self.broken = asyncio.Event(), asyncio.Event()
         self.idle = asyncio.Event()  # set whenever the last lease has gone
         self._desk, self._now, self._duty = desk, config.clock, config.duty
         self._rest_s = 0.0  # owed for the last step
@@ -261,6 +262,7 @@ class Steps:
 
     def _fault(self, leases: Sequence[Lease], text: str) -> None:
         """The device failed these leases; or all, if it is lost."""
+        self.faulted.set()
         if self.engine.broken:
             self.book.draining = True
             self.broken.set()

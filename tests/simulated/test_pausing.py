@@ -7,6 +7,7 @@ import random
 from contextlib import asynccontextmanager
 
 import pytest
+from shoal.peer.ailing import FIRST_S, rest_after_faults
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.duty import Duty
 from shoal.peer.errors import NoRouteError
@@ -201,3 +202,35 @@ def test_an_engine_that_has_to_rest_works_that_share_of_the_time_and_says_so(sha
     assert tokens == [expected(40)] * 3
     assert 0.3 * share < worked < 1.1 * share
     assert (said.decode_s, said.prefill_s) == (pytest.approx(0.001 / share), pytest.approx(0.002 / share))
+
+
+def test_a_peer_whose_device_fails_steps_is_out_of_the_swarm_for_a_while_and_longer_if_it_goes_on():
+    """Its memory is full: the session goes on elsewhere, and until the peer has rested nobody else tries it."""
+
+    async def main():
+        async with world(4, [(0, 6), (0, 6)]) as it, volunteers(it) as pausings, it.client() as swarm:
+            ailing, loop, rests = it.peers["p0"], asyncio.get_running_loop(), []
+            watch = it.tasks.create_task(rest_after_faults(ailing.node.steps.faulted, pausings["p0"]))
+            told = []
+            for _ in range(2):
+                await swarm.refresh()
+                ailing.engine.fault_next = True
+                while not pausings["p0"].reasons:
+                    told.append(await generate(swarm, PROMPT, 20, wait_s=20.0))
+                began, opened = loop.time(), ailing.node.book.opened
+                await swarm.refresh()
+                told += [await generate(swarm, PROMPT, 20) for _ in range(8)]
+                assert ailing.node.book.opened == opened
+                assert ailing.announcer.announcement().state != "online"
+                while pausings["p0"].reasons:
+                    await asyncio.sleep(0.1)
+                rests.append(loop.time() - began)
+                await asyncio.sleep(60)  # clients forget as well
+            state = ailing.announcer.announcement().state
+            watch.cancel()
+            return told, rests, state
+
+    told, rests, state = run(main())
+    assert all(tokens == expected(20) for tokens in told)
+    assert rests == pytest.approx([FIRST_S, 2 * FIRST_S], abs=2.0)
+    assert state == "online"
