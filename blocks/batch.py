@@ -25,8 +25,9 @@ ROW_BY_ROW = frozenset({"cpu"})  # kinds of device on which a call for each row 
 class Row:
     """`count` new tokens of one sequence, the first at `position`; `pages` hold positions 0 to the last, in order.
 
-    `length`: tokens that the sequence will have when its prompt is in (0: position + count). Only rotary embeddings
-    that depend on the length (longrope, dynamic) look at it: a prompt in chunks then equals the prompt in one piece.
+    `length`: tokens that the sequence will have when its prompt is in (0: position + count; `EACH_ITS_OWN`: for each
+    token those up to it, as if they came one by one). Only rotary embeddings that depend on the length (longrope,
+    dynamic) look at it: a prompt in chunks then equals the prompt in one piece.
     """
 
     pages: Sequence[int]

@@ -87,10 +87,10 @@ def _is_built_in(model_type: object) -> bool:
 def read_weight_map(directory: Path) -> dict[str, str]:
     """Tensor name -> shard file, from the index or, for a single file, from its header."""
     names = {path.name for path in directory.iterdir()}
+    if SINGLE in names:  # first: an index beside it is of shards that were saved earlier, and transformers ignores it
+        return dict.fromkeys(open_shard(safe_path(directory, SINGLE)).entries, SINGLE)
     if INDEX in names:
         return parse_weight_map(read_json(directory, INDEX), directory)
-    if SINGLE in names:
-        return dict.fromkeys(open_shard(safe_path(directory, SINGLE)).entries, SINGLE)
     raise no_weights(names, str(directory))
 
 

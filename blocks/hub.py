@@ -111,7 +111,7 @@ class _Fetch:
 
     def _weight_map(self, wanted: Callable[[str], bool] | None) -> dict[str, str]:
         names = self._listing.files.keys()
-        if INDEX in names:
+        if SINGLE not in names and INDEX in names:  # a single file is the newer one, as for transformers
             return parse_weight_map(read_json(self._path, INDEX), self._path)
         if SINGLE not in names:
             raise no_weights(set(names), self._cache.repo)

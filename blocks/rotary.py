@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from shoal.blocks.batch import Row
+from shoal.blocks.choices import EACH_ITS_OWN
 
 if TYPE_CHECKING:
-    from shoal.blocks.batch import Batch, Row
+    from shoal.blocks.batch import Batch
     from torch import nn
 
 Embedding = tuple[torch.Tensor, torch.Tensor]
@@ -76,6 +78,10 @@ class Rotary:
         return torch.cat([cos for cos, _ in parts], dim=1), torch.cat([sin for _, sin in parts], dim=1)
 
     def _of_row(self, hidden: torch.Tensor, row: Row, name: str) -> Embedding:
+        if row.length == EACH_ITS_OWN and row.count > 1:
+            ones = [Row(row.pages, position, 1) for position in range(row.position, row.end)]
+            parts = [self._of_row(hidden, one, name) for one in ones]
+            return torch.cat([cos for cos, _ in parts], dim=1), torch.cat([sin for _, sin in parts], dim=1)
         last = max(row.end, row.length) - 1
         positions = torch.tensor([[*range(row.position, row.end), last]], device=hidden.device)
         self._forget(name)

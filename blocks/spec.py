@@ -84,6 +84,8 @@ def check_length(tokens: int, context: int) -> None:
 def _library_config(family: Family, stored: dict[str, Any]) -> Any:
     text = stored.get(family.config_key, {}) if family.config_key else stored
     values = {key: value for key, value in text.items() if key not in ("auto_map", "quantization_config")}
+    if "dtype" not in values and "torch_dtype" not in values:  # of a model whose text part says nothing of its own
+        values |= {key: stored[key] for key in ("dtype", "torch_dtype") if stored.get(key)}
     method = (stored.get("quantization_config") or {}).get("quant_method")
     if method not in (None, "mxfp4"):
         raise CheckpointError(

@@ -45,7 +45,7 @@ class Acquaintance:
     def greet(self, view: View, answering: frozenset[str]) -> None:
         """Try peers that were not tried lately. `answering`: those that we have heard from by other ways."""
         now, names = self._now(), {peer.peer_id for peer in view.peers}
-        self.met &= names
+        self.met &= names | {*self._pool.peers()}  # a record that one look-up missed closes no link
         self._asked = {name: at for name, at in self._asked.items() if name in names and now - at < ASK_AGAIN_S}
         fresh = [peer for peer in view.peers if peer.peer_id not in self.met | self._asked.keys()]
         for peer in self._choose(view, fresh, answering):

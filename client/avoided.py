@@ -10,6 +10,7 @@ class Avoided:
     def __init__(self) -> None:
         self.peers: set[str] = set()
         self._forgiven: set[str] = set()
+        self._doubted: set[str] = set()
 
     @property
     def chances(self) -> bool:
@@ -20,6 +21,12 @@ class Avoided:
         """Keep away from a peer."""
         self.peers.add(peer_id)
 
+    def doubted(self, peer_id: str) -> bool:
+        """Whether this is not the first time since the last answer that a peer says it lacks what it was given."""
+        before = peer_id in self._doubted
+        self._doubted.add(peer_id)
+        return before
+
     def forgive(self) -> None:
         """All may be asked again."""
         self._forgiven |= self.peers
@@ -28,3 +35,4 @@ class Avoided:
     def answered(self) -> None:
         """The session got on: chances count anew."""
         self._forgiven.clear()
+        self._doubted.clear()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Self
 import torch
 from shoal.blocks.activations import pack, to_bytes
 from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, State, Work
+from shoal.client.alarm import Alarm
 from shoal.client.moving import MovingSession
 from shoal.client.pieces import cut, received
 from shoal.peer.errors import NoRouteError, SessionClosed
-from shoal.peer.wire import Want
+from shoal.peer.wire import Leaving, Refused, Want
 from shoal.routing.planner import NoRoute
 from shoal.routing.route import CHUNK_TOKENS
 
@@ -47,8 +48,9 @@ class RemoteSession:
         self._room, self._opened = asyncio.Event(), asyncio.Event()
         self._planning: asyncio.Task[None] | None = None
         self._seeking: asyncio.Task[None] | None = None
-        self._timer: tuple[float, asyncio.Handle] | None = None  # when it is due, and its handle
         self._tasks, self._loop = asyncio.TaskGroup(), asyncio.get_running_loop()
+        self._alarm = Alarm(self._loop, lambda: self._perform(self._core.on_timer(self._loop.time())))
+        self._told = terms.prefix is None  # the caller counts on what hops hold from before, or gave its first inputs
         self._error: ShoalError | None = None
         self._stuck_since: float | None = None  # no answer since a plan was asked for then
         self._forgiven = False
@@ -62,17 +64,18 @@ class RemoteSession:
         self._end(SessionClosed("the session was closed"))
         held = self._held()
         self._perform(self._core.close(held))
-        self._backend.held(self._terms, held[: self.position], self.route)
+        self._backend.held(self._terms, held[: self._core.position], self.route)
         await self._tasks.__aexit__(None, None, None)
 
     @property
     def position(self) -> int:
         """Tokens in the KV; set it back to overwrite what came after. Errors: `ValueError`."""
-        return self._core.position
+        return self._core.position if self._told else 0
 
     @position.setter
     def position(self, position: int) -> None:
         self._core.rewind(position)
+        self._told = True
         if self._inputs:
             self._inputs = [torch.cat(self._inputs)[:position]]
 
@@ -101,8 +104,9 @@ class RemoteSession:
 
         Errors: `NoRouteError`, `SessionClosed`."""
         await self._wait_open()
-        if self._terms.prefix is None or self.stats.steps:
+        if self._told or self._terms.prefix is None:
             return
+        self._told = True
         if self._recall is None or not self._terms.prefix.begins(token_ids, self.position):
             self._core.rewind(0)
 
@@ -118,7 +122,8 @@ class RemoteSession:
         if self.position + len(hidden) > self._terms.max_tokens:
             raise ValueError(f"the session was opened for {self._terms.max_tokens} tokens")
         hidden = hidden.detach().to("cpu", self._dtype).contiguous()
-        hidden = await self._skip_cached(hidden, want)
+        if not self._told:
+            hidden = await self._skip_cached(hidden, want)
         length = self.position + len(hidden) if len(hidden) > 1 else 0
         answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in self._chunks(hidden, want)]
         parts = [received(*answer, self._terms, self._dtype) for answer in await asyncio.gather(*answers)]
@@ -128,16 +133,24 @@ class RemoteSession:
 
     def on_message(self, peer_id: str, message: Message) -> None:
         """A peer sent something for this session."""
+        if isinstance(message, Refused | Leaving):
+            self._count_on_nothing(peer_id)
         self._perform(self._core.on_message(peer_id, message, self._loop.time()))
 
     def on_lost(self, peer_id: str, why: str) -> None:
         """The link to a peer ended."""
+        self._count_on_nothing(peer_id)
         self._perform(self._core.on_closed(peer_id, why, self._loop.time()))
         self._room.set()
 
     def on_room(self) -> None:
         """A line that was clogged is not any more."""
         self._room.set()
+
+    def _count_on_nothing(self, peer_id: str) -> None:
+        """A hop may have to be refilled before the caller has given any inputs: then all hops begin anew."""
+        if not self._told and self._core.position and any(hop.peer_id == peer_id for hop in self.route):
+            self._core.rewind(0)
 
     async def _wait_open(self) -> None:
         await self._opened.wait()
@@ -146,10 +159,8 @@ class RemoteSession:
 
     async def _skip_cached(self, hidden: torch.Tensor, want: Want) -> torch.Tensor:
         """What of a first step's rows is to be run."""
-        if self._terms.prefix is None or self.position or self.stats.steps:
-            return hidden
         await self._wait_open()
-        cached = self._core.position
+        self._told, cached = True, self._core.position
         if want is Want.ALL or cached >= len(hidden):
             self._core.rewind(0)
             return hidden
@@ -175,7 +186,9 @@ class RemoteSession:
                 self._end(SessionClosed(action.reason))
         if self._core.state is State.STREAMING:
             self._opened.set()
-        self._set_timer()
+            if not self._waiting:
+                self._stuck_since = None
+        self._alarm.set(self._core.deadline())
 
     def _deliver(self, answer: Deliver) -> None:
         self._room.set()
@@ -183,22 +196,6 @@ class RemoteSession:
         future = self._waiting.pop(answer.step, None)
         if future is not None and not future.done():
             future.set_result((answer.rows, answer.payload))
-
-    def _set_timer(self) -> None:
-        deadline = self._core.deadline()
-        if self._timer is not None and (deadline is None or self._timer[0] > deadline):
-            self._drop_timer()
-        if deadline is not None and self._timer is None:
-            self._timer = deadline, self._loop.call_at(deadline, self._on_timer)
-
-    def _drop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer[1].cancel()
-            self._timer = None
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._perform(self._core.on_timer(self._loop.time()))
 
     def _plan(self, plan: Plan) -> None:
         if plan.ahead:
@@ -262,13 +259,14 @@ class RemoteSession:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # whoever was to await it may have been cancelled
         self._waiting.clear()
         self._room.set()
         self._opened.set()
         for task in (self._planning, self._seeking):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        self._drop_timer()
+        self._alarm.set(None)
 
     # -- tensors and bytes ----------------------------------------------------------------------------------------
 

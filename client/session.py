@@ -244,7 +244,7 @@ class Session:
         link = self._chain.links[index]
         if message.reason is Reason.NEXT_HOP_LOST and self.state is not State.PLANNING and self._chain.direct(index):
             return self._bridge(index, now)
-        if message.reason in _START_OVER:
+        if message.reason in _START_OVER and not self.avoided.doubted(link.peer_id):
             return self.start_over()
         return self._lose(link, HopRefused(link.peer_id, message.reason, f"{link.peer_id} refused: {message.text}"))
 
@@ -273,13 +273,14 @@ class Session:
 
     def _on_receipt(self, index: int, message: Receipt, now: float) -> list[Action]:
         link = self._chain.links[index]
-        link.seen = max(link.seen, message.step)
+        news = link.seen < message.step < self._steps.next  # a receipt puts the deadline off once a hop and step
+        link.seen = message.step if news else link.seen
         self._watch.heard(index, message.step, message.queue_s + message.compute_s, now)
         if message.compute_s:  # a repeated answer took no time and says nothing
             self.stats.receipt(link.hop, message, self._steps.count_of(message.step))
         if self.state is not State.STREAMING:
             return []
-        if self._deadline is not None:
+        if self._deadline is not None and news:
             self._deadline = now + self.terms.step_timeout_s
         step = self._steps.get(message.step)
         if self._chain.is_last(index) and step is not None and step.want is Want.NONE:

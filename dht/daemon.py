@@ -28,6 +28,14 @@ OWN_GROUP = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:
 DEATH_NOTE = "our own libp2p daemon has died"
 
 
+class Handling(dict[Any, "asyncio.Task[None]"]):
+    """Requests that are being answered, by their number; one that has ended, however it did, is not among them."""
+
+    def __setitem__(self, number: Any, task: asyncio.Task[None]) -> None:
+        super().__setitem__(number, task)
+        task.add_done_callback(lambda _: self.pop(number, None))
+
+
 class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
     """One libp2p daemon. died: set as soon as the daemon's output ends, which is when it dies."""
 
@@ -62,6 +70,13 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
         """Who is connected. Errors: as for `ask`."""
         response = await self.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         return tuple(PeerInfo.from_protobuf(peer) for peer in response.peers)
+
+    @classmethod
+    async def create(cls, *args: Any, **kwargs: Any) -> Any:
+        """As hivemind's, but that it forgets requests whose asker has gone: it would keep each of them for ever."""
+        daemon = await super().create(*args, **kwargs)
+        daemon._client.control._handler_tasks = Handling()
+        return daemon
 
     @staticmethod
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:

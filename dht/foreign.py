@@ -12,6 +12,7 @@ from importlib import resources
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
+    from google.protobuf.message import DecodeError
     from hivemind.dht.node import DHTNode
     from hivemind.dht.protocol import DHTProtocol
     from hivemind.dht.routing import DHTID, RoutingTable
@@ -27,7 +28,13 @@ logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames this level 
 # hivemind finds its daemon through `importlib.resources.path`, which warns at each call that it is deprecated.
 p2p_daemon.path = lambda package, name: resources.as_file(resources.files(package) / name)
 
+# What a call to another node may come to. The last two: its answer is no message, or there is none in it.
+CALL_ERRORS = (
+    P2PDaemonError, P2PHandlerError, OSError, EOFError, ValueError, TimeoutError, DecodeError, TypeError,
+)  # fmt: skip
+
 __all__ = [
+    "CALL_ERRORS",
     "DHTID",
     "P2P",
     "DHTNode",

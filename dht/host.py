@@ -11,8 +11,10 @@ import errno
 import fcntl
 import ipaddress
 import logging
+import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -243,9 +245,12 @@ def _sweep(parent: Path) -> None:
     """Remove the folders of processes that were killed: those whose lock nobody holds any more."""
     for folder in parent.glob(FOLDER_PREFIX + "*"):
         with suppress(OSError):
-            if folder.stat().st_mtime > time.time() - SWEEP_AGE_S:
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                continue  # of somebody else, who may have laid a link to a file of ours in it
+            if found.st_mtime > time.time() - SWEEP_AGE_S:
                 continue  # its owner may not have locked it yet
-            with (folder / LOCK_NAME).open("w") as lock:
+            with os.fdopen(os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
                 shutil.rmtree(folder, ignore_errors=True)
 

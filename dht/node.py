@@ -22,7 +22,7 @@ from shoal.dht.foreign import DHTID, P2PDaemonError, PeerID
 from shoal.dht.host import dial_all
 from shoal.dht.keys import KEY_BYTES
 from shoal.dht.protocol import BUCKET_SIZE, REPLICAS, ShoalDHT
-from shoal.dht.reach import serve_reach
+from shoal.dht.reach import ids_of, serve_reach
 from shoal.dht.record import parse
 from shoal.dht.remembered import Remembered
 from shoal.dht.search import Search
@@ -137,7 +137,7 @@ async def open_node(
     """Join the directory through the bootstrap multiaddrs or, where they are silent, nodes that were `remembered`;
     start one if there are no bootstrap nodes. A guest will be gone soon: others are not to look for records at it.
     JoinError, HostError."""
-    clock = SwarmClock(time.time(), time.monotonic())
+    clock = SwarmClock(time.time(), time.monotonic(), ids_of(bootstrap))
     try:
         protocol = await ShoalDHT.open(host, clock, guest=guest)
     except (P2PDaemonError, OSError) as error:

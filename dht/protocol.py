@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from shoal.dht.errors import RecordError
-from shoal.dht.foreign import DHTID, DHTProtocol, P2PContext, P2PDaemonError, P2PHandlerError, PeerID, dht_pb2
+from shoal.dht.foreign import CALL_ERRORS, DHTID, DHTProtocol, P2PContext, PeerID, dht_pb2
 from shoal.dht.keys import KEY_BYTES, network_of, node_key
 from shoal.dht.record import MAX_RECORD_BYTES
 from shoal.dht.store import DIGEST_BYTES, MAX_RECORDS_PER_KEY, RecordStore
@@ -41,7 +41,6 @@ MAX_REQUEST_BYTES = 512 * 1024
 REPLY_BUDGET_BYTES = 3 * 1024 * 1024  # the daemon drops replies over 4 MiB
 LENGTH = struct.Struct(">H")
 DIGESTS, SOME = b"d", b"s"  # after a key: what is wanted of its records, if not all of them
-CALL_ERRORS = (P2PDaemonError, P2PHandlerError, OSError, EOFError, ValueError, TimeoutError)
 
 
 class Found(NamedTuple):

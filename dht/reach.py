@@ -11,6 +11,7 @@ import json
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shoal.dht.foreign import P2PDaemonError, P2PHandlerError, PeerID
@@ -32,6 +33,10 @@ MAX_AT_ONCE = 16
 ENOUGH = 3  # nodes that are asked
 MAX_ADDRS = 8
 MAX_ADDRS_CHARS = 700  # an announcement has 1,500 bytes for everything
+
+
+# What reading a stranger's line may come to; the recursion is that of JSON nested without end.
+NO_ANSWER = (OSError, ValueError, KeyError, TypeError, TimeoutError, RecursionError)
 
 
 class DialBack(NamedTuple):
@@ -81,7 +86,7 @@ class DialBackService:
                 found = await self._dial_back(str(info.peer_id), question["port"])
                 writer.write(json.dumps(found).encode() + b"\n")
                 await writer.drain()
-        except (OSError, ValueError, KeyError, TypeError, TimeoutError) as error:
+        except NO_ANSWER as error:
             logger.debug("no dial-back for %s: %s", info.peer_id, error)
         finally:
             self._busy -= 1
@@ -187,7 +192,7 @@ async def _ask(host: Host, node: str, port: int) -> DialBack | None:
                 answer = json.loads(await reader.readline())
             finally:
                 writer.close()
-        return DialBack(bool(answer["reached"]), str(answer["seen_at"]))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, TimeoutError, P2PDaemonError, P2PHandlerError) as error:
+        return DialBack(bool(answer["reached"]), str(ip_address(answer["seen_at"])))
+    except (*NO_ANSWER, EOFError, P2PDaemonError, P2PHandlerError) as error:
         logger.debug("%s does not dial back: %s", node, error)
         return None

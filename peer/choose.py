@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shoal.dht.errors import DhtError
 from shoal.routing.announcement import Announcement, AnnouncementError, decode, encode
 from shoal.routing.knowledge import Speed
 from shoal.routing.placement import place_span
@@ -54,6 +55,16 @@ async def choose(directory: Directory, seat: Seat) -> range:
         logger.info("another peer took these blocks at the same moment; choosing again")
         span = await _take(directory, seat, view, rng)
     return span
+
+
+async def keep_announced(directory: Directory, seat: Seat, span: range) -> None:
+    """Say again and again that these blocks are about to be served, until cancelled: a download may take hours."""
+    while True:
+        await asyncio.sleep(LOADING_S / 4)
+        try:
+            await directory.announce(encode(_joining(seat, span.start, span.stop)), LOADING_S)
+        except DhtError as error:
+            logger.debug("could not announce what is being loaded: %s", error)
 
 
 async def _take(directory: Directory, seat: Seat, view: View, rng: random.Random) -> range:

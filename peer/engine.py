@@ -38,7 +38,7 @@ class Piece:
     """`count` tokens of one lease for one engine step: rows `[offset, offset + count)` of `payload`.
 
     `position`: tokens of the lease already in its KV pages. `keep_rows`: how many of the last rows are to be returned.
-    `length`: tokens of the sequence once its prompt is in (0: position + count).
+    `length`: tokens of the sequence once its prompt is in (0: position + count), as `blocks.batch.Row` takes it.
     """
 
     payload: Buffer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shoal.blocks.choices import EACH_ITS_OWN
 from shoal.peer.engine import Piece
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def cut(job: Job, piece: Slice) -> Piece:
     hidden, lease = job.run.hidden, job.lease
     first_kept = hidden.count - job.run.keep_rows
     end = piece.offset + piece.count
+    alone = hidden.replay and not hidden.length  # tokens that came one by one
     return Piece(
         payload=hidden.payload, dtype=hidden.dtype, offset=piece.offset, count=piece.count, pages=lease.holding.pages,
         position=hidden.position + piece.offset, start=lease.start, stop=lease.stop,
         keep_rows=max(0, end - max(piece.offset, first_kept)),
-        length=hidden.length or (hidden.position + hidden.count if hidden.count > 1 else 0),
+        length=EACH_ITS_OWN if alone else hidden.length or (hidden.position + hidden.count if hidden.count > 1 else 0),
     )  # fmt: skip

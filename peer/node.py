@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SWEEP_S = 1.0
 UNUSED_S = 60.0
+MAX_LINKS, MAX_LINKS_EACH = 512, 16  # that others open, in all and of one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,23 @@ class Node:
         for lease in self.book.leases.values():
             self._send(lease, Send(lease.owner, Leaving(session=lease.session, epoch=lease.epoch)))
 
+    def _has_room(self, peer_id: str) -> bool:
+        """Whether one link more of somebody's may be; the oldest that serves no lease makes room for it."""
+        if sum(channel.remote == peer_id for channel in self._links.values()) >= MAX_LINKS_EACH:
+            return False
+        if len(self._links) >= MAX_LINKS:
+            used = {lease.terms.link for lease in self.book.leases.values()}
+            if (idle := next((number for number in self._links if number not in used), None)) is None:
+                return False
+            self._links[idle].close()
+        return True
+
     async def _serve(self, stream: Stream) -> None:
         """One incoming link, from a client or from a previous hop."""
         config = self.config
+        if not self._has_room(stream.remote):
+            stream.close()
+            return
         channel = Channel(stream, config.agent, config.patience, self._now, self._line, self.steps.wake)
         number = next(self._numbers)
         self._links[number] = channel

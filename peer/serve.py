@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from shoal.dht.background import background
 from shoal.dht.errors import HostError, JoinError
 from shoal.dht.identity import Identity
 from shoal.dht.leaving import leave_on_signals
@@ -18,7 +19,7 @@ from shoal.dht.version import shoal_version
 from shoal.peer.account import Account
 from shoal.peer.ailing import rest_after_faults
 from shoal.peer.announcer import Announcer, Facts
-from shoal.peer.choose import Seat, choose
+from shoal.peer.choose import Seat, choose, keep_announced
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
 from shoal.peer.courtesy import courteous
@@ -167,11 +168,12 @@ class _Life:
             from shoal.blocks.kv import PAGE_TOKENS
             from shoal.peer.loading import load
 
-            span = await asyncio.to_thread(load, self.config, self.model, blocks, self.room)
-            self.engine = DeviceEngine(span, PAGE_TOKENS)
-            if (limit_s := LIMITS_S.get(span.device.type)) is not None:
-                self.watchdog = Watchdog(self.engine, limit_s)
-            self.throughput = await self._measure(self.engine)
+            async with background(keep_announced(net.directory, self._seat(net), blocks)):
+                span = await asyncio.to_thread(load, self.config, self.model, blocks, self.room)
+                self.engine = DeviceEngine(span, PAGE_TOKENS)
+                if (limit_s := LIMITS_S.get(span.device.type)) is not None:
+                    self.watchdog = Watchdog(self.engine, limit_s)
+                self.throughput = await self._measure(self.engine)
             self.loading_s = asyncio.get_running_loop().time() - began
             settle()
         return self.engine

@@ -42,11 +42,10 @@ def send(
     """Write each row of `sent` [T, bytes / 2] int16 whose place is not negative to that row of `rows` [.., bytes / 2],
     and to `finite` [T] int32 whether all numbers of a row of `result` [T, H] are: 1 or 0.
 
-    Both come contiguous from the device, rows of `sent` no longer than those of `result`; places [T] int32, `rows` and
-    `finite` lie in page-locked host memory.
+    Both come contiguous from the device; places [T] int32, `rows` and `finite` lie in page-locked host memory.
     """
     tokens, width = result.shape
-    block = triton.next_power_of_2(width * max(result.element_size() // 2, 1))
+    block = triton.next_power_of_2(max(width, sent.shape[1]))  # rows of float32 are longer than 16-bit results
     _send[(tokens,)](
         result,
         sent,

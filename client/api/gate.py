@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from hashlib import sha256
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ KEYLESS: web.AppKey[set[str]] = web.AppKey("keyless", set)  # paths that need no
 CALLER = "shoal.caller"  # of a request: who asks, by the API key
 METHODS = "GET, POST, OPTIONS"
 ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key"
+HEADERS = re.compile(r"[\w-]{1,64}(, ?[\w-]{1,64}){0,63}", re.ASCII)
 PREFLIGHT_S = "600"
 
 
@@ -60,7 +62,11 @@ class Gate:
         response.headers.add(hdrs.VARY, hdrs.ORIGIN)
         if request.method == hdrs.METH_OPTIONS:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = METHODS
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = ALLOWED_HEADERS
+            # Clients add headers of their own (x-stainless-os), and a page that may ask at all may send them.
+            wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = (
+                wanted if HEADERS.fullmatch(wanted) else ALLOWED_HEADERS
+            )
             response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = PREFLIGHT_S
 
     def _check_host(self, request: web.Request) -> None:

@@ -42,7 +42,8 @@ def complaint(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return _system(error)
     if any(_raised_by(error, *known) for known in EXPECTED):
-        return " ".join(str(error).split()) or type(error).__name__
+        # It may be another's words, which are not to write anywhere but in this line.
+        return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split()) or type(error).__name__
     if _raised_by(error, *OUT_OF_DEVICE_MEMORY):
         return "the device has too little memory for this; take fewer blocks (--blocks) or quantize them (--quant nf4)"
     return None

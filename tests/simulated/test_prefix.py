@@ -356,3 +356,33 @@ def test_other_tokens_than_the_session_was_opened_for_are_run_from_0():
             return at, toy.choose(out[-1].tolist())
 
     assert run(main()) == (0, expected(TURNED, 1)[0])
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("recalls", [False, True])
+def test_who_gives_the_whole_prompt_after_its_hops_have_opened_gets_the_same(recalls, lost):
+    """What the hops hold from before counts for those who asked (`ready`) or leave it to `step`; not as a position
+    that the caller never heard of, and a hop that is lost before anything was given costs nothing but that."""
+
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            await complete(swarm, PROMPT)
+            terms = SessionOptions(max_tokens=len(PROMPT) + 8, wait_s=30.0, prompt=Prompt(tuple(PROMPT)))
+            async with swarm.session(terms) as session:
+                given = []
+                if recalls:
+                    session.recall_with(lambda start, stop: states(given[start:stop]))
+                await asyncio.sleep(1)
+                at_first = session.position
+                if lost:
+                    await it.add_peer("spare", 0, 2)
+                    await it.kill(session.route[0].peer_id)
+                    await asyncio.sleep(3)
+                given += PROMPT
+                hidden = await session.step(states(PROMPT))
+                return at_first, session.position, toy.choose(hidden[-1].tolist()), session.stats.cached_tokens
+
+    at_first, position, token, cached = run(main())
+    assert (at_first, position) == (0, len(PROMPT))
+    assert token == expected(PROMPT, 1)[0]
+    assert bool(cached) != lost

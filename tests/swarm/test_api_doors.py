@@ -94,6 +94,10 @@ def test_a_rebound_name_and_a_foreign_page_stay_outside(guarded: Server) -> None
     preflight = {**page, "Access-Control-Request-Method": "POST"}
     status, _, headers = guarded.ask("/v1/completions", headers=preflight, method="OPTIONS")
     assert (status, "Authorization" in headers["Access-Control-Allow-Headers"]) == (204, True)
+    for asked, taken in (("authorization,x-stainless-os,x-stainless-retry-count", True), ("x-a, x b", False)):
+        wanted = {**preflight, "Access-Control-Request-Headers": asked}  # the first are those of OpenAI's client
+        _, _, headers = guarded.ask("/v1/completions", headers=wanted, method="OPTIONS")
+        assert (headers["Access-Control-Allow-Headers"] == asked) == taken
     # A page that may read an answer may read an error too.
     status, _, headers = guarded.ask("/v1/models", headers=page)
     assert (status, headers["Access-Control-Allow-Origin"]) == (401, page["Origin"])

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+from shoal.dht.background import background
 from shoal.dht.record import Record
 from shoal.peer import choose as choosing
 from shoal.peer.choose import Seat, choose
@@ -47,6 +48,20 @@ async def test_two_that_look_at_the_same_moment_end_on_different_blocks(_try):
     assert sorted((span.start, span.stop) for span in spans) == [(0, 3), (3, 6)]
     announced = [decode(record, 6) for record in records.values()]
     assert {(peer.start, peer.stop, peer.state) for peer in announced} == {(0, 3, "joining"), (3, 6, "joining")}
+
+
+async def test_what_is_being_loaded_stays_announced_however_long_it_takes(monkeypatch):
+    monkeypatch.setattr(choosing, "LOADING_S", 0.4)
+    records: dict[str, Record] = {}
+    table = Table(records, "a")
+    span = await choose(table, seat("a"))
+    async with background(choosing.keep_announced(table, seat("a"), span)):
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            await asyncio.sleep(0.02)
+            assert records["a"].expiry > time.time()
+    peer = decode(records["a"], 6)
+    assert (peer.state, range(peer.start, peer.stop)) == ("joining", span)
 
 
 async def test_a_record_of_ones_own_earlier_run_does_not_count():

@@ -161,22 +161,36 @@ def test_local_networks_are_exempt_and_the_table_stays_bounded():
 
 
 def test_the_same_clock_is_left_alone():
-    clock = SwarmClock(NOW, 50.0)
+    clock = SwarmClock(NOW, 50.0, "a")
     clock.observe("a", NOW + 2.0, 50.0)
     assert clock.now(60.0) == NOW + 10
     assert clock.offset_s == 0
 
 
 def test_a_wrong_clock_follows_the_majority():
-    clock = SwarmClock(NOW + 600, 50.0)
+    clock = SwarmClock(NOW + 600, 50.0, ("a", "b", "liar"))
     for peer, wall in (("a", NOW), ("b", NOW + 0.5), ("liar", NOW + 1e6)):
         clock.observe(peer, wall, 50.0)
     assert abs(clock.now(60.0) - NOW - 10) < 1
 
 
+def test_strangers_move_the_clock_of_nobody_who_knows_better():
+    first, guided, orphan = (SwarmClock(NOW, 0.0, guides) for guides in ((), ("guide",), ("guide",)))
+    guided.observe("guide", NOW + 60, 0.0)
+    for number in range(100):  # more than are remembered
+        for clock in (first, guided):
+            clock.observe(f"stranger {number}", NOW + 3600, 0.0)
+    assert (first.offset_s, guided.offset_s) == (0.0, 60.0)
+    for number in range(2):
+        orphan.observe(f"remembered {number}", NOW + 60, 0.0)
+    assert orphan.offset_s == 0.0
+    orphan.observe("liar", NOW + 1e6, 0.0)
+    assert orphan.offset_s == 60.0
+
+
 @pytest.mark.parametrize("wall", [float("nan"), float("inf"), -1.0, 0.0, 1e300])
 def test_absurd_times_are_ignored(wall):
-    clock = SwarmClock(NOW, 0.0)
+    clock = SwarmClock(NOW, 0.0, "a")
     clock.observe("a", wall, 0.0)
     assert clock.now(1.0) == NOW + 1
 

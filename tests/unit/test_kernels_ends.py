@@ -31,7 +31,7 @@ def test_fetch_copies_all_and_tells_the_last_number(numbers: int, states: tuple[
         assert arrived.item() == 0
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "int8"])
+@pytest.mark.parametrize("form", ["bfloat16", "int8", "float32", "float16"])
 @pytest.mark.parametrize("width", [64, 192, 1000])
 def test_send_places_rows_and_says_which_are_finite(width: int, form: str) -> None:
     result = torch.randn(6, width).bfloat16()

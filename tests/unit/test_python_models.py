@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from local_sessions import LocalSwarm, load_local
+from shoal.client.model import lanes
 from shoal.client.model.cache import SessionCache
 from shoal.client.model.heads import DistributedModelForCausalLM, DistributedModelForSequenceClassification
 from shoal.client.model.modeling import DistributedModel
@@ -167,12 +168,13 @@ def test_a_step_that_fails_leaves_the_session_as_it_was(llama, model) -> None:
     assert torch.equal(found, llama[0].generate(prompt, max_new_tokens=8, **how)[:, 9:])
 
 
-def test_a_cache_grows_and_a_forgotten_one_is_given_back(llama, model) -> None:
-    ids = tokens(1, 300)
+def test_a_cache_grows_and_a_forgotten_one_is_given_back(llama, model, monkeypatch) -> None:
+    monkeypatch.setattr(lanes, "LEAST_TOKENS", 64)
+    ids = tokens(1, 151)
     with torch.no_grad():
         out = model(ids[:, :2], use_cache=True)
         assert isinstance(out.past_key_values, SessionCache)
-        for at in range(2, 300, 149):
+        for at in range(2, 151, 149):
             out = model(ids[:, at : at + 149], past_key_values=out.past_key_values)
         assert (out.logits - llama[0](ids).logits[:, -149:]).abs().max() < 1e-3
     assert swarm_of(model).open == 1

@@ -269,12 +269,25 @@ def start_over(session: Session) -> list[object]:
 def test_new_beginnings_that_bring_nothing_end_the_session():
     session = streaming()
     for _ in range(MAX_STARTS_OVER):
-        assert not any(isinstance(action, GiveUp) for action in start_over(session))
+        assert not any(isinstance(action, GiveUp) for action in session.start_over())
         session.on_route(Route(HOPS, 1.0), 0.0)
-    actions = start_over(session)
+    actions = session.start_over()
     assert str(MAX_STARTS_OVER) in only(actions, GiveUp).reason
     assert session.state is State.CLOSED
     assert {peer_id for peer_id, _ in sent(actions, Close)} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("reason", [Reason.GAP, Reason.NO_REPLAY])
+def test_who_lacks_again_what_it_was_given_is_taken_for_lost(reason):
+    session = streaming()
+    step(session)
+    assert not any(isinstance(action, Blame) for action in refused(session, "b", reason))  # it may be right, once
+    session.on_route(Route(HOPS, 1.0), 0.0)
+    for peer_id in "abc":
+        opened(session, peer_id)
+    actions = refused(session, "b", reason)
+    assert only(actions, Blame).error.peer_id == "b"
+    assert "b" in only(actions, Plan).avoid
 
 
 def test_answers_renew_the_patience_with_new_beginnings():
