@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shoal.blocks.kv import BlockKV, KVPool
 
 IMPLEMENTATION = "shoal_paged"
+MOST_SLOTS = 1 << 17  # of KV that rows of one token are given copies of at a time
 _SCORES = 1 << 25  # elements of one tile of attention scores where they must be built: 128 MiB in float32
 
 # Left to itself, torch prefers cuDNN on an H100. cuDNN builds a plan for each new length, which takes tens of
@@ -141,18 +142,19 @@ def _attend_tokens(query: torch.Tensor, kv: BlockKV, reads: tuple[Read, ...], ru
 def _attend_padded(
     query: torch.Tensor, kv: BlockKV, batch: Batch, rest: tuple[int | None, Rules, torch.Tensor]
 ) -> None:
+    """Rows of one token each, all as long as the longest. So many at a time that the copies of their KV stay small: one
+    long context beside many short ones would otherwise take the memory of many long ones."""
     window, rules, out = rest
     read = batch.padded_read(window)
     n, width = read.mask.shape[0], read.mask.shape[-1]
-    keys, values = (
-        part.view(n, width, *part.shape[1:]).transpose(1, 2).to(query.dtype) for part in kv.select(read.slots)
-    )
-    tokens = query[0].index_select(1, read.tokens).transpose(0, 1)[:, :, None]
-    if rules.needs_scores:
-        done = _by_scores(tokens, (keys, values), read.mask, rules)
-    else:
-        done = _one_token(tokens, (keys, values), read.mask, rules)
-    out[0].index_copy_(0, read.tokens, done[:, :, 0])
+    rows = max(1, MOST_SLOTS // width)
+    for first in range(0, n, rows):
+        mask, at = read.mask[first : first + rows], read.tokens[first : first + rows]
+        seen = kv.select(read.slots[first * width : (first + rows) * width])
+        keys, values = (part.view(len(mask), width, *part.shape[1:]).transpose(1, 2).to(query.dtype) for part in seen)
+        tokens = query[0].index_select(1, at).transpose(0, 1)[:, :, None]
+        attend = _by_scores if rules.needs_scores else _one_token
+        out[0].index_copy_(0, at, attend(tokens, (keys, values), mask, rules)[:, :, 0])
 
 
 def _one_token(

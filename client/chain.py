@@ -184,12 +184,11 @@ class Chain:
         return Close(session=self.terms.session, epoch=self.epoch, prefix=prefix)
 
     def names(self, index: int, held: Prefix) -> tuple[bytes, ...]:
-        """The names of what a hop holds. None for one that is older than a hop before it: that one's predecessor, which
-        may have computed in another way, has part in its KV."""
-        before = self.links[:index]
-        if any(link.born > self.links[index].born for link in before):
+        """The names of what a hop holds. None where it, or one before it, is older than a hop before that: that one's
+        predecessor, which may have computed in another way, has part in its KV, or in what it was refilled with."""
+        if any(before.born > after.born for before, after in pairwise(self.links[: index + 1])):
             return ()
-        return held.keys([link.hop for link in before])
+        return held.keys([link.hop for link in self.links[:index]])
 
     def hidden(self, step: Step, *, replay: bool = False) -> Hidden:
         """A step's input for the first hop."""

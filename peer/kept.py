@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shoal.peer.wire import Buffer
 
 ALWAYS_KEPT = 64  # newest outputs that no budget takes: a client has at most this many steps in flight
+LARGE_KEPT = 4  # so many, where the oldest is a prompt's: those are large, and a client can have them run again
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class KeptOutputs:
         """Keep one more output; what it rewinds over is forgotten."""
         self.truncate(output.position)
         self._append(output)
-        while self._is_over() and len(self._outputs) > ALWAYS_KEPT:
+        while self._is_over() and len(self._outputs) > (LARGE_KEPT if self._outputs[0].rows > 1 else ALWAYS_KEPT):
             self._count(-_size(self._outputs.popleft()))
 
     def clear(self) -> None:

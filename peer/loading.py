@@ -98,14 +98,17 @@ def memory_of(config: PeerConfig, model: Model, room: Fit, blocks: range) -> tup
     return weights, room.kv_tokens * sum(figures.kv[blocks.start : blocks.stop])
 
 
-def load(config: PeerConfig, model: Model, blocks: range, room: Fit) -> Span:
-    """Fetch the shards that hold these blocks if need be, and load them. Errors: `BlocksError`."""
+def fetch(config: PeerConfig, model: Model, blocks: range) -> Checkpoint:
+    """The checkpoint with the shards that hold these blocks, fetched if need be. Errors: `BlocksError`."""
     names = model.checkpoint.tensor_names()
     needed = {name for block in blocks for name in model.spec.family.block_tensors(names, block)}
     with downloads() as progress:
-        checkpoint = resolve(
-            config.model, wanted=needed.__contains__, revision=model.checkpoint.revision, progress=progress
-        )
+        return resolve(config.model, wanted=needed.__contains__, revision=model.checkpoint.revision, progress=progress)
+
+
+def load(config: PeerConfig, model: Model, blocks: range, room: Fit) -> Span:
+    """Fetch the shards that hold these blocks if need be, and load them. Errors: `BlocksError`."""
+    checkpoint = fetch(config, model, blocks)
     logger.info("loading blocks %d:%d of %s as %s", blocks.start, blocks.stop, checkpoint.name, config.quantization)
     options = SpanOptions(
         kv_pages=-(-room.kv_tokens // PAGE_TOKENS), quantization=config.quantization, device=config.device,

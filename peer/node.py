@@ -214,6 +214,8 @@ class Node:
             channel.send(_unknown(message.session, message.epoch))
             return
         self.book.residency.rerouted(lease.holding)
+        if message.epoch > lease.epoch:  # what waits for the next hop is of the time before, and comes again if need be
+            self._pool.forget(lease.next, lease.session, lease.epoch)
         self.perform(lease, lease.reroute(message))
 
     def _on_hidden(self, channel: Channel, hidden: Hidden) -> None:

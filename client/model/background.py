@@ -9,6 +9,8 @@ import threading
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from shoal.peer.errors import SessionClosed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Future
@@ -49,6 +51,10 @@ class Held(Generic[T]):
             if self._ready.done():
                 raise
             self._ready.set_exception(only(error))
+        finally:
+            if not self._ready.done():  # whoever waits for it may be in another thread
+                self._ready.set_exception(SessionClosed("it was closed before it had opened"))
+                self._ready.exception()  # or be gone
 
 
 async def hold(context: AbstractAsyncContextManager[T]) -> Held[T]:

@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 import torch
+from shoal.blocks.errors import CheckpointError
 from shoal.client.cli.children import Children
 from shoal.client.local import load_model
 from shoal.client.swarm import Model, SessionOptions, join_swarm
@@ -93,9 +94,15 @@ async def test_a_peer_takes_the_place_of_the_last_holders(folder):
 
 
 async def test_the_blocks_that_a_peer_leaves_are_out_of_memory_before_the_next_ones_come(folder, monkeypatch, capsys):
-    """A peer that fills its device could not load them otherwise. It moves here as soon as it serves."""
+    """A peer that fills its device could not load them otherwise. It moves as soon as it serves, unless those blocks
+    cannot be had."""
     spans, still_there = [], []
-    load, runs = loading.load, itertools.count()
+    load, fetch, runs, fetches = loading.load, loading.fetch, itertools.count(), itertools.count()
+
+    def failing(*arguments):
+        if next(fetches) == 1:  # the first is for the blocks that it begins with
+            raise CheckpointError("the hub does not answer")
+        return fetch(*arguments)
 
     def watched(*arguments):
         still_there.append([span() is not None for span in spans])
@@ -104,11 +111,12 @@ async def test_the_blocks_that_a_peer_leaves_are_out_of_memory_before_the_next_o
         return span
 
     async def move(_mover):
-        if next(runs):
+        if next(runs) > 1:
             await asyncio.Event().wait()
         return Move(3, 6, "told to", 1.0, 2.0)
 
     monkeypatch.setattr(loading, "load", watched)
+    monkeypatch.setattr(loading, "fetch", failing)
     monkeypatch.setattr(Mover, "run", move)
     async with Children({"OMP_NUM_THREADS": "1"}) as children:
         node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "tiny"])
@@ -123,7 +131,8 @@ async def test_the_blocks_that_a_peer_leaves_are_out_of_memory_before_the_next_o
                 said += capsys.readouterr().out
             os.kill(os.getpid(), signal.SIGTERM)
             assert await peer == 0
-    assert '"moving"' in said
+    assert said.count('"moving"') == 1
+    assert next(runs) == 3
     assert still_there == [[], [False]]
 
 

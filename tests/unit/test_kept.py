@@ -149,3 +149,11 @@ def test_leases_share_one_budget_and_give_it_back():
     first.clear()
     second.clear()
     assert shared.used_bytes == 0
+
+
+def test_a_long_prompt_stays_within_the_budget_and_the_newest_outputs_can_be_given_again():
+    """Messages of a prompt are large: 64 of them would be a GiB of some models."""
+    kept = filled(*[50] * 40, budget=200 * ROW)
+    assert kept.bytes == 200 * ROW
+    assert [kept.answer(step) is not None for step in (35, 36, 39)] == [False, True, True]
+    assert kept.replay(2000, 512) is None

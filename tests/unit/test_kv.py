@@ -220,3 +220,18 @@ def test_padding_stays_in_its_own_row() -> None:
 def test_rows_that_do_not_fit_are_refused(row, message) -> None:
     with pytest.raises(ValueError, match=message):
         check_rows([row], 8 * PAGE_TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt-oss", "gemma2"])
+def test_decode_tokens_of_very_different_lengths_share_little_memory(tmp_path, monkeypatch, kind) -> None:
+    """Rows are widened to the longest: some at a time give what all at once do."""
+    monkeypatch.setattr("shoal.blocks.batch.ROW_BY_ROW", frozenset())
+    save_tiny(kind, tmp_path)
+    span = load_span(resolve(str(tmp_path)), range(4), SpanOptions(kv_pages=16, dtype=torch.float32, fused=False))
+    rows = [Row((number,), 0, 5 + number) for number in range(6)] + [Row(range(6, 11), 0, 70)]
+    span.forward(torch.randn(sum(row.count for row in rows), 64), rows)
+    hidden, decodes = torch.randn(len(rows), 64), [Row(row.pages, row.count, 1) for row in rows]
+    wanted = span.forward(hidden, decodes)
+    for most in (1, 150, 300):
+        monkeypatch.setattr("shoal.blocks.attention.MOST_SLOTS", most)
+        assert (span.forward(hidden, decodes) - wanted).abs().max() < 1e-5
