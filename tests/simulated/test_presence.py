@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from shoal.client.options import SessionOptions
 from shoal.peer.errors import NoRouteError
 
+from tests.sim import toy
 from tests.sim.clock import run
-from tests.sim.swarm import generate, world
+from tests.sim.swarm import N_BLOCKS, generate, states, world
 
 SPANS = [(0, 6), (0, 3), (3, 6)]
 NAMES = ("p0", "p1", "p2")
@@ -109,3 +111,23 @@ def test_links_are_closed_again_when_nobody_looks_on():
     assert during == dict.fromkeys(NAMES, "here")
     assert after == dict.fromkeys(NAMES, "unknown")
     assert watched == set()
+
+
+def test_a_record_that_one_look_missed_keeps_no_later_session_waiting():
+    """The link stood all the while, so that nothing more was to be heard of it."""
+
+    async def main():
+        async with (
+            world(3, [(0, 2), (2, 4), (4, 6)]) as it,
+            it.client() as swarm,
+            swarm.session(SessionOptions(max_tokens=64)) as session,
+        ):
+            await session.step(states([1, 2, 3]))  # its links are in use
+            record = it.table.pop("p1")
+            await swarm.refresh()
+            it.table["p1"] = record
+            await swarm.refresh()
+            async with asyncio.timeout(20):
+                return await generate(swarm, [1, 2, 3], 4)
+
+    assert run(main()) == toy.generate([1, 2, 3], N_BLOCKS, 4)

@@ -146,6 +146,15 @@ def test_a_single_file_needs_no_index(tmp_path):
     assert resolve(str(tmp_path)).read(["w"])["w"].tolist() == [1, 1, 1]
 
 
+def test_a_single_file_is_newer_than_an_index_that_lies_beside_it(tmp_path):
+    """A model that was sharded once and saved again whole: transformers, too, reads the single file."""
+    save_file({"a.weight": torch.full((2,), 7.0)}, tmp_path / "model.safetensors")
+    index = {"weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert resolve(str(tmp_path)).read(["a.weight"])["a.weight"].tolist() == [7.0, 7.0]
+
+
 def test_the_fingerprint_is_the_content_wherever_it_lies(small, tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     for file in small.iterdir():

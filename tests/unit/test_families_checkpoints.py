@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from shoal.blocks.checkpoint import resolve
 from shoal.blocks.ends import load_ends
 from shoal.blocks.errors import CheckpointError
 from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.blocks.spec import spec_of
 from tiny_models import save_tiny
 
 OPTIONS = SpanOptions(kv_pages=4, dtype=torch.float32)
@@ -155,3 +157,12 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path) -> None:
     held.tensors[name] = held.tensors[name][:-1]
     with pytest.raises(CheckpointError, match="block 0 have other shapes"):
         load_span(held, range(1), OPTIONS)
+
+
+def test_a_text_part_that_names_no_type_has_that_of_the_whole():
+    """As in Gemma 3's published configs."""
+    text = {"model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    config = {"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16"}
+    assert spec_of(SimpleNamespace(config=config)).dtype is torch.bfloat16
+    text["torch_dtype"] = "float16"
+    assert spec_of(SimpleNamespace(config=config)).dtype is torch.float16
