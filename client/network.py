@@ -79,12 +79,12 @@ class Network:
         await self._up.wait()
         await self._directory.withdraw()
 
-    async def lookup(self) -> list[Record]:
+    async def lookup(self, within_s: float | None = None) -> list[Record]:
         """See `Directory`."""
         while True:
             await self._up.wait()
             host = self._host
-            records = await self._directory.lookup()
+            records = await self._directory.lookup(within_s)
             if not host.died.is_set():  # else nobody could be asked, and nothing found means nothing
                 return records
             self._gone(host)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Place", "SessionOptions", "Swarm", "SwarmOptions", "join_swarm"]
 
 SECRET_BYTES = 32
+FIRST_LOOK_S = 0.05  # who joins a swarm of thousands begins with those whose records are verified by then
+SECOND_LOOK_S = 1.0
 
 
 class Swarm:
@@ -64,7 +66,8 @@ class Swarm:
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         await self._pool.__aenter__()
-        await self.refresh()
+        if (await self.refresh(FIRST_LOOK_S)).missing():
+            await self.refresh()
         self._watching = self._tasks.create_task(self._watch())
         return self
 
@@ -84,9 +87,9 @@ class Swarm:
         """Peers that serve another revision of the model, which is why they are not in the view."""
         return dict(self._other_revisions)
 
-    async def refresh(self) -> View:
-        """Look the swarm up now."""
-        records = await self._place.directory.lookup()
+    async def refresh(self, within_s: float | None = None) -> View:
+        """Look the swarm up now. `within_s`: see `Directory.lookup`."""
+        records = await self._place.directory.lookup(within_s)
         now = self._place.wall()
         fresh = []
         for record in records:
@@ -228,8 +231,10 @@ class Swarm:
         return next((f"{peer.quantization} {peer.dtype}" for peer in self._view.peers if peer.peer_id == peer_id), "")
 
     async def _watch(self) -> None:
+        pause_s = min(SECOND_LOOK_S, self._place.refresh_s)
         while True:
-            await asyncio.sleep(self._place.refresh_s)
+            await asyncio.sleep(pause_s)
+            pause_s = self._place.refresh_s
             await self.refresh()
             needed = {hop.peer_id for session in self._sessions.values() for hop in session.route}
             self._met.tidy(needed | self.presence.watched)

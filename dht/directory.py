@@ -12,13 +12,15 @@ import os
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shoal.dht.envelope import Envelope
-from shoal.dht.errors import InviteError, JoinError, RecordError
+from shoal.dht.errors import JoinError
+from shoal.dht.identity import PUBLIC_BYTES
 from shoal.dht.keys import SHARDS, record_key, shard_key
 from shoal.dht.node import Node, Sighting, open_node
-from shoal.dht.record import Record, open_record, seal
+from shoal.dht.opening import Backlog, Opened, Opener
+from shoal.dht.record import Record, public_key_in, seal
 from shoal.dht.twin import answers_at
 
 if TYPE_CHECKING:
@@ -46,21 +48,14 @@ class Directory(Protocol):
         """Tell everybody that we have left."""
         ...
 
-    async def lookup(self) -> list[Record]:
-        """The newest live record of each peer, verified and decrypted; `expiry` is in this machine's own clock."""
+    async def lookup(self, within_s: float | None = None) -> list[Record]:
+        """The newest live record of each peer, verified and decrypted; `expiry` is in this machine's own clock. What
+        is not verified so many seconds after the last node's answer is left for the next look-up."""
         ...
 
     def nodes(self) -> frozenset[str]:
         """Peers that answer as nodes of the directory: they are there, whatever their records say."""
         ...
-
-
-class Opened(NamedTuple):
-    """A verified record of this swarm as it came, opened, and what its envelope said; a withdrawn one has none."""
-
-    raw: bytes
-    record: Record
-    envelope: Envelope | None
 
 
 class DHTDirectory:
@@ -69,6 +64,8 @@ class DHTDirectory:
     def __init__(self, node: Node, identity: Identity, invite: Invite, revision: str) -> None:
         self._node, self._identity, self._invite, self._revision = node, identity, invite, revision
         self._key = record_key(invite.namespace, identity.peer_id)
+        self._opener = Opener(invite)
+        self._backlog = Backlog(self._note, self._met)
         self._run = round(time.time() * 1000).to_bytes(6, "big") + os.urandom(2)  # earlier runs compare lower
         self._sequence = 0
         self._expiry = 0.0
@@ -81,7 +78,9 @@ class DHTDirectory:
         here = self._node.host.maddrs[0].rpartition("/p2p/")[0] if self._node.host.maddrs else ""
         content = Envelope(self._run, here, self._revision, body).encode()
         expiry = self._node.now() + min(ttl_s, MAX_TTL_S)
-        await self._publish(self._invite.encrypt(content, self._context(self._identity.peer_id)), expiry, sighting)
+        await self._publish(
+            self._invite.encrypt(content, self._opener.context(self._identity.peer_id)), expiry, sighting
+        )
 
     async def withdraw(self) -> None:
         """See `Directory`. The empty record outlives the last announcement, so that this cannot come back."""
@@ -89,11 +88,15 @@ class DHTDirectory:
             (sighting,) = await self._node.look(self._key)
             await self._publish(b"", max(self._expiry, self._node.now()) + 1.0, sighting)
 
-    async def lookup(self) -> list[Record]:
+    async def lookup(self, within_s: float | None = None) -> list[Record]:
         """See `Directory`."""
         keys = [shard_key(self._invite.namespace, shard) for shard in range(SHARDS)]
-        sightings = await self._node.look(*keys, held=[opened.raw for opened in self._seen.values()])
-        self._newest(set[bytes]().union(*(sighting.records for sighting in sightings)))
+        held = {*(opened.raw for opened in self._seen.values()), *self._backlog}
+        await self._node.look(
+            *keys, held=held, on_found=lambda raws: self._backlog.add(raw for raw in raws if raw not in held)
+        )
+        await self._backlog.wait(within_s)
+        self._forget_expired()
         # A record counts until it expires, also where the nodes that hold it do not answer just now.
         offset_s = self._node.clock_offset_s
         return [
@@ -110,7 +113,11 @@ class DHTDirectory:
         """JoinError if another running peer uses our identity: its record is live, and it answers where that says."""
         if sighting is None:
             (sighting,) = await self._node.look(self._key)
-        last = self._newest(sighting.records).get(self._identity.peer_id)
+        for raw in sighting.records:
+            if public_key_in(raw) == self._identity.public_bytes:
+                self._note(raw)
+        self._forget_expired()
+        last = self._seen.get(self._identity.peer_id)
         if last is None or last.record.sequence <= self._sequence:
             return
         other, first = last.envelope, not self._expiry
@@ -128,43 +135,30 @@ class DHTDirectory:
         self._sequence = max(self._sequence + 1, round(self._node.now() * 1000))
         self._expiry = max(self._expiry, expiry)
         me, namespace = self._identity.peer_id, self._invite.namespace
-        raw = seal(Record(namespace, self._label, "", me, self._sequence, expiry, body), self._identity)
+        raw = seal(Record(namespace, self._opener.label, "", me, self._sequence, expiry, body), self._identity)
         taken = await self._node.store(self._key, raw, sighting.nearest)
         if sighting.nearest and not taken:
             logger.warning("none of %d directory nodes took our record", len(sighting.nearest))
 
-    @property
-    def _label(self) -> str:
-        return self._invite.model if self._invite.secret is None else ""
+    def close(self) -> None:
+        """Verify nothing more."""
+        self._backlog.close()
 
-    def _context(self, peer_id: str) -> bytes:
-        return self._invite.namespace + peer_id.encode()
+    def _note(self, raw: bytes) -> None:
+        """Keep a record if it is good and none of its peer with a higher sequence number is known."""
+        opened = self._opener.open(raw, self._node.now())
+        if opened is not None:
+            known = self._seen.get(opened.record.peer_id)
+            if known is None or opened.record.sequence >= known.record.sequence:
+                self._seen[opened.record.peer_id] = opened
 
-    def _newest(self, raws: set[bytes]) -> dict[str, Opened]:
-        """The highest sequence number of each peer that was seen now, none lower than one seen before."""
-        newest: dict[str, Opened] = {}
-        now, opened_before = self._node.now(), {opened.raw: opened for opened in self._seen.values()}
-        for opened in filter(None, (opened_before.get(raw) or self._open(raw, now) for raw in raws)):
-            peer_id, sequence = opened.record.peer_id, opened.record.sequence
-            known = self._seen.get(peer_id)
-            if known is None or sequence >= known.record.sequence:
-                self._seen[peer_id] = newest[peer_id] = opened
+    def _forget_expired(self) -> None:
+        now = self._node.now()
         self._seen = {peer_id: opened for peer_id, opened in self._seen.items() if opened.record.expiry > now}
-        return {peer_id: opened for peer_id, opened in newest.items() if self._seen.get(peer_id) is opened}
 
-    def _open(self, raw: bytes, now: float) -> Opened | None:
-        """None for anything that is not a good record of this swarm: one bad record hides no other."""
-        try:
-            record = open_record(raw, now)
-            if record.namespace != self._invite.namespace or record.model != self._label:
-                return None
-            if not record.body:
-                return Opened(raw, record, None)
-            envelope = Envelope.decode(self._invite.decrypt(record.body, self._context(record.peer_id)))
-        except (RecordError, InviteError) as refusal:
-            logger.debug("skipped a record: %s", refusal)
-            return None
-        return Opened(raw, replace(record, revision=envelope.revision, body=envelope.body), envelope)
+    def _met(self) -> list[bytes]:
+        """Public keys of the nodes that have answered: those are there."""
+        return [peer.to_bytes()[-PUBLIC_BYTES:] for peer in self._node.protocol.routing_table.peers()]
 
 
 @asynccontextmanager
@@ -188,7 +182,10 @@ async def open_directory(
         directory = DHTDirectory(node, identity, invite, revision)
         if not fresh:
             await directory.refuse_twin()
-        yield directory
+        try:
+            yield directory
+        finally:
+            directory.close()
 
 
 async def watch(directory: Directory, period_s: float) -> AsyncIterator[list[Record]]:

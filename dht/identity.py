@@ -10,7 +10,6 @@ import contextlib
 import os
 import secrets
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
@@ -65,17 +64,19 @@ def public_bytes_of(peer_id: str) -> bytes:
     return public
 
 
-@lru_cache(maxsize=4096)
-def public_key_of(peer_id: str) -> Ed25519PublicKey:
-    """The public key inside a peer id; IdentityError if there is none."""
-    return Ed25519PublicKey.from_public_bytes(public_bytes_of(peer_id))
-
-
 def verify(peer_id: str, signature: bytes, message: bytes) -> bool:
     """Whether `peer_id`'s own key made `signature` over `message` (RFC 8032). Never raises on bad input."""
     try:
-        public_key_of(peer_id).verify(signature, message)
-    except (InvalidSignature, IdentityError):
+        return verify_by(public_bytes_of(peer_id), signature, message)
+    except IdentityError:
+        return False
+
+
+def verify_by(public_key: bytes, signature: bytes, message: bytes) -> bool:
+    """As `verify`, for the raw 32-byte key itself."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):
         return False
     return True
 

@@ -13,6 +13,7 @@ import ipaddress
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -102,7 +103,7 @@ class Invite:
             raise InviteError("The invite is damaged: it is not in its one spelling. Copy it again, whole.")
         return invite
 
-    @property
+    @cached_property
     def namespace(self) -> bytes:
         """32 bytes that name the swarm in the directory; not to be guessed without the secret."""
         return hmac.digest(

@@ -30,6 +30,7 @@ from shoal.dht.search import Search
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
+    from shoal.dht.asking import OnFound
     from shoal.dht.host import Host
 
 logger = logging.getLogger(__name__)
@@ -72,12 +73,13 @@ class Node:
         if others and not await self._meet(others) and not await self._meet(self._remembered.maddrs()):
             where = ", ".join(others[:3])
             raise JoinError(f"No bootstrap node answers at {where}; check that one runs and can be reached.")
-        await self.look(self.protocol.node_id.to_bytes())
+        if not self.protocol.client_mode:  # nobody is to find a guest, and its first look-up finds others for it
+            await self.look(self.protocol.node_id.to_bytes())
 
-    async def look(self, *keys: bytes, held: Iterable[bytes] = ()) -> list[Sighting]:
+    async def look(self, *keys: bytes, held: Iterable[bytes] = (), on_found: OnFound | None = None) -> list[Sighting]:
         """Search for keys, all at once, asking each node met for all of them; records that are `held` are not fetched
-        again, and may be missing in what is found."""
-        asking = Asking(self.protocol, keys, held)
+        again, and may be missing in what is found. `on_found` gets what is found while the search goes on."""
+        asking = Asking(self.protocol, keys, held, on_found)
         searches = [Search(key, asking.ask) for key in keys]
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -86,7 +88,10 @@ class Node:
         finally:
             await asking.close()
         for search in searches:
-            search.records.update(self.protocol.store.get(search.key, self.now()))
+            here = self.protocol.store.get(search.key, self.now())
+            search.records.update(here)
+            if on_found is not None:
+                on_found(here)
         return [Sighting(search.records, search.nearest(REPLICAS)) for search in searches]
 
     async def store(self, key: bytes, raw: bytes, nearest: Sequence[PeerID]) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.dht.errors import RecordError
-from shoal.dht.identity import SIGNATURE_BYTES, peer_id_of, public_bytes_of, verify
+from shoal.dht.identity import PUBLIC_BYTES, SIGNATURE_BYTES, peer_id_of, public_bytes_of, verify_by
 
 if TYPE_CHECKING:
     from shoal.dht.identity import Identity
@@ -26,6 +26,7 @@ NAMESPACE_BYTES = 32
 SIGNED_AS = b"shoal record v1\x00"
 MAGIC = b"SHR1"
 HEAD = struct.Struct(">4s32s32sQd")
+KEY_AT = 36  # in HEAD
 SHORT, LONG = struct.Struct(">B"), struct.Struct(">H")
 
 
@@ -84,13 +85,18 @@ def open_record(raw: bytes, now: float) -> Record:
     Accepts only `now < expiry <= now + 300` (unix seconds), so neither an old record nor an immortal one is believed.
     """
     record = parse(raw)
+    check(record, raw, now)
+    return record
+
+
+def check(record: Record, raw: bytes, now: float) -> None:
+    """What `open_record` does once a record is parsed."""
     if not record.expiry > now:
         raise RecordError("The record has expired.")
     if not record.expiry <= now + MAX_LIFETIME_S:  # also refuses inf; a NaN fails the line above
         raise RecordError(f"The record expires more than {MAX_LIFETIME_S:.0f} s from now.")
-    if not verify(record.peer_id, raw[-SIGNATURE_BYTES:], SIGNED_AS + raw[:-SIGNATURE_BYTES]):
+    if not verify_by(public_key_in(raw), raw[-SIGNATURE_BYTES:], SIGNED_AS + raw[:-SIGNATURE_BYTES]):
         raise RecordError("The record's signature is not its peer's.")
-    return record
 
 
 def parse(raw: bytes) -> Record:
@@ -110,6 +116,11 @@ def parse(raw: bytes) -> Record:
         return Record(namespace, model.decode(), revision.decode(), peer_id_of(public_key), sequence, expiry, body)
     except UnicodeDecodeError as error:
         raise RecordError("The record's model or revision is not text.") from error
+
+
+def public_key_in(raw: bytes) -> bytes:
+    """Whose a wire-form record claims to be; neither form nor signature is checked."""
+    return raw[KEY_AT : KEY_AT + PUBLIC_BYTES]
 
 
 def _field(raw: bytes, at: int, end: int, length: struct.Struct) -> tuple[bytes, int]:

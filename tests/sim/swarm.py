@@ -47,7 +47,7 @@ class SimDirectory:
     async def withdraw(self) -> None:
         self.table.pop(self.peer_id, None)
 
-    async def lookup(self) -> list[Record]:
+    async def lookup(self, within_s: float | None = None) -> list[Record]:
         await asyncio.sleep(0.02)
         return [record for record in self.table.values() if record.expiry > self.wall()]
 

@@ -324,7 +324,7 @@ def test_a_clients_clock_that_is_off_by_ten_minutes_refuses_no_peer(off_s):
             directory, wall = place.directory, it.wall
 
             class Elsewhere:
-                async def lookup(self):
+                async def lookup(self, within_s=None):
                     return [replace(record, expiry=record.expiry + off_s) for record in await directory.lookup()]
 
                 nodes = directory.nodes

@@ -96,3 +96,27 @@ async def test_a_first_one_that_does_not_answer_in_time_is_not_waited_for(silent
     asked[0].cancel()
     await one.close()
     assert asyncio.all_tasks() <= {asyncio.current_task(), asked[0]}
+
+
+async def test_what_comes_is_told_as_it_comes_and_the_next_node_is_asked_meanwhile():
+    """The first node's keys are slow and quick: what is quick neither waits nor holds others up."""
+    nodes = Nodes(one={KEYS[0]: {b"1"}, KEYS[1]: {b"2"}})
+    told: list[bytes] = []
+    slow = asyncio.Event()
+    whole = nodes.call_find
+
+    async def call_find(peer, keys, some=None):
+        if keys == [KEYS[1]]:
+            await slow.wait()
+        return await whole(peer, keys, some)
+
+    nodes.call_find = call_find
+    one = Asking(nodes, KEYS, on_found=told.extend)
+    late = asyncio.ensure_future(one.ask("one", KEYS[1]))
+    async with asyncio.timeout(2):
+        assert (await one.ask("one", KEYS[0])).records == [b"1"]
+        assert told == [b"1"]
+        slow.set()
+        assert (await late).records == [b"2"]
+    assert told == [b"1", b"2"]
+    await one.close()

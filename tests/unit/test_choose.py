@@ -27,7 +27,7 @@ class Table:
     async def withdraw(self) -> None:
         self.records.pop(self.peer_id, None)
 
-    async def lookup(self) -> list[Record]:
+    async def lookup(self, within_s: float | None = None) -> list[Record]:
         return list(self.records.values())
 
 
