@@ -21,6 +21,7 @@ from shoal.client.remote import RemoteSession
 from shoal.peer.errors import NoRouteError
 from shoal.peer.link import IMPATIENT
 from shoal.peer.pool import ChannelPool, PoolConfig
+from shoal.peer.wire import SESSION_BYTES, session_name
 from shoal.routing.announcement import AnnouncementError, decode
 from shoal.routing.chunks import chunk_of, lines_hold_up
 from shoal.routing.health import Health
@@ -205,7 +206,7 @@ class Swarm:
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id
-        session, codec = self._place.random_bytes(16), self._form(options)
+        session, codec = session_name(me, self._place.random_bytes(SESSION_BYTES // 2)), self._form(options)
         form, prompt = (codec, options.start), options.prompt
         return SessionTerms(
             session=session, namespace=invite.namespace, revision=self.model.revision, start=options.start,

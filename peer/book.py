@@ -13,7 +13,7 @@ from shoal.peer.errors import Reason
 from shoal.peer.kept import KeptBudget
 from shoal.peer.lease import Lease, Terms
 from shoal.peer.residency import Residency
-from shoal.peer.wire import Refused
+from shoal.peer.wire import Refused, names_session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +128,8 @@ class LeaseBook:
             return _refusal(request, Reason.WRONG_MODEL, f"this peer serves revision {offer.revision} of another model")
         if not offer.check_proof(request.proof, client, request.session):
             return _refusal(request, Reason.FORBIDDEN, "no proof of this swarm's secret")
+        if not names_session_of(client, request.session):
+            return _refusal(request, Reason.FORBIDDEN, "that session's name is not one of yours")
         if not offer.start <= request.start < request.stop <= offer.stop:
             return _refusal(request, Reason.NO_SUCH_BLOCKS, f"this peer serves blocks {offer.start}:{offer.stop}")
         if self.draining:

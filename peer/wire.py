@@ -7,6 +7,7 @@ what decoding would refuse.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -53,6 +54,18 @@ class Want(IntEnum):
     NONE = 0
     LAST = 1
     ALL = 2
+
+
+def session_name(client_id: str, chance: bytes) -> bytes:
+    """A session's 16 bytes: 8 bytes of `chance`, and a digest of these with the one peer that may open it. Others on
+    its route learn the name; they cannot take it before its client does."""
+    digest = hashlib.blake2b(chance + client_id.encode(), digest_size=SESSION_BYTES // 2, person=b"shoal session")
+    return chance + digest.digest()
+
+
+def names_session_of(client_id: str, session: bytes) -> bool:
+    """Whether `session_name` gives such a name to that client."""
+    return session == session_name(client_id, session[: SESSION_BYTES // 2])
 
 
 def _session() -> Any:

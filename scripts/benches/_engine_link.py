@@ -20,7 +20,7 @@ from shoal.peer.engine import DeviceEngine
 from shoal.peer.link import Patience
 from shoal.peer.node import Node, NodeConfig
 from shoal.peer.settle import settle, trim
-from shoal.peer.wire import Buffer, Close, Hidden, Message, Open, Opened, Receipt, Refused, Want
+from shoal.peer.wire import Buffer, Close, Hidden, Message, Open, Opened, Receipt, Refused, Want, session_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -103,7 +103,7 @@ class Client:
 
     async def open(self, tokens: int, prefix: tuple[bytes, ...] = ()) -> tuple[bytes, int]:
         """A lease for `tokens`; returns its session and how many tokens of the prefix are cached."""
-        session = os.urandom(16)
+        session = session_name("client", os.urandom(8))
         opened = await self._ask(
             Open(
                 session=session, epoch=1, namespace=NAMESPACE, revision=REVISION, start=self._span.blocks.start,

@@ -1,6 +1,8 @@
 """What a pipeline over a network cannot beat: compute measured in this process without any network, and legs.
 
-A leg takes half a measured round trip, and bytes over the rate. The machine's cores bound what peers do at once.
+A leg takes half a measured round trip, and bytes over the rate. The machine's cores bound what peers do at once. A
+token passes all spans in turn, here as there: on a machine that they share, none finds its weights in the caches as it
+does when it runs again and again by itself (`apart`, which is told beside).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from _wan_swarm import Setting
     from shoal.blocks.span import Span
@@ -30,13 +32,15 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Compute:
-    """Seconds, one thread. decode: a token's, of each peer's span; prefill: the prompt's, of each span; ends: a token's
-    embedding and head; chunks: pieces that the prompt was cut into."""
+    """Seconds, one thread. decode: a token's, of each peer's span; prefill: the prompt's, of each span; ends: a
+    token's embedding and head; chunks: pieces that the prompt was cut into. apart: the sum of `decode` and `ends`, each
+    measured by itself."""
 
     decode: tuple[float, ...]
     prefill: tuple[float, ...]
     ends: float
     chunks: int
+    apart: float
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,11 @@ class Alone:
         """A single token behind `context`, and the prompt in `chunks` pieces, through each span; the client's ends."""
         pieces = torch.split(self._prompt, -(-len(self._prompt) // chunks))
         prefill = tuple(_median(partial(_whole, span, self._pages, pieces), 1) for span in self._spans)
-        decode = tuple(
-            _median(partial(_run, span, self._pages, context, self._prompt[:1]), STEPS) for span in self._spans
-        )
-        return Compute(decode, prefill, _median(partial(self._ends, context), STEPS), chunks)
+        parts = [partial(_run, span, self._pages, context, self._prompt[:1]) for span in self._spans]
+        parts.append(partial(self._ends, context))
+        *decode, ends = _medians_in_turn(parts, STEPS)
+        apart = sum(_median(part, STEPS) for part in parts)
+        return Compute(tuple(decode), prefill, ends, chunks, apart)
 
     def _ends(self, context: int) -> None:
         ids = torch.tensor(prompt(self._model, 1))
@@ -107,8 +112,8 @@ def mean(one: Compute, other: Compute) -> Compute:
     def between(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
         return tuple((x + y) / 2 for x, y in zip(a, b, strict=True))
 
-    ends = (one.ends + other.ends) / 2
-    return Compute(between(one.decode, other.decode), between(one.prefill, other.prefill), ends, one.chunks)
+    ends, apart = between((one.ends, one.apart), (other.ends, other.apart))
+    return Compute(between(one.decode, other.decode), between(one.prefill, other.prefill), ends, one.chunks, apart)
 
 
 def _whole(span: Span, pages: int, pieces: tuple[torch.Tensor, ...]) -> None:
@@ -124,9 +129,15 @@ def _run(span: Span, pages: int, position: int, hidden: torch.Tensor) -> None:
 
 def _median(work: Callable[[], object], repeats: int) -> float:
     """Median seconds, after a first time that is not counted."""
-    times = []
+    return _medians_in_turn([work], repeats)[0]
+
+
+def _medians_in_turn(parts: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median seconds of each part, one part after the other."""
+    times: list[list[float]] = [[] for _ in parts]
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return median(times[1:])
+        for taken, part in zip(times, parts, strict=True):
+            began = time.perf_counter()
+            part()
+            taken.append(time.perf_counter() - began)
+    return [median(taken[1:]) for taken in times]

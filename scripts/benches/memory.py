@@ -28,7 +28,7 @@ from shoal.dht.maddr import direct_place
 from shoal.peer.channel import Channel
 from shoal.peer.link import Patience
 from shoal.peer.transport import P2PTransport
-from shoal.peer.wire import Hidden, Open, Opened, Refused, Want
+from shoal.peer.wire import Hidden, Open, Opened, Refused, Want, session_name
 from shoal.routing.announcement import Announcement, decode
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ async def using(host: Host, peer: Peer, count: int, addrs: Sequence[str] = ()) -
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(channel.run(on_message))
         for _ in range(count):
-            channel.send(_open(peer, os.urandom(16)))
+            channel.send(_open(peer, session_name(host.peer_id, os.urandom(8))))
         async with asyncio.timeout(60):
             await done.wait()
         yield

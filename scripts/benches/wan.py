@@ -65,6 +65,7 @@ async def measure_model(name: str, made: Stage, setting: Setting, arguments: arg
     figures |= {
         f"{name}_rtt_ms_{setting.name}": 1e3 * round_trip,
         f"{name}_compute_ms_{setting.name}": 1e3 * (sum(compute.decode) + compute.ends),
+        f"{name}_compute_apart_ms_{setting.name}": 1e3 * compute.apart,
     }
     if "decode" in arguments.only:
         figures |= compared(f"{name}_decode", setting, figures, ideal_decode(compute, legs))
@@ -150,9 +151,8 @@ def show(figures: dict[str, float], arguments: argparse.Namespace) -> None:
         print_table(["recovery (s)", *(part.replace("_", " ") for part in parts)], rows)
         print(f"bound = connect + replay + two round trips; a hang may take {HANG_GOAL_S:g} s.\n")
     print("3 peers and a client, fp32, one thread a process, all on this machine's cores, each on an emulated host.")
-    print(
-        "ideal decode: 4 measured one-way legs + compute in one process, measured before and after, without a network."
-    )
+    print("ideal decode: 4 measured one-way legs + compute without a network: all spans in one process, one after")
+    print("the other, measured before and after.")
     print("ideal prefill: the slowest stage, leg or all cores busy throughout, and one chunk through the rest.")
     print("whole: the prompt in one piece; first: the first prompt over new connections.")
 

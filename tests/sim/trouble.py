@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shoal.dht.record import Record
 from shoal.peer.lease import Lease
-from shoal.peer.wire import Open
+from shoal.peer.wire import Open, session_name
 from shoal.routing.announcement import Announcement, encode
 
 from tests.sim.swarm import INVITE, N_BLOCKS
@@ -133,7 +133,7 @@ class Trouble:
     async def _full(self, deed: Deed) -> None:
         if (name := self._victim(deed)) is not None:
             steps = self._it.peers[name].node.steps
-            request = open_message(f"full{next(self._numbers):012}".encode(), steps.book)
+            request = open_message(session_name("somebody else", next(self._numbers).to_bytes(8, "big")), steps.book)
             if isinstance(lease := steps.book.open(request, "somebody else"), Lease):
                 self._say(f"{name} has no KV left for {deed.for_s:.2f} s")
                 self._reach.unfit.add(name)

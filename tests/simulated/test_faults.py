@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 from shoal.client.options import SessionOptions
+from shoal.peer import wire
 from shoal.peer.book import Limits
 from shoal.peer.errors import HopClosed, NoRouteError, Reason
 from shoal.peer.lease import Lease
@@ -397,7 +398,7 @@ def test_a_link_that_its_client_gave_up_may_come_late_and_touches_nothing_that_i
             assert it.peers["p1"].node.book.leases
             stream = await SimTransport(it.net, "client").connect("p1", ())
             late = Rogue(stream)
-            late.say(Close(session=b"o" * 16, epoch=3), open_message(b"p" * 16, start=3))
+            late.say(Close(session=b"o" * 16, epoch=3), open_message(wire.session_name("client", b"p" * 8), start=3))
             await asyncio.sleep(0.05)
             assert not running.done()
             stream.close()
@@ -412,7 +413,7 @@ def test_one_client_cannot_take_more_leases_than_its_share():
         book = it.peers["p0"].node.book
         book.limits = replace(book.limits, leases_per_client=10)
         for number in range(100):
-            rogue.say(open_message(number.to_bytes(16, "big"), max_tokens=4))
+            rogue.say(open_message(wire.session_name("rogue", number.to_bytes(8, "big")), max_tokens=4))
         await asyncio.sleep(0.1)
         assert sum(lease.owner == "rogue" for lease in book.leases.values()) == 10
 
@@ -422,7 +423,7 @@ def test_one_client_cannot_take_more_leases_than_its_share():
 def test_a_peer_without_room_still_serves_those_who_have_it():
     async def attack(it, rogue, honest):
         for number in range(100):
-            rogue.say(open_message(number.to_bytes(16, "big"), max_tokens=64))
+            rogue.say(open_message(wire.session_name("rogue", number.to_bytes(8, "big")), max_tokens=64))
         await asyncio.sleep(0.1)
         assert it.peers["p0"].node.book.free_tokens < 64
 
@@ -431,7 +432,7 @@ def test_a_peer_without_room_still_serves_those_who_have_it():
 
 def test_steps_out_of_bounds_on_ones_own_lease_are_refused_and_never_run():
     async def attack(it, rogue, honest):
-        mine = b"r" * 16
+        mine = wire.session_name("rogue", b"r" * 8)
         rogue.say(
             open_message(mine), hidden(mine, position=8), hidden(mine, position=7, count=2, rows=2, payload=bytes(32)),
             hidden(mine, step=3, position=1), hidden(mine, position=1), hidden(mine, width=2, payload=bytes(8)),
@@ -448,9 +449,10 @@ def test_steps_out_of_bounds_on_ones_own_lease_are_refused_and_never_run():
 
 def test_a_next_hop_that_does_not_exist_harms_only_its_lease():
     async def attack(it, rogue, honest):
-        mine = b"r" * 16
+        mine = wire.session_name("rogue", b"r" * 8)
         rogue.say(open_message(mine, next="nobody", final=False), hidden(mine))
-        rogue.say(open_message(b"q" * 16, next="p0", final=False), hidden(b"q" * 16))  # to itself
+        other = wire.session_name("rogue", b"q" * 8)
+        rogue.say(open_message(other, next="p0", final=False), hidden(other))  # to itself
         await asyncio.sleep(0.5)
 
     beside_a_rogue(6, attack)
@@ -458,7 +460,7 @@ def test_a_next_hop_that_does_not_exist_harms_only_its_lease():
 
 def test_a_client_that_closes_in_the_middle_of_everything():
     async def attack(it, rogue, honest):
-        mine = b"r" * 16
+        mine = wire.session_name("rogue", b"r" * 8)
         for number in range(8):
             rogue.say(open_message(mine, epoch=2 * number), hidden(mine, epoch=2 * number), Ping(nonce=number))
             if number % 2:
@@ -470,7 +472,8 @@ def test_a_client_that_closes_in_the_middle_of_everything():
 
 def test_another_swarms_client_is_turned_away():
     async def attack(it, rogue, honest):
-        rogue.say(open_message(b"r" * 16, namespace=b"x" * 32), open_message(b"q" * 16, revision="r2"))
+        mine = wire.session_name("rogue", b"r" * 8)
+        rogue.say(open_message(mine, namespace=b"x" * 32), open_message(mine, revision="r2"))
         await asyncio.sleep(0.1)
         assert list(it.peers["p0"].node.book.leases) == honest
 

@@ -15,7 +15,7 @@ from _wan_ideal import Compute, Legs, ideal_decode, ideal_prefill, unpipelined_p
 from netlab.namespace import why_not
 
 ROOT = Path(__file__).parents[2]
-COMPUTE = Compute(decode=(0.001, 0.002, 0.003), prefill=(0.1, 0.2, 0.3), ends=0.004, chunks=10)
+COMPUTE = Compute(decode=(0.001, 0.002, 0.003), prefill=(0.1, 0.2, 0.3), ends=0.004, chunks=10, apart=0.008)
 
 
 def test_an_ideal_step_is_its_legs_and_its_compute():

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal.peer.book import BUSY_RETRY_S, LeaseBook, Limits, Offer
 from shoal.peer.errors import Reason
 from shoal.peer.lease import Lease
-from shoal.peer.wire import Open, Refused
+from shoal.peer.wire import Open, Refused, session_name
 
 NS = b"n" * 32
 OPEN = Open(
@@ -25,8 +25,8 @@ def book(n_pages: int = 8, limits: Limits = Limits(), proof: bytes = b"", contex
     return LeaseBook(offer, limits)
 
 
-def request(number: int = 0, **changes) -> Open:
-    return replace(OPEN, session=bytes([number]) * 16, **changes)
+def request(number: int = 0, of: str = "c", **changes) -> Open:
+    return replace(OPEN, session=session_name(of, number.to_bytes(8, "big")), **changes)
 
 
 def reason(answer: Lease | Refused) -> Reason:
@@ -95,31 +95,31 @@ def test_a_paused_peer_takes_nobody_until_it_is_resumed():
 
 def test_the_whole_kv_can_be_leased_and_then_it_is_busy():
     it = book()
-    lease = it.open(request(0, max_tokens=32), "a")
-    answer = it.open(request(1, max_tokens=1), "b")
+    lease = it.open(request(0, "a", max_tokens=32), "a")
+    answer = it.open(request(1, "b", max_tokens=1), "b")
     assert (reason(answer), answer.retry_s) == (Reason.BUSY, BUSY_RETRY_S)
     it.detach(lease)
-    assert reason(it.open(request(1, max_tokens=1), "b")) is Reason.BUSY  # something may still run on its pages
+    assert reason(it.open(request(1, "b", max_tokens=1), "b")) is Reason.BUSY  # something may still run on its pages
     it.free(lease)
-    assert isinstance(it.open(request(1, max_tokens=1), "b"), Lease)
+    assert isinstance(it.open(request(1, "b", max_tokens=1), "b"), Lease)
 
 
 def test_host_memory_lets_more_leases_in_but_none_that_the_device_cannot_hold():
     it = book(limits=Limits(swap_pages=8))
     for number in range(2):
-        assert isinstance(it.open(request(number, max_tokens=32), "a"), Lease)
-    answer = it.open(request(2, max_tokens=1), "b")
+        assert isinstance(it.open(request(number, "a", max_tokens=32), "a"), Lease)
+    answer = it.open(request(2, "b", max_tokens=1), "b")
     assert reason(answer) is Reason.BUSY
     assert answer.text == "0 of 1 tokens are free, in 0 pages"
-    assert reason(it.open(request(3, max_tokens=33), "b")) is Reason.LIMIT
+    assert reason(it.open(request(3, "b", max_tokens=33), "b")) is Reason.LIMIT
 
 
 def test_leases_are_bounded_per_client_and_in_all():
     it = book(limits=Limits(leases=3, leases_per_client=2))
     for number in range(2):
-        assert isinstance(it.open(request(number, max_tokens=1), "a"), Lease)
-    assert reason(it.open(request(2, max_tokens=1), "a")) is Reason.BUSY
-    assert isinstance(it.open(request(3, max_tokens=1), "b"), Lease)
+        assert isinstance(it.open(request(number, "a", max_tokens=1), "a"), Lease)
+    assert reason(it.open(request(2, "a", max_tokens=1), "a")) is Reason.BUSY
+    assert isinstance(it.open(request(3, "b", max_tokens=1), "b"), Lease)
     assert reason(it.open(request(4, max_tokens=1), "c")) is Reason.BUSY
     assert it.clients() == {"a", "b"}
 
@@ -127,22 +127,31 @@ def test_leases_are_bounded_per_client_and_in_all():
 @pytest.mark.parametrize("client", ["a", "b"])
 def test_a_session_is_opened_once(client):
     it = book()
-    lease = it.open(request(), "a")
-    assert reason(it.open(request(), client)) is Reason.FORBIDDEN
-    assert it.find(request().session) is lease
+    lease = it.open(request(of="a"), "a")
+    assert reason(it.open(request(of="a"), client)) is Reason.FORBIDDEN
+    assert it.find(request(of="a").session) is lease
+
+
+def test_nobody_takes_a_sessions_name_before_its_client():
+    """A hop learns the name with the first message, and other hops may hear of the session only later."""
+    it = book()
+    stolen = it.open(request(of="a"), "hop")
+    assert isinstance(stolen, Refused)
+    assert "name" in stolen.text
+    assert isinstance(it.open(request(of="a"), "a"), Lease)
 
 
 def test_another_clients_lease_is_not_found():
     it = book()
-    it.open(request(), "a")
-    assert it.find(request().session, "b") is None
-    assert it.find(request().session, "a") is not None
+    it.open(request(of="a"), "a")
+    assert it.find(request(of="a").session, "b") is None
+    assert it.find(request(of="a").session, "a") is not None
     assert it.find(b"x" * 16) is None
 
 
 def test_a_lost_links_leases_end_after_the_grace():
     it = book(limits=Limits(grace_s=5.0))
-    mine, other = it.open(request(0), "a", 1), it.open(request(1), "b", 2)
+    mine, other = it.open(request(0, "a"), "a", 1), it.open(request(1, "b"), "b", 2)
     it.link_lost(1, 100.0)
     assert it.sweep(104.9) == []
     assert it.sweep(105.0) == [mine]
@@ -154,9 +163,9 @@ def test_a_lost_links_leases_end_after_the_grace():
 def test_a_client_that_comes_back_keeps_no_lease_of_its_lost_link():
     """A client takes a hop for lost with its link, and never comes back to that lease: it must not stay for ever."""
     it = book(limits=Limits(grace_s=5.0))
-    old = it.open(request(0), "a", 1)
+    old = it.open(request(0, "a"), "a", 1)
     it.link_lost(1, 100.0)
-    new = it.open(request(1), "a", 2)
+    new = it.open(request(1, "a"), "a", 2)
     assert it.sweep(106.0) == [old]
     assert it.find(new.session) is new
 
@@ -176,7 +185,7 @@ class Book(RuleBasedStateMachine):
         self.number += 1
         free, held = self.book.free_tokens, len(self.book.leases)
         mine = sum(lease.owner == client for lease in self.book.leases.values())
-        answer = self.book.open(replace(OPEN, session=self.number.to_bytes(16, "big"), max_tokens=tokens), client, link)
+        answer = self.book.open(request(self.number, client, max_tokens=tokens), client, link)
         pages = -(-tokens // 4)
         if tokens > 48:
             assert reason(answer) is Reason.LIMIT
@@ -245,7 +254,7 @@ def test_what_one_client_wrote_another_one_with_the_same_keys_does_not_find():
 
     def run(number: int, client: str, start: int = 2) -> int:
         """Positions that the client's lease finds; it writes a prompt of two chunks, and ends."""
-        lease = it.open(request(number, max_tokens=128, start=start, prefix=keys), client)
+        lease = it.open(request(number, client, max_tokens=128, start=start, prefix=keys), client)
         found = lease.holding.end
         it.residency.begin(float(number))
         assert it.residency.prepare(lease.holding, found, 128 - found) or found == 128

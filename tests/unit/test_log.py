@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shoal.peer.book import Offer
 from shoal.peer.log import line
 from shoal.peer.node import Node, NodeConfig
-from shoal.peer.wire import PREFIX_TOKENS, Open
+from shoal.peer.wire import PREFIX_TOKENS, Open, session_name
 
 from tests.sim.network import SimTransport
 from tests.sim.swarm import World
 from tests.sim.toy import PAGE_TOKENS, WIDTH, ToyEngine
 
 OPEN = Open(
-    session=b"s" * 16, epoch=1, namespace=b"n" * 32, revision="r1", start=2, stop=4, max_tokens=40 * PAGE_TOKENS,
+    session=session_name("alice", b"s" * 8), epoch=1,
+    namespace=b"n" * 32, revision="r1", start=2, stop=4, max_tokens=40 * PAGE_TOKENS,
     next_step=0, dtype="float32", prev="", next="", next_addrs=(), final=True, forward_replay=False, proof=b"",
     prefix=(b"k" * 16,) * 2,
 )  # fmt: skip
@@ -32,7 +35,7 @@ async def test_sessions_are_counted_and_kv_that_is_only_remembered_is_not_full()
     node.book.detach(lease)
     node.book.free(lease)
     assert residency.pages.free < engine.n_pages, "the beginning of the prompt is remembered"
-    node.book.open(OPEN, "bob")
+    node.book.open(replace(OPEN, session=session_name("bob", b"s" * 8)), "bob")
     assert line(node, 0.0, 0.0).endswith("1 session of 1 client, KV 0% full")
 
 
