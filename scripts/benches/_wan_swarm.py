@@ -105,11 +105,12 @@ async def stage(model: str, setting: Setting, spares: Iterable[int] = (), hosts:
 
 
 async def timed_step(session: RemoteSession, model: ClientModel, ids: list[int]) -> tuple[float, int]:
-    """Run tokens and choose the next one; seconds, and that token."""
+    """Run tokens and choose the next one; seconds of all that, and that token."""
     began = time.perf_counter()
     positions = torch.arange(session.position, session.position + len(ids))
     hidden = await session.step(model.ends.embed(torch.tensor(ids), positions))
-    return time.perf_counter() - began, int(model.ends.logits(hidden)[-1].argmax())
+    chosen = int(model.ends.logits(hidden[-1:])[-1].argmax())
+    return time.perf_counter() - began, chosen
 
 
 async def decode_s(made: Stage, context: int, steps: int, codec: str | None) -> float:

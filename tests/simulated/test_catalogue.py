@@ -65,9 +65,9 @@ def disturbed(seed: int, disturb, spans=TRIPLE, count: int = 20, wait_s: float =
                 done.at = loop.time()
                 lookup = swarm._place.directory.lookup
 
-                async def counted():
+                async def counted(within_s=None):
                     done.lookups += asyncio.current_task() is not swarm._watching
-                    return await lookup()
+                    return await lookup(within_s)
 
                 swarm._place.directory.lookup = counted
                 await disturb(it, session, rng)
