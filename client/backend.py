@@ -21,8 +21,9 @@ class Backend(Protocol):
         """Queue a message to a peer."""
         ...
 
-    def clogged(self, peer_id: str) -> bool:
-        """Whether so much waits for a peer that more should not be made yet; `RemoteSession.on_room` tells the end."""
+    def clogged(self, hops: Sequence[Hop]) -> bool:
+        """Whether so much waits for the first hop that more should not be made yet; `RemoteSession.on_room` tells the
+        end."""
         ...
 
     def plan(self, plan: Plan, work: Work) -> Route | NoRoute:

@@ -6,12 +6,14 @@ Knows no routing policy (it asks its `Backend`) and no sockets.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
 from shoal.blocks.activations import pack, to_bytes
 from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, State, Work
 from shoal.client.alarm import Alarm
+from shoal.client.alone import alone
 from shoal.client.moving import MovingSession
 from shoal.client.pieces import cut, received
 from shoal.peer.errors import NoRouteError, SessionClosed
@@ -49,7 +51,9 @@ class RemoteSession:
         self._planning: asyncio.Task[None] | None = None
         self._seeking: asyncio.Task[None] | None = None
         self._tasks, self._loop = asyncio.TaskGroup(), asyncio.get_running_loop()
-        self._alarm = Alarm(self._loop, lambda: self._perform(self._core.on_timer(self._loop.time())))
+        self._alarm = Alarm(
+            self._loop, partial(alone, self, lambda: self._perform(self._core.on_timer(self._loop.time())))
+        )
         self._told = terms.prefix is None  # the caller counts on what hops hold from before, or gave its first inputs
         self._error: ShoalError | None = None
         self._stuck_since: float | None = None  # no answer since a plan was asked for then
@@ -61,7 +65,7 @@ class RemoteSession:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._end(SessionClosed("the session was closed"))
+        self.end(SessionClosed("the session was closed"))
         held = self._held()
         self._perform(self._core.close(held))
         self._backend.held(self._terms, held[: self._core.position], self.route)
@@ -183,7 +187,7 @@ class RemoteSession:
             elif isinstance(action, Apart):
                 self._backend.apart(action.source, action.target)
             elif isinstance(action, GiveUp):
-                self._end(SessionClosed(action.reason))
+                self.end(SessionClosed(action.reason))
         if self._core.state is State.STREAMING:
             self._opened.set()
             if not self._waiting:
@@ -216,7 +220,7 @@ class RemoteSession:
                 return
             over = self._loop.time() >= self._stuck_since + self._shape.wait_s
             if over and self._forgiven and not self._core.avoided.chances:
-                self._end(NoRouteError(self._why(found), found.missing))
+                self.end(NoRouteError(self._why(found), found.missing))
                 return
             await self._backend.refresh()
             plan, self._forgiven = self._core.forgive(), True
@@ -253,7 +257,7 @@ class RemoteSession:
         self._perform(self._core.start_over())
         return True
 
-    def _end(self, error: ShoalError) -> None:
+    def end(self, error: ShoalError) -> None:
         """No step will be answered any more."""
         self._error = self._error or error
         for future in self._waiting.values():
@@ -275,7 +279,8 @@ class RemoteSession:
         return cut(hidden, want, size or self._backend.chunk_tokens(self.route, count, self._terms.token_bytes))
 
     async def _send_chunk(self, chunk: torch.Tensor, want: Want, length: int) -> asyncio.Future[tuple[int, Buffer]]:
-        while (self._core.full() or (len(chunk) > 1 and self._clogged())) and self._error is None:
+        # What the first hop does not take yet waits as tensors, not as bytes.
+        while self._error is None and (self._core.full() or (len(chunk) > 1 and self._backend.clogged(self.route))):
             self._room.clear()
             await self._room.wait()
         if self._error is not None:
@@ -287,11 +292,6 @@ class RemoteSession:
         future = self._waiting[number] = self._loop.create_future()
         self._perform(actions)
         return future
-
-    def _clogged(self) -> bool:
-        """Whether the first hop is not to be sent more yet. What it gets later waits as tensors, not as bytes."""
-        route = self.route
-        return bool(route) and self._backend.clogged(route[0].peer_id)
 
     def _recall_bytes(self, start: int, stop: int) -> Buffer:
         rows = self._recall(start, stop) if self._recall is not None else torch.cat(self._inputs)[start:stop]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from shoal.blocks.formats import row_bytes
 from shoal.client.acquaintance import Acquaintance
 from shoal.client.actions import Plan, SessionTerms, Work
+from shoal.client.alone import alone
 from shoal.client.backend import Shape
 from shoal.client.familiar import Familiar, choose, familiar_route
 from shoal.client.measured import Measured
@@ -143,9 +145,9 @@ class Swarm:
         """Queue a message to a peer."""
         self._pool.send(peer_id, self.addrs(peer_id), message)
 
-    def clogged(self, peer_id: str) -> bool:
-        """Whether so much waits for a peer that more should not be made yet."""
-        return self._pool.clogged(peer_id)
+    def clogged(self, hops: Sequence[Hop]) -> bool:
+        """Whether so much waits for the first hop that more should not be made yet."""
+        return bool(hops) and self._pool.clogged(hops[0].peer_id)
 
     def addrs(self, peer_id: str) -> tuple[str, ...]:
         """Where a peer says that it can be reached; empty if it is not in the view."""
@@ -243,7 +245,7 @@ class Swarm:
     def _on_message(self, channel: Channel, message: Message) -> None:
         session = self._sessions.get(getattr(message, "session", b""))
         if session is not None:
-            session.on_message(channel.remote, message)
+            alone(session, partial(session.on_message, channel.remote, message))
 
     def _on_room(self, _peer_id: str) -> None:
         for session in self._sessions.values():
@@ -257,7 +259,7 @@ class Swarm:
         self._met.lost(peer_id)
         self.presence.lost(peer_id)
         for session in list(self._sessions.values()):
-            session.on_lost(peer_id, f"{peer_id} {why}")
+            alone(session, partial(session.on_lost, peer_id, f"{peer_id} {why}"))
 
     def _why_missing(self) -> str:
         missing, hint = ", ".join(map(str, self._view.missing())), self._revision_hint()
