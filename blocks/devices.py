@@ -110,3 +110,10 @@ def _limit(folder: Path, limit: str, usage: str, idle: str) -> Memory | None:
         return Memory(max(0, total - used + int(stat.get(idle, 0))), total)
     except (OSError, ValueError):
         return None
+
+
+def compute_on(device: torch.device) -> None:
+    """Make a CUDA device this thread's own: Triton's kernels and graphs run on the thread's, wherever their tensors
+    are."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)

@@ -7,7 +7,9 @@ A page is PAGE_TOKENS token slots in every block of a span; a slot's index in a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,15 +71,19 @@ class HostPages:
     n_pages: int
     n_bytes: int
     pieces: tuple[torch.Tensor, ...]
+    starts: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", tuple(accumulate(map(len, self.pieces), initial=0))[:-1])
 
     def spans(self, start: int, size: int) -> Iterator[torch.Tensor]:
         """The bytes `start` to `start + size`, as views of the pieces that hold them."""
-        for piece in self.pieces:
-            if start < len(piece) and size > 0:
-                part = piece[start : start + size]
-                yield part
-                size -= len(part)
-            start = max(0, start - len(piece))
+        index = bisect_right(self.starts, start) - 1
+        while size > 0:
+            at = start - self.starts[index]
+            part = self.pieces[index][at : at + size]
+            yield part
+            start, size, index = start + len(part), size - len(part), index + 1
 
 
 class KVPool:

@@ -14,6 +14,8 @@ from shoal.blocks.batch import Row
 from shoal.blocks.choices import EACH_ITS_OWN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shoal.blocks.batch import Batch
     from torch import nn
 
@@ -26,7 +28,8 @@ class Rotary:
     """A family's rotary module; `types` are the attention types it differs by (empty: one for all blocks)."""
 
     def __init__(self, module: nn.Module, types: tuple[str, ...] = ()) -> None:
-        self._module, self._types = module, types
+        self._module: Any = module
+        self._types = types
         self._tables: dict[tuple[str, torch.device], torch.Tensor] = {}
 
     @property
@@ -79,14 +82,27 @@ class Rotary:
 
     def _of_row(self, hidden: torch.Tensor, row: Row, name: str) -> Embedding:
         if row.length == EACH_ITS_OWN and row.count > 1:
-            ones = [Row(row.pages, position, 1) for position in range(row.position, row.end)]
-            parts = [self._of_row(hidden, one, name) for one in ones]
+            parts = [self._of_row(hidden, part, name) for part in self._alike(row, name)]
             return torch.cat([cos for cos, _ in parts], dim=1), torch.cat([sin for _, sin in parts], dim=1)
         last = max(row.end, row.length) - 1
         positions = torch.tensor([[*range(row.position, row.end), last]], device=hidden.device)
         self._forget(name)
         cos, sin = self._call(hidden, positions, name)
         return cos[:, :-1], sin[:, :-1]
+
+    def _alike(self, row: Row, name: str) -> Iterator[Row]:
+        """A row's parts whose tokens are turned as if each were the last: below the length that the model was trained
+        on all alike, beyond it by longrope's other frequencies, or each by its own."""
+        by_two, limit = self._kind(name) == "longrope", self._module.original_max_seq_len
+        if by_two:
+            parameters: Any = self._module.config.rope_parameters
+            limit = (parameters[name] if name else parameters)["original_max_position_embeddings"]
+        cut = min(max(limit, row.position), row.end)
+        if cut > row.position:
+            yield Row(row.pages, row.position, cut - row.position)
+        size = row.end - cut if by_two else 1
+        for at in range(cut, row.end, max(size, 1)):
+            yield Row(row.pages, at, size)
 
     def _forget(self, name: str) -> None:
         """Undo what the last row's length did to the module: it would show in the next row's frequencies."""
@@ -101,9 +117,12 @@ class Rotary:
     def _named(self, name: str, what: str) -> Any:
         return getattr(self._module, f"{name}_{what}" if name else what)
 
-    def _by_length(self, name: str) -> bool:
+    def _kind(self, name: str) -> str:
         kind: Any = self._module.rope_type
-        kind = kind[name] if name else kind
+        return str(kind[name] if name else kind)
+
+    def _by_length(self, name: str) -> bool:
+        kind = self._kind(name)
         return kind == "longrope" or "dynamic" in kind
 
 

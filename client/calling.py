@@ -15,16 +15,21 @@ if TYPE_CHECKING:
 
 
 def must_call(
-    grammars: Grammars, form: CallFormat, tools: Sequence[Mapping[str, Any]], *, parallel: bool = True
-) -> Grammar:
-    """One call of one of `tools` (as OpenAI's API has them), or several if `parallel`, and nothing else.
+    grammars: Grammars, form: CallFormat, tools: Sequence[Mapping[str, Any]], *, parallel: bool = True,
+    answer: Mapping[str, Any] | None = None,
+) -> Grammar:  # fmt: skip
+    """One call of one of `tools` (as OpenAI's API has them), or several if `parallel`, or else what fits the JSON
+    schema `answer`, and nothing else.
 
     Errors: `GrammarError`, also where a tool's parameters are a schema that cannot be kept.
     """
     functions = [tool["function"] for tool in tools]
     if not functions:
         raise GrammarError("A call was asked for, but there are no tools to call.")
-    return grammars.lark(_RULES[form.style](grammars, form, functions, parallel))
+    rules = _RULES[form.style](grammars, form, functions, parallel)
+    if answer is not None:
+        rules = f"start: answer | calls\nanswer: {within(answer)}\n{rules.replace('start:', 'calls:', 1)}"
+    return grammars.lark(rules)
 
 
 def _object(function: Mapping[str, Any], form: CallFormat) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Hermes (Nous Research, also Qwen's), Llama 3's JSON, and Mistral's, old and new.
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,12 @@ def format_of(template: str) -> CallFormat:
     if HERMES.start not in template and (LLAMA.start in template or '"parameters": ' in template):
         return LLAMA
     return HERMES
+
+
+def new_id(form: CallFormat) -> str:
+    """A name for a call by which its result is told. Mistral's templates refuse any but 9 letters and digits."""
+    digits = uuid.uuid4().hex
+    return digits[:9] if form.style in (Style.LISTED, Style.NAMED) else f"call_{digits[:24]}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def _read(form: CallFormat, body: str) -> Iterator[Call]:
             calls = [_named(form, part) for part in body.split(form.start)]
         else:
             found = list(_objects(body))
-            lists = form.style is Style.LISTED and len(found) == 1 and isinstance(found[0], list)
+            lists = len(found) == 1 and isinstance(found[0], list)  # Mistral's form; other models slip into it
             calls = [_call(each) for each in (found[0] if lists else found)]
     except (ValueError, TypeError, KeyError, RecursionError):
         return
@@ -173,6 +180,8 @@ def _objects(text: str) -> Iterator[Any]:
 
 
 def _call(value: Any) -> Call:
+    if not isinstance(value, dict):
+        raise TypeError("a call is an object")
     given = value.get("arguments", value.get("parameters", {}))
     arguments = json.loads(given) if isinstance(given, str) else given
     if not isinstance(value["name"], str) or not isinstance(arguments, dict):

@@ -38,6 +38,9 @@ class ChatPrompt:
     token_ids: tuple[int, ...]
 
 
+REFUSALS = (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+
 class Chat:
     """The conversations of one model. `calls`: how it writes calls of tools."""
 
@@ -104,7 +107,7 @@ class Chat:
                 messages, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues,
                 **given, **options,
             )  # fmt: skip
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+        except REFUSALS as error:
             raise ChatError(f"The model's chat template refuses this conversation: {_line(error)}") from error
         return text
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_SEED = 1 << 63
 MAX_BIAS = 100.0
 MAX_PENALTY = 2.0
+GREEDY_BELOW = 1e-6  # scores divided by less are no numbers any more
 
 
 class SamplingError(ValueError):
@@ -75,7 +76,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the most probable token always wins."""
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ __all__ = ["Model", "Place", "SessionOptions", "Swarm", "SwarmOptions", "join_sw
 SECRET_BYTES = 32
 FIRST_LOOK_S = 0.05  # who joins a swarm of thousands begins with those whose records are verified by then
 SECOND_LOOK_S = 1.0
+FEW = 3  # as many others' words go into an error's line
 
 
 class Swarm:
@@ -69,8 +70,12 @@ class Swarm:
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         await self._pool.__aenter__()
-        if (await self.refresh(FIRST_LOOK_S)).missing():
-            await self.refresh()
+        try:
+            if (await self.refresh(FIRST_LOOK_S)).missing():
+                await self.refresh()
+        except BaseException:
+            await self.__aexit__()
+            raise
         self._watching = self._tasks.create_task(self._watch())
         return self
 
@@ -94,7 +99,7 @@ class Swarm:
         """Look the swarm up now. `within_s`: see `Directory.lookup`."""
         records = await self._place.directory.lookup(within_s)
         now = self._place.wall()
-        fresh = []
+        fresh, self._other_revisions = [], {}
         for record in records:
             if record.revision != self.model.revision:
                 self._other_revisions[record.peer_id] = record.revision
@@ -268,8 +273,9 @@ class Swarm:
     def _revision_hint(self) -> str:
         if not self._other_revisions:
             return ""
-        others = ", ".join(sorted(set(self._other_revisions.values())))
-        return f"{len(self._other_revisions)} peers serve revision {others}, this client has {self.model.revision}."
+        others = sorted(set(self._other_revisions.values()))
+        named = ", ".join(others[:FEW]) + (" and others" if len(others) > FEW else "")
+        return f"{len(self._other_revisions)} peers serve revision {named}, this client has {self.model.revision}."
 
 
 @asynccontextmanager

@@ -92,9 +92,13 @@ class DHTDirectory:
         """See `Directory`."""
         keys = [shard_key(self._invite.namespace, shard) for shard in range(SHARDS)]
         held = {*(opened.raw for opened in self._seen.values()), *self._backlog}
-        await self._node.look(
-            *keys, held=held, on_found=lambda raws: self._backlog.add(raw for raw in raws if raw not in held)
-        )
+
+        def come(raws: list[bytes]) -> None:
+            new = set(raws) - held
+            held.update(new)  # others have it too, and it is opened once
+            self._backlog.add(new)
+
+        await self._node.look(*keys, held=frozenset(held), on_found=come)
         await self._backlog.wait(within_s)
         self._forget_expired()
         # A record counts until it expires, also where the nodes that hold it do not answer just now.

@@ -66,11 +66,13 @@ class Opener:
 
 
 class Backlog:
-    """Sealed records that wait for `open_one`. `likely` gives public keys whose records come before all others."""
+    """Sealed records that wait for `open_one`. `likely` gives public keys whose records come before others', one each:
+    anybody may send thousands under whatever key."""
 
     def __init__(self, open_one: Callable[[bytes], None], likely: Callable[[], Iterable[bytes]]) -> None:
         self._open_one, self._likely = open_one, likely
-        self._waiting: dict[bytes, set[bytes]] = {}  # by public key
+        self._waiting: dict[bytes, list[bytes]] = {}  # by public key
+        self._favoured: set[bytes] = set()
         self._work: asyncio.Task[None] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -79,14 +81,20 @@ class Backlog:
     def add(self, raws: Iterable[bytes]) -> None:
         """Open these, too, as soon as others leave time."""
         for raw in raws:
-            self._waiting.setdefault(public_key_in(raw), set()).add(raw)
-        if self._waiting and (self._work is None or self._work.done()):
+            self._waiting.setdefault(public_key_in(raw), []).append(raw)
+        if self._waiting and self._work is None:
+            self._favoured.clear()
             self._work = asyncio.create_task(self._open_all())
 
     async def wait(self, within_s: float | None = None) -> None:
         """Until all are open, or so many seconds have passed: the others are opened later."""
-        if self._work is not None and not (await asyncio.wait({self._work}, timeout=within_s))[1]:
-            await self._work  # an error in it is ours to tell
+        if (work := self._work) is None:
+            return
+        await asyncio.wait({work}, timeout=within_s)
+        if work.done():
+            self._work = None if self._work is work else self._work
+            if not work.cancelled():
+                work.result()  # an error in it is ours to tell
 
     def close(self) -> None:
         """Open no more."""
@@ -96,13 +104,19 @@ class Backlog:
 
     async def _open_all(self) -> None:
         while self._waiting:
-            began = time.monotonic()
-            for key in self._likely():
+            end = time.monotonic() + SLICE_S
+            first = [key for key in self._likely() if key in self._waiting and key not in self._favoured]
+            while self._waiting and time.monotonic() < end:
+                key = first.pop() if first else next(iter(self._waiting))
+                self._favoured.add(key)
                 self._open_of(key)
-            while self._waiting and time.monotonic() - began < SLICE_S:
-                self._open_of(next(iter(self._waiting)))
             await asyncio.sleep(0)
+        self._work = None
 
     def _open_of(self, key: bytes) -> None:
-        for raw in self._waiting.pop(key, ()):
-            self._open_one(raw)
+        """One of a key's records; the others come after all other keys' next."""
+        raws = self._waiting.pop(key)
+        raw = raws.pop()
+        if raws:
+            self._waiting[key] = raws
+        self._open_one(raw)

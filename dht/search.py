@@ -36,9 +36,15 @@ class Search:
     _claimed: set[PeerID] = field(default_factory=set)
 
     async def run(self, seeds: Sequence[PeerID], me: PeerID) -> None:
-        """Walk all paths to their ends."""
+        """Walk all paths to their ends. Few seeds are asked first, and whom they name is dealt out: who has just come
+        knows a bootstrap node or two, and a single path could be misled."""
         self._claimed.add(me)
-        ordered = sorted(seeds, key=self._distance)
+        known = list(seeds)
+        if len(known) < PATHS:
+            self._claimed.update(seeds)
+            for named in await asyncio.gather(*map(self._ask, seeds)):
+                known += named or ()
+        ordered = sorted(set(known) - self._claimed, key=self._distance)
         async with asyncio.TaskGroup() as tasks:
             for path in range(PATHS):
                 tasks.create_task(self._walk(ordered[path::PATHS]))
@@ -54,12 +60,19 @@ class Search:
             if peer is None:
                 return
             self._claimed.add(peer)
-            found = await self.ask(peer, self.key)
-            if found is not None:
+            named = await self._ask(peer)
+            if named is not None:
                 mine.append(peer)
-                self.answered.append(peer)
-                self.records.update(found.records)
-                known.extend(found.peers)
+                known.extend(named)
+
+    async def _ask(self, peer: PeerID) -> list[PeerID] | None:
+        """Whom a node names; None if it does not answer."""
+        found = await self.ask(peer, self.key)
+        if found is None:
+            return None
+        self.answered.append(peer)
+        self.records.update(found.records)
+        return found.peers
 
     def _next(self, known: list[PeerID], mine: list[PeerID]) -> PeerID | None:
         """The nearest node that nobody has asked, if it is nearer than the worst of this path's 5 best."""

@@ -110,11 +110,13 @@ class DeviceEngine:
     """`Engine` over a `Span`: a thread of its own, so that one process uses one device from one thread."""
 
     def __init__(self, span: Span, page_tokens: int) -> None:
+        from shoal.blocks.devices import compute_on
         from shoal.blocks.span import Row
         from shoal.peer.transfer import Transfer
 
         self._row = Row
         self.span = span
+        compute_on(span.device)  # `run_now` runs on this thread
         self.start, self.stop = span.blocks.start, span.blocks.stop
         self.width = span.spec.hidden_size
         self.n_pages = span.kv.n_pages
@@ -126,7 +128,8 @@ class DeviceEngine:
         # A second thread with OpenMP workers of its own would be in the way of the first's.
         self._may_stay = span.device.type == "cuda" or _threads() == 1
         self._handed_over: dict[Order[Any], None] = {}  # to the device thread, and not back yet
-        self._began: float | None = None  # the device's present work
+        self._began: float | None = None  # the device thread's present work
+        self._began_here: float | None = None  # and that of whoever calls `run_now`
         self._took: dict[tuple[int, int, int], float] = {}  # seconds of the last step of so many blocks and tokens
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="shoal-device", daemon=True)
@@ -148,7 +151,7 @@ class DeviceEngine:
         import torch
 
         self._check()
-        self._began = time.monotonic()
+        self._began_here = time.monotonic()
         with torch.inference_mode():
             try:
                 return self._forward(tuple(batch))
@@ -156,7 +159,7 @@ class DeviceEngine:
                 self._examine(error)
                 raise fault_of(error) from error
             finally:
-                self._began = None
+                self._began_here = None
 
     async def save(self, pages: Sequence[int]) -> object:
         """Copies of KV pages in host memory. Errors: `EngineFault`."""
@@ -184,8 +187,8 @@ class DeviceEngine:
 
     def under_way_s(self) -> float:
         """Seconds for which the device has been at its present work; 0 if it is at none. From any thread."""
-        began = self._began
-        return 0.0 if began is None else time.monotonic() - began
+        now, began = time.monotonic(), (self._began, self._began_here)
+        return max((now - each for each in began if each is not None), default=0.0)
 
     def give_up(self, why: str) -> None:
         """The device does not answer: whoever waits for it gets an `EngineFault`, now and later. From any thread."""
@@ -210,7 +213,9 @@ class DeviceEngine:
 
     def _serve(self) -> None:
         import torch
+        from shoal.blocks.devices import compute_on
 
+        compute_on(self.span.device)
         with torch.inference_mode():
             while (carry_out := self._work.get()) is not None:
                 self._began = time.monotonic()

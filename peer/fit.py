@@ -153,7 +153,8 @@ class _Fitting:
         Unasked, no more sessions are admitted than twice what the device holds, so that swapping stays rare; and where
         the device computes in host memory, swapping would only move bytes within it.
         """
-        left = max(0, self._host_bytes() - _heaviest(self.weights, room.blocks - room.resident))
+        streamed = (room.blocks - room.resident) * max(self.weights)  # which ones they are depends on the span
+        left = max(0, self._host_bytes() - streamed)
         kept = min(KEPT_BYTES, left // 4)
         page = _heaviest(self.kv, room.blocks) * self.figures.page_tokens
         pages = (left - kept) // page
@@ -163,7 +164,7 @@ class _Fitting:
 
     def _why(self, room: _Room) -> str:
         count, here = room.blocks, room.resident
-        streamed = _heaviest(self.weights, count - here)
+        streamed = (count - here) * max(self.weights)
         held = _heaviest(self.weights, here) + (BUFFERS * max(self.weights) if streamed else 0)
         kv = _heaviest(self.kv, count) * room.tokens
         text = (

@@ -8,7 +8,7 @@ newest steps can still be answered again.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shoal.peer.wire import Want
@@ -22,9 +22,10 @@ ALWAYS_KEPT = 64  # newest outputs that no budget takes: a client has at most th
 LARGE_KEPT = 4  # so many, where the oldest is a prompt's: those are large, and a client can have them run again
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kept:
-    """One output: `rows` states for positions `[position, position + count)`; step -1 for replayed states."""
+    """One output: `rows` states for positions `[position, position + count)`; step -1 for replayed states. `told`: the
+    epoch under which it was sent on last, -1 for never."""
 
     step: int
     position: int
@@ -33,6 +34,7 @@ class Kept:
     rows: int
     payload: Buffer
     length: int = 0
+    told: int = field(default=-1, compare=False)
 
 
 @dataclass(slots=True)

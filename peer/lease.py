@@ -61,6 +61,9 @@ class Terms:
     link: int = 0
 
 
+ROWS_EACH = 4  # times its tokens may wait for a lease: its prompt, begun anew, behind a refill, while the old one runs
+
+
 class Lease:
     """State of one lease. Methods take messages and return actions; nothing else is touched."""
 
@@ -80,6 +83,7 @@ class Lease:
         self.kept = KeptOutputs(terms.kept_bytes, terms.kept_shared)
         self._running: dict[int, int] = {}  # step -> the epoch under which its output was asked for last
         self._begun = False  # a step of its own was run
+        self._rows = 0  # that wait or run
 
     @property
     def owner(self) -> str:
@@ -94,10 +98,13 @@ class Lease:
             return []
         if (wrong := self._misfit(hidden)) is not None:
             return self.refuse(Reason.LIMIT, wrong)
+        if self._rows + hidden.count > ROWS_EACH * self.max_tokens:
+            return self.refuse(Reason.LIMIT, f"{self._rows} tokens wait already, which is all that a lease may have")
         return self._replay(hidden) if hidden.replay else self._step(hidden)
 
     def finish(self, hidden: Hidden, payload: Buffer, rows: int, times_s: tuple[float, float]) -> list[Action]:
         """Turn the span's output for `hidden` into messages. `times_s`: (queued, computed)."""
+        self._rows -= hidden.count
         step = -1 if hidden.replay else hidden.step
         kept = Kept(step, hidden.position, hidden.count, hidden.want, rows, payload, hidden.length)
         self.kept.add(kept)
@@ -105,8 +112,10 @@ class Lease:
             return [self._forward(kept, replay=True)] if self.forward_replay else []
         asked = self._running.pop(hidden.step, self.epoch)
         # After a repair the owner asks for it again, after those before it, which the next hop may lack.
-        answer = self._answer(kept) if asked == self.epoch else []
-        return [*answer, self._receipt(hidden.step, times_s)]
+        if asked != self.epoch:
+            return [self._receipt(hidden.step, times_s)]
+        kept.told = self.epoch
+        return [*self._answer(kept), self._receipt(hidden.step, times_s)]
 
     def reroute(self, message: Reroute) -> list[Action]:
         """Take new neighbours, refill the new next hop if asked, and confirm."""
@@ -139,6 +148,7 @@ class Lease:
         if hidden.position != self.position:
             return self.refuse(Reason.GAP, f"replay at position {hidden.position}, KV ends at {self.position}")
         self.position += hidden.count
+        self._rows += hidden.count
         return [Run(hidden, 0 if self.final else hidden.count)]
 
     def _step(self, hidden: Hidden) -> list[Action]:
@@ -149,6 +159,7 @@ class Lease:
         if (self._begun and hidden.step > self.next_step) or hidden.position > self.position:
             text = f"step {hidden.step} at {hidden.position}; expected {self.next_step} at or before {self.position}"
             return self.refuse(Reason.GAP, text)
+        self._rows += hidden.count
         self._begun, self.next_step = True, hidden.step + 1
         self.position = hidden.position + hidden.count
         self._running[hidden.step] = self.epoch
@@ -167,6 +178,9 @@ class Lease:
         kept = self.kept.answer(step)
         if kept is None:
             return self.refuse(Reason.NO_REPLAY, f"the output of step {step} is no longer kept")
+        if kept.told == self.epoch:
+            return []  # nobody needs it twice: after a loss there is another epoch
+        kept.told = self.epoch
         return [*self._answer(kept), self._receipt(step, (0.0, 0.0))]
 
     def _answer(self, kept: Kept) -> list[Action]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from shoal.blocks.checkpoint import resolve
-from shoal.blocks.devices import device_memory, host_memory
+from shoal.blocks.devices import compute_on, device_memory, host_memory
 from shoal.blocks.hub_progress import counted, downloads
 from shoal.blocks.kv import PAGE_TOKENS, kv_bytes_per_token
 from shoal.blocks.memory import block_bytes, block_shapes, workspace_bytes
@@ -114,6 +114,7 @@ def load(config: PeerConfig, model: Model, blocks: range, room: Fit) -> Span:
         kv_pages=-(-room.kv_tokens // PAGE_TOKENS), quantization=config.quantization, device=config.device,
         dtype=dtype_of(config, model.spec), kv_dtype=config.kv_dtype, host_blocks=room.streamed,
     )  # fmt: skip
+    compute_on(torch.device(config.device))
     with counted(f"loading blocks {blocks.start}:{blocks.stop}", len(blocks)) as on_block:
         span = load_span(checkpoint, blocks, options, on_block)
     if options.device.startswith("cuda"):

@@ -153,9 +153,11 @@ class Node:
             return False
         if len(self._links) >= MAX_LINKS:
             used = {lease.terms.link for lease in self.book.leases.values()}
-            if (idle := next((number for number in self._links if number not in used), None)) is None:
+            hops = {lease.prev for lease in self.book.leases.values()}  # one link of theirs brings many leases' states
+            idle = [number for number, link in self._links.items() if number not in used and link.remote not in hops]
+            if not idle:
                 return False
-            self._links[idle].close()
+            self._links[idle[0]].close()
         return True
 
     async def _serve(self, stream: Stream) -> None:
@@ -198,7 +200,8 @@ class Node:
     def _on_close(self, channel: Channel, message: Close) -> None:
         lease = self.book.find(message.session, channel.remote)
         if lease is not None and message.epoch >= lease.epoch:
-            self.book.residency.name(lease.holding, message.prefix)
+            if not self.steps.moving(lease):
+                self.book.residency.name(lease.holding, message.prefix)
             self.steps.end(lease)
             self._pool.forget(lease.next, lease.session, lease.epoch)
 

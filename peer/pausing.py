@@ -40,23 +40,27 @@ class Pausing:
         self.outcome = Outcome()
         self.settled = asyncio.Event()  # the sessions have gone, or the swarm knows that we are back
         self.settled.set()
-        self._drain_s = self._default_drain_s = drain_s
+        self._default_drain_s = drain_s
         self._now = clock
+        self._until = 0.0  # sessions have so long to find another place
         self._changed = asyncio.Event()
         self._node: Node | None = None
         self._began, self._running = 0.0, 0  # when the last pause began, and how many sessions there were
 
     def hold(self, who: str, why: str, drain_s: float | None = None) -> None:
         """Pause, or stay paused, because of `who`. Running sessions have `drain_s` seconds to find another place."""
+        new = who not in self.reasons or drain_s is not None  # a reason that is told again gives nobody more time
         self.reasons[who] = why
-        self._drain_s = self._default_drain_s if drain_s is None else drain_s
+        until = self._now() + (self._default_drain_s if drain_s is None else drain_s)
         if self._node is not None and not self._node.book.paused:
+            self._until = until
             logger.info("pausing: %s", why)
             self._began, self._running = self._now(), len(self._node.book.leases)
             self._node.pause()
             self._change()
-        elif not self.settled.is_set():
-            self._changed.set()  # the time for draining may have changed
+        elif not self.settled.is_set() and new and until < self._until:
+            self._until = until
+            self._changed.set()
 
     def release(self, who: str) -> None:
         """`who` has no reason any more. Without any reason left, sessions are taken from this moment on."""
@@ -92,7 +96,10 @@ class Pausing:
     async def _empty(self, node: Node) -> None:
         """Wait until the running sessions have gone, their time is up, or something changes."""
         async with asyncio.TaskGroup() as tasks:
-            waits = [tasks.create_task(node.emptied(self._drain_s)), tasks.create_task(self._changed.wait())]
+            waits = [
+                tasks.create_task(node.emptied(max(0.0, self._until - self._now()))),
+                tasks.create_task(self._changed.wait()),
+            ]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for task in waits:
                 task.cancel()

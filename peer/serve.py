@@ -24,7 +24,7 @@ from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
 from shoal.peer.courtesy import courteous
 from shoal.peer.engine import DeviceEngine
-from shoal.peer.farewell import hand_over, say_goodbye
+from shoal.peer.farewell import hand_over, say_goodbye, withdraw
 from shoal.peer.join import join
 from shoal.peer.log import report
 from shoal.peer.measure import measured
@@ -133,22 +133,23 @@ class _Life:
 
     async def _serve_spans(self, net: Net) -> bool:
         """Serve, here and then where the swarm needs this peer more; True if the device is lost."""
-        while True:
+        while not self.leave.is_set():
             engine = await self._engine(net)
             if self.leave.is_set():
-                return False
+                break
             if (move := await self._serve(net, engine)) is None:
                 return engine.broken
             del engine
-            await asyncio.to_thread(self._unload)
-            self.blocks = range(move.start, move.stop)
+            await asyncio.to_thread(self._unload, range(move.start, move.stop))
+        await withdraw(net.directory)  # what it was about to load is announced
+        return False
 
-    def _unload(self) -> None:
-        """Give the span's memory back, on the device as well: the next one may need all of it."""
+    def _unload(self, blocks: range) -> None:
+        """Give the span's memory back, on the device as well: that of `blocks`, the next, may need all of it."""
         import torch
 
         self.close()
-        self.engine = None
+        self.engine, self.blocks = None, blocks
         unsettle()
         if self.config.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -212,21 +213,20 @@ class _Life:
 
     async def _serve(self, net: Net, engine: DeviceEngine) -> Move | None:
         """Until we leave, the network daemon dies, the device is lost or other blocks need this peer: then those."""
-        host = net.host
-        terms = node_config(self.config, self.model, self.room, engine, host.peer_id, self._speed, self.duty)
+        terms = node_config(self.config, self.model, self.room, engine, net.host.peer_id, self._speed, self.duty)
         async with Node(terms, engine, net.transport) as node:
             announcer = Announcer(net.directory, node, self._facts(net))
             self.pausing.attach(node)
             self.account.attach(node)
             await announcer.announce()
-            self._say_online(host, engine)
+            self._say_online(net.host, engine)
             move = await self._until_leaving(net, node, announcer)
             self.account.stage = "loading" if move else "leaving"
             if move is not None and not self.leave.is_set():
                 if self.config.json:
                     _print({"event": "moving", "blocks": [move.start, move.stop], "why": move.reason})
                 await hand_over(node, self.config.drain_s)
-            elif not host.died.is_set():
+            elif not net.host.died.is_set():
                 drain_s = 0.0 if node.broken.is_set() else self.config.drain_s
                 await say_goodbye(announcer, node, drain_s, self.leave)
             return move

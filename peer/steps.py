@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shoal.peer.book import LeaseBook
     from shoal.peer.engine import Engine, Output, Piece
-    from shoal.peer.holding import Move
+    from shoal.peer.holding import Holding, Move
     from shoal.peer.lease import Action, Lease, Run
     from shoal.peer.node import NodeConfig
     from shoal.peer.scheduler import Slice
@@ -59,6 +59,7 @@ class Steps:
         self._busy = False  # with a step of the engine, or with moves before one
         self._waiting = False  # for something to do
         self._planned: tuple[list[Slice], list[Move]] | None = None
+        self._moving: set[Holding] = set()  # whose KV is on its way between the device and host memory
         self._wake = asyncio.Event()
 
     def add(self, lease: Lease, run: Run) -> None:
@@ -78,6 +79,10 @@ class Steps:
     def wake(self) -> None:
         """Something that steps wait for may have come."""
         self._wake.set()
+
+    def moving(self, lease: Lease) -> bool:
+        """Whether a lease's pages may not hold its KV yet, or never will."""
+        return lease.holding in self._moving
 
     def refuse(self, lease: Lease, reason: Reason, text: str) -> None:
         """A lease that cannot go on is ended; its owner goes elsewhere."""
@@ -155,7 +160,9 @@ class Steps:
         now = self._now()
         self._residency.begin(now)
         batch = self.scheduler.next_batch(self._fits, decoding=self._gather.decoding(now))
-        return batch, self._residency.take_moves()
+        moves = self._residency.take_moves()
+        self._moving = {move.holding for move in moves}
+        return batch, moves
 
     async def _step(self) -> None:
         batch, moves = self._planned or self._next()
@@ -167,6 +174,7 @@ class Steps:
         try:
             if moves:
                 await self._make(moves)
+                self._moving = set()
                 batch = [piece for piece in batch if piece.job in self.jobs]
             if batch:
                 await self._run_batch(batch)

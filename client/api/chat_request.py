@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
+# What transformers' `apply_chat_template` takes for itself: a template from a stranger would be a program of theirs.
+RESERVED = frozenset({
+    "self", "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "sanitize_control_tokens", "tokenizer_kwargs", "processor_kwargs",
+    "load_audio_from_video",
+})  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -55,6 +62,8 @@ def read_chat(given: Mapping[str, Any]) -> ChatRequest:
     fields.end()
     if wishes.shape is not None and choice == "required":
         refuse("response_format", "`response_format` does not go with a `tool_choice` that asks for a call.")
+    if wishes.shape is not None and choice == "auto" and wishes.shape.kind not in ("json_schema", "json_object"):
+        refuse("response_format", 'Only an answer in JSON goes with `tools`; set `tool_choice` to "none".')
     return request
 
 
@@ -88,7 +97,7 @@ def _template_options(fields: Fields) -> dict[str, Any]:
     """What templates may know of: reasoning models read some of these."""
     options: dict[str, Any] = dict(fields.take("chat_template_kwargs", mapping, {}))
     for name in options:
-        if not name.isidentifier() or name in ("messages", "tools", "add_generation_prompt", "conversation"):
+        if not name.isidentifier() or name in RESERVED:
             refuse("chat_template_kwargs", f"`chat_template_kwargs` must not set {name[:40]!r}.")
     effort = fields.take("reasoning_effort", one_of("none", "minimal", "low", "medium", "high", "xhigh"), None)
     return {"reasoning_effort": effort, **options} if effort else options

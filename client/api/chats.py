@@ -15,7 +15,7 @@ from shoal.client.api.provenance import headers, provenance
 from shoal.client.api.replies import REASONS, reply, stream_reply, usage
 from shoal.client.api.run import Run
 from shoal.client.api.state import API, Api, now
-from shoal.client.calls import Call, CallReader
+from shoal.client.calls import Call, CallReader, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,10 +54,12 @@ async def chats(request: web.Request) -> web.StreamResponse:
 
 async def _grammar(api: Api, asked: ChatRequest) -> Grammar | None:
     """What the answer must look like, if the request says so."""
-    if asked.tool_choice != "required":
+    if asked.tool_choice == "none" or (asked.tool_choice == "auto" and asked.wishes.shape is None):
         return await api.shapes.grammar(asked.wishes.shape)
     named = [tool for tool in asked.tools if asked.named_tool in (None, tool["function"]["name"])]
-    return await api.shapes.must_call(api.conversations.calls, named, parallel=asked.parallel_tools)
+    return await api.shapes.calls(
+        api.conversations.calls, named, parallel=asked.parallel_tools, instead=asked.wishes.shape
+    )
 
 
 class _Chat:
@@ -133,7 +135,8 @@ class _Voice:
         self._calls = 0
         self._most = len(asked.tools) and (1 << 31 if asked.parallel_tools else 1)
         names = [tool["function"]["name"] for tool in asked.tools]
-        self._reader = CallReader(api.conversations.calls, names) if asked.tool_choice != "none" else None
+        self._form = api.conversations.calls
+        self._reader = CallReader(self._form, names) if asked.tool_choice != "none" else None
 
     def deltas(self, piece: Piece) -> list[dict[str, Any]]:
         """What one more piece adds."""
@@ -162,7 +165,7 @@ class _Voice:
         if self._calls >= self._most:
             return {}
         function = {"name": part.name, "arguments": part.arguments}
-        call = {"index": self._calls, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+        call = {"index": self._calls, "id": new_id(self._form), "type": "function", "function": function}
         self._calls += 1
         return {"tool_calls": [call]}
 

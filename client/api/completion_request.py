@@ -51,7 +51,7 @@ def read_completion(given: Mapping[str, Any]) -> CompletionRequest:
     return CompletionRequest(prompts, wishes, best_of, echo, special_tokens)
 
 
-def prompts_of(value: Any, name: str) -> tuple[str | tuple[int, ...], ...]:
+def prompts_of(value: Any, name: str, most: int = MAX_PROMPTS) -> tuple[str | tuple[int, ...], ...]:
     """One or several texts, or one or several lists of token ids."""
     if isinstance(value, str):
         return (text()(value, name),)
@@ -59,8 +59,8 @@ def prompts_of(value: Any, name: str) -> tuple[str | tuple[int, ...], ...]:
         refuse(name, f"`{name}` must be a string, a list of strings, a list of token ids or a list of such lists.")
     if _are_ids(value):
         return (tuple(value),)
-    if len(value) > MAX_PROMPTS:
-        refuse(name, f"`{name}` has {len(value)} items; {MAX_PROMPTS} are allowed in one request.")
+    if len(value) > most:
+        refuse(name, f"`{name}` has {len(value)} items; {most} are allowed in one request.")
     if all(isinstance(item, str) for item in value):
         return tuple(value)
     if not all(isinstance(item, list) and item and _are_ids(item) for item in value):

@@ -10,7 +10,7 @@ from shoal.client.api.asks import ask_of, options_of, token_ids
 from shoal.client.api.body import read_json
 from shoal.client.api.completion_request import CompletionRequest, read_completion
 from shoal.client.api.gate import caller
-from shoal.client.api.logprobs import Scored, completion_logprobs, scored
+from shoal.client.api.logprobs import Places, Scored, completion_logprobs, scored
 from shoal.client.api.provenance import headers, provenance
 from shoal.client.api.replies import REASONS, reply, stream_reply, usage
 from shoal.client.api.run import Run
@@ -75,12 +75,12 @@ class _Completion:
             "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": now(), "model": model,
             "system_fingerprint": api.fingerprint,
         }  # fmt: skip
-        self._offsets = [len(self._echoed(at)) for at in range(len(prompts) * asked.best_of)]
+        self._places = [Places(api.texts) for _ in range(len(prompts) * asked.best_of)]
         self._begun: set[int] = set()
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The JSON of a finished answer; without any answers the prompts alone (`max_tokens` 0)."""
-        chosen = self._chosen(answers) if answers else list(range(len(self._prompts)))
+        chosen = self._chosen(answers) if answers else self._prompts_alone()
         choices = [self._choice(index, at, answers[at].pieces if answers else [], done=True)
                    for index, at in enumerate(chosen)]  # fmt: skip
         return {**self._head, "choices": choices, "usage": self.usage(answers), "shoal": provenance(answers)}
@@ -104,6 +104,10 @@ class _Completion:
         """All prompts' and all answers' tokens."""
         return usage(sum(len(prompt.ids) for prompt in self._prompts), answers, self._asked.best_of)
 
+    def _prompts_alone(self) -> list[int]:
+        n, best_of = self._asked.wishes.n, self._asked.best_of
+        return [first + number for first in range(0, len(self._prompts) * best_of, best_of) for number in range(n)]
+
     def _chosen(self, answers: Sequence[Answer]) -> list[int]:
         """Of each prompt's `best_of` answers the `n` with the highest mean log-probability of a token."""
         n, best_of = self._asked.wishes.n, self._asked.best_of
@@ -124,14 +128,13 @@ class _Completion:
         if self._asked.wishes.return_token_ids:
             choice["token_ids"] = [piece.token_id for piece in pieces]
             choice["prompt_token_ids"] = self._prompt_of(at).ids if echo else None
-        self._offsets[at] += len(made)
         return choice
 
     def _logprobs(self, at: int, pieces: Sequence[Piece], *, echo: bool) -> dict[str, Any] | None:
         if self._asked.wishes.top_logprobs is None:
             return None
         tokens = [*(self._prompt_of(at).scored if echo else []), *scored(pieces)]
-        return completion_logprobs(self._api.texts, tokens, 0 if echo else self._offsets[at])
+        return completion_logprobs(self._api.texts, tokens, self._places[at])
 
     def _prompt_of(self, at: int) -> _Prompt:
         return self._prompts[at // self._asked.best_of]

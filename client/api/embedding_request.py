@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shoal.client.api.completion_request import prompts_of
@@ -11,6 +12,9 @@ from shoal.client.api.wishes import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+MAX_INPUTS = 2048  # OpenAI's
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ def read_embedding(given: Mapping[str, Any]) -> EmbeddingRequest:
     """Check a request. Errors: `ApiError`."""
     fields = Fields(given)
     found = EmbeddingRequest(
-        inputs=fields.need("input", prompts_of),
+        inputs=fields.need("input", partial(prompts_of, most=MAX_INPUTS)),
         model=fields.take("model", text(512), None),
         base64=fields.take("encoding_format", one_of("float", "base64"), "float") == "base64",
         dimensions=fields.take("dimensions", whole(1, 1 << 20), None),

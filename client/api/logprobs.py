@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,23 @@ def _entry(texts: TokenTexts, token_id: int, logprob: float | None) -> dict[str,
     return {"token": text, "logprob": logprob, "bytes": list(data)}
 
 
-def completion_logprobs(texts: TokenTexts, tokens: Iterable[Scored], offset: int = 0) -> dict[str, Any]:
-    """`choices[].logprobs` of a completion; `offset`: characters of the text before the first of these tokens."""
+class Places:
+    """Where tokens begin in an answer's text, in characters: bytes of one character that are tokens count together."""
+
+    def __init__(self, texts: TokenTexts) -> None:
+        self._texts, self._at = texts, 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def take(self, token_id: int) -> int:
+        """Where the next token begins."""
+        at = self._at
+        if not self._texts.is_special(token_id):
+            self._at += len(self._decoder.decode(bytes(self._texts.of(token_id)[1])))
+        return at
+
+
+def completion_logprobs(texts: TokenTexts, tokens: Iterable[Scored], places: Places) -> dict[str, Any]:
+    """`choices[].logprobs` of a completion or of its next piece; `places`: of the whole."""
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token in tokens:
         text, _ = texts.of(token.token_id)
@@ -50,6 +66,5 @@ def completion_logprobs(texts: TokenTexts, tokens: Iterable[Scored], offset: int
         # Tokens that look alike share a key: the most probable of them counts, the chosen one before all.
         top = {texts.of(token_id)[0]: logprob for token_id, logprob in reversed(token.top)}
         found["top_logprobs"].append({**top, text: token.logprob} if token.logprob is not None else None)
-        found["text_offset"].append(offset)
-        offset += 0 if texts.is_special(token.token_id) else len(text)
+        found["text_offset"].append(places.take(token.token_id))
     return found

@@ -34,7 +34,8 @@ def _answer(fields: Fields) -> dict[str, Any]:
     """What the assistant said before: text, calls, or both."""
     content, refusal = fields.take("content", _content, ""), fields.take("refusal", text(), "")
     calls = list(fields.take("tool_calls", items(_call, MAX_CALLS), ()))
-    fields.ignore("annotations", "reasoning_content", "reasoning", "logprobs")  # what servers add to their answers
+    # What servers and clients add to answers.
+    fields.ignore("annotations", "reasoning_content", "reasoning", "logprobs", "parsed")
     fields.cannot("give `tool_calls` instead.", "function_call")
     fields.cannot("only text is read here.", "audio")
     return {"content": content or refusal, **({"tool_calls": calls} if calls else {})}
@@ -72,6 +73,7 @@ def _call(value: Any, name: str) -> dict[str, Any]:
     fields.take("type", one_of("function"), "function")
     inner = Fields(fields.need("function", mapping), f"{name}.function")
     called = {"name": inner.need("name", text(64, 1)), "arguments": inner.take("arguments", text(), "{}")}
+    inner.ignore("parsed_arguments")  # what OpenAI's own client adds
     inner.end()
     fields.ignore("index")
     fields.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -53,6 +54,7 @@ async def serve(config: ServeConfig, listening: socket) -> None:
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     tell(f"reading {config.model}")
     model = await asyncio.to_thread(load_model, config.model, config.dtype, config.revision)
+    gc.freeze()  # a collector's round through all that is loaded would hold every answer up for a tenth of a second
     tell("joining the swarm")
     spec = model.ends.spec
     shape = Model(spec.n_blocks, spec.hidden_size, model.checkpoint.revision)

@@ -43,11 +43,16 @@ class Shapes:
         except GrammarError as error:
             refuse("response_format", str(error))
 
-    async def must_call(self, form: CallFormat, tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> Grammar:
-        """Calls of these tools and nothing else. Errors: `ApiError` 400."""
+    async def calls(
+        self, form: CallFormat, tools: Sequence[Mapping[str, Any]], *, parallel: bool, instead: Shape | None = None
+    ) -> Grammar:
+        """Calls of these tools, or else JSON of the shape `instead`, and nothing else. Errors: `ApiError` 400."""
+        answer = None
+        if instead is not None:
+            answer = {"type": "object"} if instead.kind == "json_object" else instead.value
 
         def make() -> Grammar:
-            return must_call(self.grammars(), form, tools, parallel=parallel)
+            return must_call(self.grammars(), form, tools, parallel=parallel, answer=answer)
 
         try:
             return await asyncio.to_thread(make)

@@ -21,6 +21,7 @@ KEEP_OPEN = {
     hdrs.CACHE_CONTROL: "no-cache",
     "X-Accel-Buffering": "no",  # proxies like nginx would gather the events
 }
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # where some clients end lines
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -39,7 +40,7 @@ class EventStream:
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Put an event into the next write."""
-        self._held += f"data: {_encode(event)}\n\n".encode("utf-8", "replace")
+        self._held += f"data: {_encode(event).translate(_LINE_ENDS)}\n\n".encode("utf-8", "replace")
 
     async def flush(self) -> None:
         """Send what was added, in one write. Waits while the reader lags behind, and so does who makes the events.

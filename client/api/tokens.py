@@ -12,9 +12,10 @@ class TokenTexts:
     """`tokenizer`: transformers', or None for a model without one: then a token's text is its number."""
 
     def __init__(self, tokenizer: Any | None) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
         self._byte_level = tokenizer is not None and _is_byte_level(tokenizer)
         self._special = frozenset(tokenizer.all_special_ids if tokenizer is not None else ())
+        self._anchor = list(tokenizer("x", add_special_tokens=False)["input_ids"]) if tokenizer is not None else []
         self.of = lru_cache(maxsize=1 << 16)(self._of)
 
     def is_special(self, token_id: int) -> bool:
@@ -27,9 +28,17 @@ class TokenTexts:
             return str(token_id), ()
         data = self._bytes(token_id)
         if data is None:
-            text = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            data = text.encode("utf-8", "replace")
+            data = self._behind(token_id).encode("utf-8", "replace")
         return data.decode("utf-8", "replace"), tuple(data)
+
+    def _behind(self, token_id: int) -> str:
+        """A token's text behind another token: decoders leave out the space with which a text would begin."""
+        anchor = [] if token_id in self._special else self._anchor
+        return self._decode([*anchor, token_id])[len(self._decode(anchor)) if anchor else 0 :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
     def _bytes(self, token_id: int) -> bytes | None:
         """From the vocabulary's own writing, where that says it; a decoder would lose parts of characters."""

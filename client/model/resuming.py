@@ -46,8 +46,9 @@ class Resumed:
         session, bare = self._session, isinstance(found, torch.Tensor)
         sequences = found if bare else found.sequences
         given = 1 if self.input_ids is None else self.input_ids.shape[1]  # transformers begins with one token, BOS
-        copies = max(1, len(session.rows) // len(sequences))
-        known = session.mask[::copies][: len(sequences), :given].to("cpu")
+        texts = 1 if self.input_ids is None else len(self.input_ids)
+        rows, told = max(1, len(session.rows) // texts), max(1, len(sequences) // texts)  # of each text
+        known = session.mask[[index // told * rows for index in range(len(sequences))], :given].to("cpu")
         more = torch.ones(len(sequences), sequences.shape[1] - known.shape[1], dtype=torch.bool)
         session.output_ids, session.output_mask = sequences.clone(), torch.cat([known, more], dim=1)
         new = sequences[:, self._before :].clone()

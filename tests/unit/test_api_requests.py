@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from shoal.client.api.chat_request import read_chat
+from shoal.client.api.chat_request import RESERVED, read_chat
 from shoal.client.api.completion_request import read_completion
 from shoal.client.api.embedding_request import read_embedding
 from shoal.client.api.errors import ApiError
@@ -129,12 +129,33 @@ def test_a_completion_is_read() -> None:
         ({"messages": HELLO, "modalities": ["audio"]}, "modalities[0]"),
         ({"messages": HELLO, "continue_final_message": True}, "continue_final_message"),
         ({"messages": HELLO, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"messages": HELLO, "chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs"),
+        ({"messages": HELLO, "tools": [TOOL], "response_format": {"type": "json_object"}, "tool_choice": "required"},
+         "response_format"),
     ],
 )  # fmt: skip
 def test_a_chat_that_cannot_be_done_names_the_field(given: dict, param: str) -> None:
     with pytest.raises(ApiError) as caught:
         read_chat(given)
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_nothing_that_transformers_takes_for_itself_comes_from_a_request() -> None:
+    """A template in a request would be a program: it could compute for hours."""
+    from inspect import signature
+
+    from transformers import PreTrainedTokenizerBase
+
+    own = {*signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"kwargs"}
+    assert own <= RESERVED
+
+
+def test_an_answer_of_openai_s_own_client_is_read_again() -> None:
+    function = {"name": "add", "arguments": "{}", "parsed_arguments": {}}
+    answer = {"role": "assistant", "content": None, "parsed": None,
+              "tool_calls": [{"id": "1", "type": "function", "function": function}]}  # fmt: skip
+    read = read_chat({"messages": [*HELLO, answer], "tools": [TOOL]})
+    assert read.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": "{}"}
 
 
 def test_a_chat_is_read() -> None:

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from shoal.client.api.admission import Admission
 from shoal.client.api.errors import ApiError
+from shoal.client.api.logprobs import Places, Scored, completion_logprobs
 from shoal.client.api.stream import EventStream
 from shoal.client.api.tokens import TokenTexts
 
@@ -114,3 +115,33 @@ def test_the_bytes_of_tokens_are_those_of_the_text(text: str) -> None:
     assert texts.is_special(ids[0])
     assert texts.of(ids[0])[0] == "<bos>"
     assert b"".join(bytes(texts.of(token)[1]) for token in ids[1:]).decode() == text
+
+
+class Pieces:
+    """A tokenizer whose decoder, like Llama's, leaves out the space that a text would begin with."""
+
+    all_special_ids = (0,)
+    vocabulary = ("<s>", "x", "▁Hello", "▁world", "s", "world", "<0xC3>", "<0xA9>")
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert (text, add_special_tokens) == ("x", False)
+        return {"input_ids": [1]}
+
+    def convert_ids_to_tokens(self, number: int) -> str:
+        return self.vocabulary[number]
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(self.vocabulary[number] for number in ids).replace("▁", " ").removeprefix(" ")
+
+
+def test_tokens_keep_their_spaces_and_say_where_they_begin() -> None:
+    texts = TokenTexts(Pieces())
+    ids = [2, 4, 3, 5, 6, 7, 4]  # " Hellos worldworldés"
+    assert [texts.of(number)[0] for number in ids[:4]] == [" Hello", "s", " world", "world"]
+    whole = completion_logprobs(texts, [Scored(number, -1.0) for number in ids], Places(texts))
+    assert whole["text_offset"] == [0, 6, 7, 13, 18, 18, 19]
+    places = Places(texts)
+    streamed = [completion_logprobs(texts, [Scored(number, -1.0)], places)["text_offset"][0] for number in ids]
+    assert streamed == whole["text_offset"], "in pieces as in one"
+    both = completion_logprobs(texts, [Scored(3, -1.0, ((3, -1.0), (5, -2.0)))], Places(texts))
+    assert both["top_logprobs"] == [{" world": -1.0, "world": -2.0}]

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.client.calls import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, Call, CallReader, format_of
+from shoal.client.calls import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, Call, CallReader, format_of, new_id
 
 NAMES = ("weather", "time")
 ULM = '{"city": "Ulm é"}'
@@ -25,6 +25,11 @@ CASES = [
     (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',
      ['<tool_call>{"name": "rm", "arguments": {}}</tool_call>']),
     (HERMES, '<tool_call>{"name": "time", "arguments": "{}"}</tool_call>', [TIME]),
+    (HERMES, f'<tool_call>[{{"name": "weather", "arguments": {ULM}}}]</tool_call>', [WEATHER]),
+    (HERMES, '<tool_call>"weather"</tool_call>', ['<tool_call>"weather"</tool_call>']),
+    (HERMES, '<tool_call>["weather", 5]</tool_call>', ['<tool_call>["weather", 5]</tool_call>']),
+    (MISTRAL, "[TOOL_CALLS]5", ["[TOOL_CALLS]5"]),
+    (LLAMA, '{"name": "time", "parameters": {}}; 5', ['{"name": "time", "parameters": {}}; 5']),
     (HERMES, "ends in space \n", ["ends in space \n"]),
     (MISTRAL, f'[TOOL_CALLS][{{"name": "weather", "arguments": {ULM}}}, {{"name": "time", "arguments": {{}}}}]',
      [WEATHER, TIME]),
@@ -99,3 +104,12 @@ def test_arguments_are_json_again() -> None:
 )  # fmt: skip
 def test_a_template_shows_its_form(template: str, form) -> None:
     assert format_of(template) == form
+
+
+def test_calls_are_named_as_a_model_s_template_takes_it() -> None:
+    """Mistral's refuse a name that is not of 9 letters and digits."""
+    for form in (MISTRAL, MISTRAL_NAMED):
+        assert len(new_id(form)) == 9
+        assert new_id(form).isalnum()
+    assert new_id(HERMES).startswith("call_")
+    assert new_id(HERMES) != new_id(HERMES)

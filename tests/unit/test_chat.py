@@ -207,3 +207,29 @@ def test_parameters_that_cannot_be_kept_are_an_error() -> None:
         must_call(grammars, HERMES, [bad])
     with pytest.raises(GrammarError, match="no tools"):
         must_call(grammars, HERMES, [])
+
+
+@pytest.mark.parametrize("form", [HERMES, LLAMA, MISTRAL, MISTRAL_NAMED], ids=["hermes", "llama", "mistral", "named"])
+def test_an_answer_in_a_form_may_be_a_call_all_the_same(form) -> None:
+    from test_grammar import write
+
+    grammars = Grammars(AutoTokenizer.from_pretrained(DEMO_PATH), VOCAB, frozenset({EOS}))
+    schema = {"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"], "additionalProperties": False}
+    grammar = must_call(grammars, form, [TIME], parallel=False, answer=schema)
+    kinds = set()
+    for seed in range(40):
+        text, ended = write(grammar, seed, 200)
+        if not ended:
+            continue
+        reader = CallReader(form, ("time",))
+        parts = [*reader.push(text), *reader.finish()]
+        kinds.add(reader.called)
+        if not reader.called:
+            assert json.loads("".join(map(str, parts))) == {"n": 1}
+    assert kinds == {True, False}
+
+
+def test_a_template_s_own_faults_are_told_as_such() -> None:
+    for fault in ("{{ 1 / 0 }}", "{{ messages[9].content.x }}", "{{ raise_exception('no') }}"):
+        with pytest.raises(ChatError, match="template"):
+            chat_with(fault).prompt([said("user", "Hi")])

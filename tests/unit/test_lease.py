@@ -8,7 +8,7 @@ import pytest
 from shoal.peer.errors import Reason
 from shoal.peer.holding import Holding
 from shoal.peer.kept import ALWAYS_KEPT
-from shoal.peer.lease import REPLAY_ROWS, Lease, Run, Send, Terms
+from shoal.peer.lease import REPLAY_ROWS, ROWS_EACH, Lease, Run, Send, Terms
 from shoal.peer.wire import Hidden, Open, Opened, Receipt, Refused, Reroute, Want
 
 S = b"s" * 16
@@ -77,14 +77,37 @@ def test_steps_may_queue_before_the_first_has_run():
     assert [pushed(finish(it, run))[0][1].step for run in runs] == list(range(5))
 
 
-def test_a_duplicate_is_answered_again_and_runs_nothing():
+def test_after_a_repair_a_duplicate_is_answered_again_and_runs_nothing():
     it = lease()
     first = step(it, 0, 0, 3)
     step(it, 1, 3)
-    again = it.accept(hidden(0, 0, 3), "before")
+    it.reroute(reroute(2, prev="before", next="after"))
+    again = it.accept(hidden(0, 0, 3, epoch=2), "before")
     assert not any(isinstance(action, Run) for action in again)
-    assert pushed(again) == pushed(first)
+    assert [(to, message.payload) for to, message in pushed(again)] == [(to, m.payload) for to, m in pushed(first)]
     assert [type(a.message) for a in again] == [Hidden, Receipt]
+
+
+def test_a_duplicate_is_answered_once_an_epoch():
+    """A row of it brings all of an output: others' links would be filled, and two hops could send it round for ever."""
+    it = lease()
+    step(it, 0, 0, 3)
+    assert [it.accept(hidden(0, 0), "before") for _ in range(3)] == [[], [], []]
+    it.reroute(reroute(2, prev="before", next="after"))
+    assert len(it.accept(hidden(0, 0, epoch=2), "before")) == 2
+    assert it.accept(hidden(0, 0, epoch=2), "client") == []
+
+
+def test_tokens_that_wait_are_bounded_by_the_leases_own():
+    """Each step may begin at 0 again: 64 of them would bring 64 times what was asked for."""
+    it = lease()
+    count, runs = it.max_tokens, []
+    while isinstance((actions := it.accept(hidden(len(runs), 0, count), "before"))[0], Run):
+        runs += actions
+    assert refused(actions) is Reason.LIMIT
+    assert len(runs) == ROWS_EACH
+    finish(it, runs[0])
+    assert isinstance(it.accept(hidden(len(runs), 0, count), "before")[0], Run), "as soon as there is room"
 
 
 def test_a_duplicate_of_a_running_step_waits_for_it():
@@ -213,8 +236,9 @@ def test_the_last_hop_cuts_its_output_to_what_the_client_wants(want, rows):
     assert [(to, m.rows, m.payload) for to, m in pushed(actions)] == (
         [("client", rows, payload(4 - rows, rows))] if rows else []
     )
-    again = it.accept(hidden(0, 0, 4, want=want), "before")
-    assert pushed(again) == pushed(actions)
+    it.reroute(reroute(2, prev="before"))
+    again = it.accept(hidden(0, 0, 4, want=want, epoch=2), "before")
+    assert [message.payload for _, message in pushed(again)] == [message.payload for _, message in pushed(actions)]
     assert isinstance(again[-1].message, Receipt)
 
 

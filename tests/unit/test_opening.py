@@ -88,3 +88,51 @@ async def test_a_closed_one_opens_no_more():
     backlog.close()
     await asyncio.sleep(0.01)
     assert opened == []
+
+
+async def test_many_records_under_one_key_neither_come_first_nor_stop_all_else():
+    """Anybody may claim to be a node that is there, thousands of times."""
+    opened: list[bytes] = []
+
+    def slowly(raw: bytes) -> None:
+        time.sleep(0.0001)
+        opened.append(raw)
+
+    flood = [bytes(36) + b"k" * 32 + number.to_bytes(100, "big") for number in range(2000)]
+    others = [bytes(36) + bytes([number]) * 132 for number in range(20)]
+    backlog = Backlog(slowly, lambda: [b"k" * 32])
+    backlog.add(flood)
+    backlog.add(others)
+    slowest, before = 0.0, time.monotonic()
+    while [*backlog]:
+        await asyncio.sleep(0)
+        slowest, before = max(slowest, time.monotonic() - before), time.monotonic()
+        if set(others) <= set(opened):
+            break
+    assert len(opened) < 200, "others' records came between"
+    assert slowest < 0.1, "2,000 at once take longer"
+    backlog.close()
+
+
+async def test_whoever_waits_when_it_is_closed_goes_on():
+    """The daemon has died, and the look-up begins anew elsewhere."""
+    backlog = Backlog(lambda _: time.sleep(0.001), list)
+    backlog.add([bytes(36) + number.to_bytes(100, "big") for number in range(500)])
+    waiting = asyncio.create_task(backlog.wait())
+    await asyncio.sleep(0.005)
+    backlog.close()
+    async with asyncio.timeout(1):
+        await waiting
+        await backlog.wait()
+
+
+async def test_an_error_is_told_once():
+    def fail(_: bytes) -> None:
+        raise ZeroDivisionError
+
+    backlog = Backlog(fail, list)
+    backlog.add([b"x" * 100])
+    with pytest.raises(ZeroDivisionError):
+        await backlog.wait()
+    backlog.add([])
+    await backlog.wait(0.01)

@@ -292,3 +292,18 @@ def test_limits_of_a_session(model) -> None:
         session.step(torch.zeros(1, 1, 64))
     with model.transformer.h[:2].inference_session(max_length=4) as part, pytest.raises(ValueError, match="over all"):
         model.generate(tokens(1, 2), session=part, max_new_tokens=1)
+
+
+def test_a_session_goes_on_behind_beams_with_each_text_s_own_padding(pair) -> None:
+    """Fewer are returned of each text than beams were kept, and one text is padded."""
+    _, ours = pair
+    batch = padded((4, 7))
+    how = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "pad_token_id": PAD,
+           "eos_token_id": None}  # fmt: skip
+    with ours.inference_session(max_length=64) as session:
+        first = ours.generate(**batch, session=session, **how)
+        mask = session.output_mask
+    wanted = batch["attention_mask"].bool().repeat_interleave(2, 0)
+    assert len(first) == 4
+    assert torch.equal(mask[:, : wanted.shape[1]], wanted)
+    assert mask[:, wanted.shape[1] :].all()

@@ -14,7 +14,7 @@ from shoal.peer.job import Job, cut
 from shoal.peer.lease import Run
 from shoal.peer.scheduler import Slice
 from shoal.peer.wire import Hidden, Want
-from test_book import OPEN, book
+from test_book import OPEN, book, request
 from tiny_models import save_tiny
 
 PROMPT, NEW = 12, 9  # across the 16 tokens at which these models' rotations change
@@ -45,7 +45,7 @@ def test_a_repair_leaves_the_kv_as_it_was(kind, tmp_path):
 
 def length_of(position: int, count: int, length: int) -> int:
     """What the engine is told of a replayed piece."""
-    lease = LeaseBook(book().offer).open(OPEN, "c")
+    lease = LeaseBook(book().offer).open(request(), "c")
     message = Hidden(
         session=OPEN.session, epoch=1, step=0, position=position, count=count, want=Want.NONE, replay=True, rows=count,
         width=4, dtype="float32", length=length, payload=bytes(16 * count),
