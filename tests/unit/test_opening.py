@@ -62,23 +62,12 @@ async def test_thousands_of_records_let_others_run():
     opener, now = Opener(INVITE), time.time()
     bad = [bytes([*record(Identity.generate(), now)[:-1], 0]) for _ in range(400)]
     backlog = Backlog(lambda raw: opener.open(raw, now), list)
-    gaps, before = [], time.monotonic()
+    turns = 0
     backlog.add(bad)
     while [*backlog]:
         await asyncio.sleep(0)
-        gaps.append(time.monotonic() - before)
-        before = time.monotonic()
-    assert len(gaps) > 50, "others had as many turns"
-
-
-async def test_an_error_in_opening_is_told():
-    def fail(_: bytes) -> None:
-        raise ZeroDivisionError
-
-    backlog = Backlog(fail, list)
-    backlog.add([b"x" * 100])
-    with pytest.raises(ZeroDivisionError):
-        await backlog.wait()
+        turns += 1
+    assert turns > 50, "others had as many"
 
 
 async def test_a_closed_one_opens_no_more():
@@ -103,14 +92,13 @@ async def test_many_records_under_one_key_neither_come_first_nor_stop_all_else()
     backlog = Backlog(slowly, lambda: [b"k" * 32])
     backlog.add(flood)
     backlog.add(others)
-    slowest, before = 0.0, time.monotonic()
-    while [*backlog]:
+    most = 0
+    while not set(others) <= set(opened):
+        before = len(opened)
         await asyncio.sleep(0)
-        slowest, before = max(slowest, time.monotonic() - before), time.monotonic()
-        if set(others) <= set(opened):
-            break
+        most = max(most, len(opened) - before)
     assert len(opened) < 200, "others' records came between"
-    assert slowest < 0.1, "2,000 at once take longer"
+    assert most < 50, "whatever else runs has its turn"
     backlog.close()
 
 
