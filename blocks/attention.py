@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from shoal.blocks.kernels import has_kernels
 from shoal.blocks.kv import from_int8
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,12 +20,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from types import ModuleType
 
     from shoal.blocks.batch import Batch, Read
     from shoal.blocks.kv import BlockKV, KVPool
 
 IMPLEMENTATION = "shoal_paged"
-MOST_SLOTS = 1 << 17  # of KV that rows of one token are given copies of at a time
+MOST_BYTES = 1 << 27  # of keys and values that rows of one token are given copies of at a time
 _SCORES = 1 << 25  # elements of one tile of attention scores where they must be built: 128 MiB in float32
 
 # Left to itself, torch prefers cuDNN on an H100. cuDNN builds a plan for each new length, which takes tens of
@@ -57,10 +59,11 @@ class Rules:
 class PagedCache:
     """The KV of one forward: stands where a block expects transformers' cache."""
 
-    __slots__ = ("batch", "pool")
+    __slots__ = ("batch", "kernels", "pool")
 
     def __init__(self, pool: KVPool, batch: Batch) -> None:
         self.pool, self.batch = pool, batch
+        self.kernels = _kernels() if has_kernels(pool.device, pool.dtype) else None
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, block: int, *_: Any, **__: Any
@@ -75,16 +78,24 @@ def paged_attention(module: torch.nn.Module, query: torch.Tensor, *_: Any, **giv
     cache: PagedCache = given["paged"]
     scale = given.get("scaling")
     rules = Rules(query.shape[-1] ** -0.5 if scale is None else scale, given.get("softcap"), given.get("s_aux"))
-    block = int(module.layer_idx)  # type: ignore[arg-type]
-    out = attend(query, cache.pool.block(block), cache.batch, given.get("sliding_window"), rules)
-    return out, None
+    kv, window = cache.pool.block(int(module.layer_idx)), given.get("sliding_window")  # type: ignore[arg-type]
+    if cache.kernels is not None and cache.kernels.takes(query, kv):
+        return cache.kernels.attend(query, kv, cache.batch, window, rules), None
+    return attend(query, kv, cache.batch, window, rules), None
+
+
+def _kernels() -> ModuleType:
+    """Our own kernels are imported for a GPU alone: they need Triton."""
+    from shoal.blocks.kernels import paged
+
+    return paged
 
 
 def attend(query: torch.Tensor, kv: BlockKV, batch: Batch, window: int | None, rules: Rules) -> torch.Tensor:
     """Each row's tokens against that row's pages: `[1, heads, T, width]` to `[1, T, heads, width]`.
 
-    On a CPU every row is a kernel call on views of its pages; on a GPU, where calls cost more than copies, the rows of
-    one token share one call over gathered pages.
+    On a CPU every row is a kernel call on views of its pages; on a GPU without our kernels, where calls cost more than
+    copies, rows of one token and about one length share a call over gathered pages.
     """
     reads = batch.reads(window)
     if len(reads) == 1:
@@ -142,19 +153,18 @@ def _attend_tokens(query: torch.Tensor, kv: BlockKV, reads: tuple[Read, ...], ru
 def _attend_padded(
     query: torch.Tensor, kv: BlockKV, batch: Batch, rest: tuple[int | None, Rules, torch.Tensor]
 ) -> None:
-    """Rows of one token each, all as long as the longest. So many at a time that the copies of their KV stay small: one
-    long context beside many short ones would otherwise take the memory of many long ones."""
+    """Rows of one token each, those of about one length together, as long as the longest of them. So many at a time
+    that the copies of their KV stay small."""
     window, rules, out = rest
-    read = batch.padded_read(window)
-    n, width = read.mask.shape[0], read.mask.shape[-1]
-    rows = max(1, MOST_SLOTS // width)
-    for first in range(0, n, rows):
-        mask, at = read.mask[first : first + rows], read.tokens[first : first + rows]
-        seen = kv.select(read.slots[first * width : (first + rows) * width])
-        keys, values = (part.view(len(mask), width, *part.shape[1:]).transpose(1, 2).to(query.dtype) for part in seen)
-        tokens = query[0].index_select(1, at).transpose(0, 1)[:, :, None]
-        attend = _by_scores if rules.needs_scores else _one_token
-        out[0].index_copy_(0, at, attend(tokens, (keys, values), mask, rules)[:, :, 0])
+    each = 2 * kv.keys[0].numel() * torch.float32.itemsize
+    attend = _by_scores if rules.needs_scores else _one_token
+    for read in batch.padded_reads(window, MOST_BYTES // each):
+        n, width = read.mask.shape[0], read.mask.shape[-1]
+        keys, values = (
+            part.view(n, width, *part.shape[1:]).transpose(1, 2).to(query.dtype) for part in kv.select(read.slots)
+        )
+        tokens = query[0].index_select(1, read.tokens).transpose(0, 1)[:, :, None]
+        out[0].index_copy_(0, read.tokens, attend(tokens, (keys, values), read.mask, rules)[:, :, 0])
 
 
 def _one_token(

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
 from shoal.blocks.kv import PAGE_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
+Made = TypeVar("Made")
+Slots = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _IN_PAGE = np.arange(PAGE_TOKENS)
 ROW_BY_ROW = frozenset({"cpu"})  # kinds of device on which a call for each row costs less than gathering for one call
@@ -62,7 +64,8 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class PaddedRead:
-    """What many one-token rows read at once: slot indices `[rows * width]` and the mask `[rows, 1, 1, width]`.
+    """What one-token rows of about one length read at once: slot indices `[rows * width]` and the mask
+    `[rows, 1, 1, width]`; `tokens [rows]`: which of the batch they are.
 
     Padding repeats a slot of the same row, so that no row ever touches numbers of another.
     """
@@ -82,7 +85,7 @@ class Batch:
     write: slice | torch.Tensor
     _positions: torch.Tensor | None = None
     _reads: dict[int | None, tuple[Read, ...]] = field(default_factory=dict)
-    _padded: dict[int | None, PaddedRead] = field(default_factory=dict)
+    _made: dict[Hashable, object] = field(default_factory=dict)
 
     @property
     def positions(self) -> torch.Tensor:
@@ -111,11 +114,15 @@ class Batch:
             )
         return self._reads[window]
 
-    def padded_read(self, window: int | None) -> PaddedRead:
-        """One read for all rows of a single token; call it only where there are such rows."""
-        if window not in self._padded:
-            self._padded[window] = _pad(self.rows, window, self.device)
-        return self._padded[window]
+    def padded_reads(self, window: int | None, most_slots: int) -> tuple[PaddedRead, ...]:
+        """Reads for all rows of a single token, each of at most `most_slots` slots if it is of more than one row."""
+        return self.once(("padded", window, most_slots), lambda batch: _padded(batch, window, most_slots))
+
+    def once(self, key: Hashable, make: Callable[[Batch], Made]) -> Made:
+        """What `make` gives, made when a first block asks for it; `key` names it."""
+        if key not in self._made:
+            self._made[key] = make(self)
+        return cast("Made", self._made[key])
 
 
 def make_batch(rows: tuple[Row, ...], device: torch.device) -> Batch:
@@ -150,7 +157,7 @@ def check_row(row: Row, n_slots: int) -> None:
         raise ValueError(f"a row names a page outside the pool of {n_slots // PAGE_TOKENS}")
 
 
-def slots_of(pages: Sequence[int], start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def slots_of(pages: Sequence[int], start: int, stop: int) -> Slots:
     """Slot indices of positions `start` to `stop` of a sequence that holds `pages`."""
     first = start // PAGE_TOKENS
     held = np.asarray(pages[first : (stop - 1) // PAGE_TOKENS + 1], dtype=np.int64)
@@ -187,16 +194,30 @@ def _read(row: Row, first: int, window: int | None, device: torch.device) -> Rea
     return Read(first, row.count, source, mask=mask, causal=False)
 
 
-def _pad(rows: Sequence[Row], window: int | None, device: torch.device) -> PaddedRead:
-    firsts = np.cumsum([0, *(row.count for row in rows)])
-    single = [(row, int(first)) for row, first in zip(rows, firsts, strict=False) if row.count == 1]
-    slots = [slots_of(row.pages, _start(row, window), row.end) for row, _ in single]
-    width = max(len(held) for held in slots)
-    table = np.stack([np.pad(held, (0, width - len(held)), constant_values=held[0]) for held in slots])
-    lengths = np.array([len(held) for held in slots])
-    mask = np.arange(width)[None] < lengths[:, None]
+def _padded(batch: Batch, window: int | None, most_slots: int) -> tuple[PaddedRead, ...]:
+    """Longest rows first. A group ends where another row would make its copies too many, or be mostly padding."""
+    firsts = accumulate((row.count for row in batch.rows[:-1]), initial=0)
+    single = [
+        (first, slots_of(row.pages, _start(row, window), row.end))
+        for row, first in zip(batch.rows, firsts, strict=True)
+        if row.count == 1
+    ]
+    single.sort(key=lambda row: -len(row[1]))
+    groups: list[list[tuple[int, Slots]]] = []
+    for first, slots in single:
+        width = len(groups[-1][0][1]) if groups else 0
+        if 2 * len(slots) < width or not groups or (len(groups[-1]) + 1) * width > most_slots:
+            groups.append([])
+        groups[-1].append((first, slots))
+    return tuple(_pad(group, batch.device) for group in groups)
+
+
+def _pad(rows: list[tuple[int, Slots]], device: torch.device) -> PaddedRead:
+    width = len(rows[0][1])
+    table = np.stack([np.pad(slots, (0, width - len(slots)), constant_values=slots[0]) for _, slots in rows])
+    mask = np.arange(width)[None] < np.array([len(slots) for _, slots in rows])[:, None]
     return PaddedRead(
-        tokens=torch.tensor([first for _, first in single], device=device),
+        tokens=torch.tensor([first for first, _ in rows], device=device),
         slots=torch.from_numpy(table.reshape(-1)).to(device),
         mask=torch.from_numpy(mask).to(device)[:, None, None],
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from shoal.blocks.cpu.short import ShortLinear
 from shoal.blocks.fused import Makers
+from shoal.blocks.kernels import has_kernels
 from shoal.blocks.packed import PackedLinear, can_pack
 from torch import nn
 
@@ -15,15 +16,6 @@ if TYPE_CHECKING:
     import ctypes
 
     from shoal.blocks.fused import MakeLinear
-
-
-def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether our own kernels compute `dtype` on a device: 16 bits, on CUDA or ROCm, with Triton installed."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    from shoal.blocks.kernels import has_triton
-
-    return has_triton()
 
 
 def makers_for(quantization: str, device: torch.device, dtype: torch.dtype, short: ctypes.CDLL | None = None) -> Makers:

@@ -9,8 +9,8 @@ import torch
 from shoal.blocks.attention import PagedCache, kernel_order
 from shoal.blocks.batch import Row, check_rows, make_batch
 from shoal.blocks.cpu.short import ShortSteps
+from shoal.blocks.kernels import has_kernels
 from shoal.blocks.kv import KVPool
-from shoal.blocks.makers import has_kernels
 from shoal.blocks.own_attention import DenseCache, Rectangle, bias_arguments, rectangles
 from shoal.blocks.parts import Parts, Placement, load_parts
 from shoal.blocks.spec import HasConfig, spec_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from shoal.blocks.formats import row_bytes
-from shoal.blocks.makers import has_kernels
+from shoal.blocks.kernels import has_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

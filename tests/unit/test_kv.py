@@ -197,13 +197,24 @@ def test_a_window_reads_only_what_it_shows() -> None:
 
 def test_padding_stays_in_its_own_row() -> None:
     """A stranger's slot, were it NaN, would spoil a row even where the mask gives it no weight."""
-    rows = [Row([2], 3, 1), Row([6, 5], 20, 1), Row([0], 0, 4)]
-    read = make_batch(tuple(rows), CPU).padded_read(None)
-    first, second = read.slots.view(2, 21).tolist()
-    assert read.tokens.tolist() == [0, 1]
-    assert first == [32, 33, 34, 35] + [32] * 17
-    assert second == [*range(96, 112), *range(80, 85)]
-    assert read.mask.sum(-1).flatten().tolist() == [4, 21]
+    rows = [Row([2], 11, 1), Row([6, 5], 20, 1), Row([0], 0, 4)]
+    (read,) = make_batch(tuple(rows), CPU).padded_reads(None, 1000)
+    longest, other = read.slots.view(2, 21).tolist()
+    assert read.tokens.tolist() == [1, 0]
+    assert longest == [*range(96, 112), *range(80, 85)]
+    assert other == [*range(32, 44)] + [32] * 9
+    assert read.mask.sum(-1).flatten().tolist() == [21, 12]
+
+
+@pytest.mark.parametrize("most", [1, 100, 1000])
+def test_padding_is_less_than_what_is_read_and_groups_are_no_larger_than_asked(most) -> None:
+    ends = [70, 3, 9, 64, 8, 40, 1, 33, 17, 16]
+    rows = tuple(Row(range(8 * number, 8 * number + 5), end - 1, 1) for number, end in enumerate(ends))
+    reads = make_batch(rows, CPU).padded_reads(None, most)
+    assert sorted(index for read in reads for index in read.tokens.tolist()) == list(range(len(rows)))
+    for read in reads:
+        assert read.mask.shape[0] == 1 or read.mask.numel() <= most
+        assert 2 * read.mask.sum() >= read.mask.numel()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +235,7 @@ def test_rows_that_do_not_fit_are_refused(row, message) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt-oss", "gemma2"])
 def test_decode_tokens_of_very_different_lengths_share_little_memory(tmp_path, monkeypatch, kind) -> None:
-    """Rows are widened to the longest: some at a time give what all at once do."""
+    """Rows are widened to the longest of some: few at a time give what many do."""
     monkeypatch.setattr("shoal.blocks.batch.ROW_BY_ROW", frozenset())
     save_tiny(kind, tmp_path)
     span = load_span(resolve(str(tmp_path)), range(4), SpanOptions(kv_pages=16, dtype=torch.float32, fused=False))
@@ -232,6 +243,6 @@ def test_decode_tokens_of_very_different_lengths_share_little_memory(tmp_path, m
     span.forward(torch.randn(sum(row.count for row in rows), 64), rows)
     hidden, decodes = torch.randn(len(rows), 64), [Row(row.pages, row.count, 1) for row in rows]
     wanted = span.forward(hidden, decodes)
-    for most in (1, 150, 300):
-        monkeypatch.setattr("shoal.blocks.attention.MOST_SLOTS", most)
+    for most in (1, 1 << 14, 1 << 20):
+        monkeypatch.setattr("shoal.blocks.attention.MOST_BYTES", most)
         assert (span.forward(hidden, decodes) - wanted).abs().max() < 1e-5
