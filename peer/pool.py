@@ -15,10 +15,12 @@ from shoal.peer.link import Patience
 from shoal.peer.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from shoal.peer.transport import Transport
+    from shoal.peer.transport import Stream, Transport
     from shoal.peer.wire import Message
+
+MOST_WAYS = 4  # to one peer that are tried at a time, the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,12 @@ class PoolConfig:
 
 @dataclass(slots=True)
 class _Entry:
-    """A channel, or what waits until it stands. `why`: what ended it before that, if we did."""
+    """A channel, or what waits until it stands. `ways`: addresses that somebody named, each list of them tried beside
+    the others. `why`: what ended it before that, if we did."""
 
     task: asyncio.Task[None] | None = None
+    ways: list[tuple[str, ...]] = field(default_factory=list)
+    named: asyncio.Event = field(default_factory=asyncio.Event)
     channel: Channel | None = None
     waiting: Turns = field(default_factory=Turns)
     why: str = ""
@@ -93,9 +98,13 @@ class ChannelPool:
 
     def connect(self, peer_id: str, addrs: Sequence[str]) -> None:
         """Open a channel if there is none yet, before there is anything to send."""
-        if peer_id not in self._entries and not self._left:
-            entry = self._entries[peer_id] = _Entry()
-            entry.task = self._tasks.create_task(self._run(peer_id, tuple(addrs), entry))
+        entry, way = self._entries.get(peer_id), tuple(addrs)
+        if entry is None and not self._left:
+            entry = self._entries[peer_id] = _Entry(ways=[way])
+            entry.task = self._tasks.create_task(self._run(peer_id, entry))
+        elif entry is not None and entry.channel is None and way not in entry.ways:
+            entry.ways = [*entry.ways, way][-MOST_WAYS:]
+            entry.named.set()
 
     def flush(self, peer_id: str) -> None:
         """Let what was sent to a peer in this tick leave now."""
@@ -144,9 +153,9 @@ class ChannelPool:
         """Peers with a channel, or on the way to one."""
         return list(self._entries)
 
-    async def _run(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
+    async def _run(self, peer_id: str, entry: _Entry) -> None:
         try:
-            await self._pump(peer_id, addrs, entry)
+            await self._pump(peer_id, entry)
         except HopClosed as error:
             entry.why = str(error)
         except TimeoutError:
@@ -159,9 +168,8 @@ class ChannelPool:
                 why = entry.why or (entry.channel.why if entry.channel is not None else "was not reached")
                 self._on_lost(peer_id, why)
 
-    async def _pump(self, peer_id: str, addrs: Sequence[str], entry: _Entry) -> None:
-        async with asyncio.timeout(self._config.connect_timeout_s):
-            stream = await self._transport.connect(peer_id, addrs)
+    async def _pump(self, peer_id: str, entry: _Entry) -> None:
+        stream = await self._reach(peer_id, entry)
         config, on_room = self._config, partial(self._config.on_room, peer_id)
         waiting, entry.waiting = entry.waiting, Turns()
         was_clogged = waiting.bytes > CLOGGED_BYTES
@@ -172,3 +180,46 @@ class ChannelPool:
         if was_clogged and not entry.channel.clogged:
             on_room()
         await entry.channel.run(self._on_message)
+
+    async def _reach(self, peer_id: str, entry: _Entry) -> Stream:
+        """By whichever way leads there first. Anybody may have named some that lead nowhere, before others or after."""
+        tries: dict[tuple[str, ...], asyncio.Task[Stream]] = {}
+        chosen: asyncio.Task[Stream] | None = None
+        try:
+            async with asyncio.timeout(2 * self._config.connect_timeout_s):  # however many more are named
+                while chosen is None:
+                    entry.named.clear()
+                    for way in tries.keys() - set(entry.ways):
+                        tries.pop(way).cancel()
+                    tries |= {
+                        way: asyncio.create_task(self._try(peer_id, way)) for way in entry.ways if way not in tries
+                    }
+                    if all(task.done() for task in tries.values()):
+                        return await tries[entry.ways[-1]]
+                    chosen = await _first(tries.values(), entry.named)
+                return chosen.result()
+        finally:
+            for task in tries.values():
+                if task is not chosen:
+                    task.cancel()
+                    task.add_done_callback(_close_unused)
+
+    async def _try(self, peer_id: str, way: Sequence[str]) -> Stream:
+        async with asyncio.timeout(self._config.connect_timeout_s):
+            return await self._transport.connect(peer_id, way)
+
+
+async def _first(tries: Collection[asyncio.Task[Stream]], news: asyncio.Event) -> asyncio.Task[Stream] | None:
+    """The first try that has led to a stream; None once another has failed, or there is news."""
+    told = asyncio.create_task(news.wait())
+    try:
+        waiting = [task for task in tries if not task.done()]
+        await asyncio.wait([told, *waiting], return_when="FIRST_COMPLETED")
+    finally:
+        told.cancel()
+    return next((task for task in waiting if task.done() and not task.cancelled() and not task.exception()), None)
+
+
+def _close_unused(task: asyncio.Task[Stream]) -> None:
+    if not task.cancelled() and not task.exception():
+        task.result().close()

@@ -17,7 +17,7 @@ from shoal.peer.wire import Close, Hidden, Open, Want, session_name
 from tests.sim import toy
 from tests.sim.clock import run
 from tests.sim.network import SimTransport
-from tests.sim.swarm import N_BLOCKS, generate, world
+from tests.sim.swarm import INVITE, N_BLOCKS, generate, world
 
 KEYS = (b"k" * 16,)
 PAGE = 16
@@ -163,6 +163,52 @@ def test_a_link_that_brings_states_is_not_idle():
             return tokens, lost
 
     assert run(main()) == (toy.generate([1, 2, 3], N_BLOCKS, 40), 0)
+
+
+NOWHERE = ("/ip4/192.0.2.1/tcp/1",)
+
+
+def test_who_names_a_hop_s_address_first_decides_for_nobody_else(monkeypatch):
+    """A client names an address where nobody answers, again and again; others' sessions go over the same two hops."""
+    usual = SimTransport.connect
+
+    async def connect(self, peer_id, addrs):
+        if tuple(addrs) == NOWHERE:
+            await asyncio.Event().wait()
+        return await usual(self, peer_id, addrs)
+
+    monkeypatch.setattr(SimTransport, "connect", connect)
+
+    async def main() -> tuple[list[int], float]:
+        loop = asyncio.get_running_loop()
+        async with world(3, [(0, 3), (3, 6)]) as it, it.client() as swarm:
+            rogue = Channel(await SimTransport(it.net, "rogue").connect("p0", ()), "rogue", Patience(), loop.time)
+            it.tasks.create_task(rogue.run(lambda *_: None))
+
+            async def mislead() -> None:
+                for number in range(1000):
+                    session = session_name("rogue", number.to_bytes(8, "big"))
+                    request = Open(
+                        session=session, epoch=1, namespace=INVITE.namespace, revision="r1", start=0, stop=1,
+                        max_tokens=1, next_step=0, dtype="float32", prev="", next="p1", next_addrs=NOWHERE,
+                        final=False, forward_replay=False, proof=b"",
+                    )  # fmt: skip
+                    rogue.send(request)
+                    rogue.send(Close(session=session, epoch=1))
+                    await asyncio.sleep(0.01)
+
+            misleading = asyncio.create_task(mislead())
+            await asyncio.sleep(1)
+            began = loop.time()
+            tokens = await generate(swarm, [1, 2, 3], 20, wait_s=20.0)
+            took_s = loop.time() - began
+            misleading.cancel()
+            rogue.close()
+            return tokens, took_s
+
+    tokens, took_s = run(main())
+    assert tokens == toy.generate([1, 2, 3], N_BLOCKS, 20)
+    assert took_s < 2.0
 
 
 def test_a_reason_that_is_told_again_gives_nobody_more_time():
