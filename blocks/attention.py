@@ -78,10 +78,9 @@ def paged_attention(module: torch.nn.Module, query: torch.Tensor, *_: Any, **giv
     cache: PagedCache = given["paged"]
     scale = given.get("scaling")
     rules = Rules(query.shape[-1] ** -0.5 if scale is None else scale, given.get("softcap"), given.get("s_aux"))
-    kv, window = cache.pool.block(int(module.layer_idx)), given.get("sliding_window")  # type: ignore[arg-type]
-    if cache.kernels is not None and cache.kernels.takes(query, kv):
-        return cache.kernels.attend(query, kv, cache.batch, window, rules), None
-    return attend(query, kv, cache.batch, window, rules), None
+    kv = cache.pool.block(int(module.layer_idx))  # type: ignore[arg-type]
+    kernels = cache.kernels if cache.kernels is not None and cache.kernels.takes(query, kv) else None
+    return attend(query, kv, cache.batch, given.get("sliding_window"), rules, kernels), None
 
 
 def _kernels() -> ModuleType:
@@ -91,11 +90,19 @@ def _kernels() -> ModuleType:
     return paged
 
 
-def attend(query: torch.Tensor, kv: BlockKV, batch: Batch, window: int | None, rules: Rules) -> torch.Tensor:
+def attend(
+    query: torch.Tensor,
+    kv: BlockKV,
+    batch: Batch,
+    window: int | None,
+    rules: Rules,
+    kernels: ModuleType | None = None,
+) -> torch.Tensor:
     """Each row's tokens against that row's pages: `[1, heads, T, width]` to `[1, T, heads, width]`.
 
-    On a CPU every row is a kernel call on views of its pages; on a GPU without our kernels, where calls cost more than
-    copies, rows of one token and about one length share a call over gathered pages.
+    On a CPU every row is a kernel call on views of its pages. On a GPU, where calls cost more than copies, rows of one
+    token share a call: of `kernels` (blocks.kernels.paged), else of torch, over copies of the pages of rows of about
+    one length.
     """
     reads = batch.reads(window)
     if len(reads) == 1:
@@ -105,7 +112,7 @@ def attend(query: torch.Tensor, kv: BlockKV, batch: Batch, window: int | None, r
         return _attend_tokens(query, kv, reads, rules)
     out = query.new_empty((1, query.shape[2], query.shape[1], kv.values.shape[-1]))
     if together:
-        _attend_padded(query, kv, batch, (window, rules, out))
+        (kernels.attend_together if kernels is not None else _attend_padded)(query, kv, batch, (window, rules, out))
     for read in reads:
         if read.count > 1 or not together:
             part = query[:, :, read.first : read.first + read.count]

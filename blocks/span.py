@@ -10,7 +10,7 @@ from shoal.blocks.attention import PagedCache, kernel_order
 from shoal.blocks.batch import Row, check_rows, make_batch
 from shoal.blocks.cpu.short import ShortSteps
 from shoal.blocks.kernels import has_kernels
-from shoal.blocks.kv import KVPool
+from shoal.blocks.kv import PAGE_TOKENS, KVPool
 from shoal.blocks.own_attention import DenseCache, Rectangle, bias_arguments, rectangles
 from shoal.blocks.parts import Parts, Placement, load_parts
 from shoal.blocks.spec import HasConfig, spec_of
@@ -97,6 +97,10 @@ class Span:
         """Make ready for decode steps of up to `rows` rows and contexts of `tokens`, before anybody's KV is there."""
         if self._steps is not None:
             self._steps.warm_up(range(self.blocks.start, self.blocks.stop), rows, tokens)
+        elif self.device.type == "cuda":
+            row = Row((0,), PAGE_TOKENS - 1, 1)
+            for count in (1 << power for power in range(rows.bit_length())):
+                self.forward(torch.zeros((count, self.spec.hidden_size)), (row,) * count)
 
     def _forward(self, hidden: torch.Tensor, rows: Sequence[Row], run: range) -> torch.Tensor:
         if self._steps is not None:

@@ -1,106 +1,68 @@
-"""Owns attention by our kernels for blocks that compute all else by themselves; must not know families or projections.
+"""Owns decode attention by our kernel for blocks that compute all else by themselves; must not know families.
 
-Nothing is copied out of pages and no row is widened to another's length.
+Nothing is copied out of pages and no row is widened to another's length. A launch costs the host more than one of
+torch's calls does, so that this is for rows that share it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from shoal.blocks.kernels.decode import choose_splits, decode_attention
-from shoal.blocks.kernels.prefill import prefill_attention
 from shoal.blocks.kernels.softmax import COUNTERS
-from shoal.blocks.kernels.tiles import prefill_tiles
 from shoal.blocks.kv import PAGE_TOKENS
 
 if TYPE_CHECKING:
     from shoal.blocks.attention import Rules
-    from shoal.blocks.batch import Batch, Row
-    from shoal.blocks.kernels.tiles import PrefillTiles
+    from shoal.blocks.batch import Batch
     from shoal.blocks.kv import BlockKV
 
 MOST_WIDTH = 256  # of a head
+# Each number of programs that share a row's keys is a kernel of its own, which takes seconds to compile: few of them,
+# and tables whose width is of one kind.
+_SPLITS = (1, 4, 16)
+_TABLE_STEP = 16
 
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows of one kind: their tokens' indices `[n]` in the batch (None: they are all of it), in order."""
-
-    rows: tuple[Row, ...]
-    tokens: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Kinds:
-    """Rows of one token with their page table and ends, and the others."""
-
-    ones: _Rows
-    table: torch.Tensor
-    ends: torch.Tensor
-    chunks: _Rows
+Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def takes(query: torch.Tensor, kv: BlockKV) -> bool:
-    """Whether the kernels know heads of this width: the same for keys and values, and not too wide."""
+    """Whether the kernel knows heads of this width: the same for keys and values, and not too wide."""
     return query.shape[-1] == kv.keys.shape[-1] == kv.values.shape[-1] <= MOST_WIDTH
 
 
-def attend(query: torch.Tensor, kv: BlockKV, batch: Batch, window: int | None, rules: Rules) -> torch.Tensor:
-    """Each row's tokens against that row's pages: `[1, heads, T, width]` to `[1, T, heads, width]`."""
-    queries = query[0].transpose(0, 1).contiguous()
-    given = {"scale": rules.scale, "window": window, "softcap": rules.softcap, "sinks": rules.sinks}
-    kinds = batch.once("kinds", _kinds)
-    if not kinds.chunks.rows:
-        return _decode(queries, kv, kinds, given).view(1, *queries.shape)
-    group = queries.shape[1] // kv.keys.shape[1]
-    tiles = batch.once(("tiles", group), lambda held: prefill_tiles(kinds.chunks.rows, group, held.device))
-    if kinds.ones.tokens is None or kinds.chunks.tokens is None:
-        return _prefill(queries, kv, tiles, given).view(1, *queries.shape)
-    out = torch.empty_like(queries)
-    flat = out.view(len(out), -1)
-    flat.index_copy_(0, kinds.ones.tokens, _decode(queries.index_select(0, kinds.ones.tokens), kv, kinds, given))
-    flat.index_copy_(0, kinds.chunks.tokens, _prefill(queries.index_select(0, kinds.chunks.tokens), kv, tiles, given))
-    return out[None]
+def attend_together(
+    query: torch.Tensor, kv: BlockKV, batch: Batch, rest: tuple[int | None, Rules, torch.Tensor]
+) -> None:
+    """Rows of one token each, of `query [1, heads, T, width]`, into their places in `out [1, T, heads, width]`."""
+    window, rules, out = rest
+    tokens, table, ends = batch.once("tables", _tables)
+    heads, width = query.shape[1], query.shape[3]
+    queries = query[0].transpose(0, 1).index_select(0, tokens)
+    for first in range(0, len(tokens), most := COUNTERS // kv.keys.shape[1]):
+        part = slice(first, first + most)
+        seen = decode_attention(
+            queries[part], kv, table[part], ends[part], splits=_splits(len(tokens[part]), kv), scale=rules.scale,
+            window=window, softcap=rules.softcap, sinks=rules.sinks,
+        )  # fmt: skip
+        out[0].index_copy_(0, tokens[part], seen.view(-1, heads, width))
 
 
-def _decode(queries: torch.Tensor, kv: BlockKV, kinds: _Kinds, given: dict[str, Any]) -> torch.Tensor:
-    kv_heads = kv.keys.shape[1]
-    most = COUNTERS // kv_heads
-    parts = [
-        decode_attention(one, kv, table, ends, splits=choose_splits(len(one), kv_heads, one.device), **given)
-        for one, table, ends in zip(queries.split(most), kinds.table.split(most), kinds.ends.split(most), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _splits(rows: int, kv: BlockKV) -> int:
+    wanted = choose_splits(rows, kv.keys.shape[1], kv.keys.device)
+    return max(splits for splits in _SPLITS if splits <= wanted)
 
 
-def _prefill(queries: torch.Tensor, kv: BlockKV, tiles: PrefillTiles, given: dict[str, Any]) -> torch.Tensor:
-    return prefill_attention(queries, kv, tiles, **given)
-
-
-def _kinds(batch: Batch) -> _Kinds:
+def _tables(batch: Batch) -> Tables:
+    """Of rows of one token: which of the batch they are, their pages `[B, pages]` and ends `[B]`, int32."""
     firsts = np.cumsum([0, *(row.count for row in batch.rows)])
-    ones = [i for i, row in enumerate(batch.rows) if row.count == 1]
-    chunks = [i for i, row in enumerate(batch.rows) if row.count > 1]
-    rows = tuple(batch.rows[i] for i in ones)
-    width = max((-(-row.end // PAGE_TOKENS) for row in rows), default=0)
-    table = np.zeros((len(rows), width), dtype=np.int32)
-    for at, row in zip(table, rows, strict=True):
-        held = row.pages[: -(-row.end // PAGE_TOKENS)]
+    ones = [index for index, row in enumerate(batch.rows) if row.count == 1]
+    pages = [batch.rows[index].pages[: -(-batch.rows[index].end // PAGE_TOKENS)] for index in ones]
+    table = np.zeros((len(ones), -(-max(map(len, pages)) // _TABLE_STEP) * _TABLE_STEP), dtype=np.int32)
+    for at, held in zip(table, pages, strict=True):
         at[: len(held)] = held
-    both = bool(ones and chunks)
-    return _Kinds(
-        ones=_Rows(rows, _on(batch.device, firsts[ones]) if both else None),
-        table=_on(batch.device, table),
-        ends=_on(batch.device, np.array([row.end for row in rows], dtype=np.int32)),
-        chunks=_Rows(
-            tuple(batch.rows[i] for i in chunks),
-            _on(batch.device, np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in chunks])) if both else None,
-        ),
-    )
-
-
-def _on(device: torch.device, numbers: np.ndarray[Any, Any]) -> torch.Tensor:
-    return torch.from_numpy(numbers).to(device)
+    ends = np.array([batch.rows[index].end for index in ones], dtype=np.int32)
+    tokens, table_, ends_ = (torch.from_numpy(one).to(batch.device) for one in (firsts[ones], table, ends))
+    return tokens, table_, ends_

@@ -157,10 +157,10 @@ class Bench:
         span.warm_up(WARM_ROWS, WARM_TOKENS)  # as a peer does before it serves
         return span
 
-    def options(self, tokens: int, kind: str, dtype: torch.dtype) -> SpanOptions:
+    def options(self, tokens: int, kind: str, dtype: torch.dtype, *, fused: bool = True) -> SpanOptions:
         """How a span of `kind` is held."""
         quantization, kv_dtype = KINDS[kind]
-        return SpanOptions(pages_of(tokens), quantization, str(self.device), dtype, kv_dtype)
+        return SpanOptions(pages_of(tokens), quantization, str(self.device), dtype, kv_dtype, fused=fused)
 
 
 def pages_of(tokens: int) -> int:

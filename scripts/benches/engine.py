@@ -20,6 +20,7 @@ GPU_PARTS = {
     "decode": ("_engine_decode", "decode"),
     "errors": ("_engine_errors", "errors"),
     "mixed": ("_engine_decode", "mixed"),
+    "generic": ("_engine_generic", "generic"),
     "requests": ("_engine_load", "requests"),
     "stall": ("_engine_load", "stall"),
     "prefix": ("_engine_node", "prefix"),

@@ -12,11 +12,10 @@ GPU_KEYS = {
     "b32_int8_speedup", "host_ms_per_step", "span_tokens_per_s", "node_tokens_per_s", "stall_ratio",
     "prefix_hit_ratio", "kv_waste_percent", "kv_bytes_per_token_per_block_bf16", "hf_eager_ms_per_block",
     "bf16_32_blocks_single_tokens_per_s", "nf4_32_blocks_b32_tokens_per_s", "70b_nf4_20_blocks_b32_tokens_per_s",
-    "mixed_0_16_ms", "error_bf16", "error_nf4_own", "error_int8", "batch_effect_nf4_32",
+    "mixed_0_16_ms", "generic_b32_ms_per_block", "error_bf16", "error_nf4_own", "error_int8", "batch_effect_nf4_32",
 }  # fmt: skip
-GPU_PARTS = (
-    "floors,matmul,decode,errors,mixed,requests,stall,prefix,node,deep,wide,eager"  # all but what starts processes
-)
+# All but what starts processes.
+GPU_PARTS = "floors,matmul,decode,errors,mixed,generic,requests,stall,prefix,node,deep,wide,eager"
 CPU_KEYS = {"cpu_fp32_single_speedup", "cpu_bf16_8_speedup", "ppl_kv_auto", "ppl_kv_int8"}
 
 
