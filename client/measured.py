@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from shoal.client.apart import Apart
 from shoal.client.explain import explain
 from shoal.peer.errors import HopClosed, HopRefused, Reason
+from shoal.routing.chunks import LEAST_MORE
 from shoal.routing.cost import HOP_OVERHEAD_S
 from shoal.routing.health import Health
-from shoal.routing.knowledge import DEFAULT_LEG_S, Knowledge, Speed
+from shoal.routing.knowledge import CHUNK_MEASURED, DEFAULT_LEG_S, Knowledge, Speed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,13 +62,20 @@ class _Peer:
             self.decode_s.fold(times.decode_s / times.decode_steps, times.decode_steps)
             self.token_s.fold(times.token_s / times.decode_steps, times.decode_steps)
         if times.prompt_tokens:
-            self.prefill_s.fold(times.prompt_s / times.prompt_tokens, times.prompt_tokens)
+            self.prefill_s.fold(self._prefill_s(times), times.prompt_tokens)
         for before, kept in times.kept.items():
             mean = self.beyond_s.pop(before, None) or _Mean()
             mean.fold(kept.seconds / kept.steps - HOP_OVERHEAD_S, kept.steps)
             self.beyond_s[before] = mean
         for before in list(self.beyond_s)[: max(0, len(self.beyond_s) - MAX_BEFORE)]:
             del self.beyond_s[before]
+
+    def _prefill_s(self, times: HopTimes) -> float:
+        """Seconds per token of a chunk of CHUNK_MEASURED: of each chunk, whatever its size, what a lone token takes is
+        held to be there once, the rest to grow with its tokens."""
+        step_s = _or_zero(self.decode_s.figure)
+        more_s = max(times.prompt_s - times.prompt_steps * step_s, LEAST_MORE * times.prompt_s) / times.prompt_tokens
+        return more_s + step_s / CHUNK_MEASURED
 
     def speed(self, hidden_s: float) -> Speed:
         """What it says of its computing, prompts too being held to take so many times longer as a token does."""

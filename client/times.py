@@ -25,6 +25,7 @@ class HopTimes:
     decode_steps: int = 0
     decode_s: float = 0.0
     token_s: float = 0.0
+    prompt_steps: int = 0
     prompt_tokens: int = 0
     prompt_s: float = 0.0
     kept: dict[str, Kept] = field(default_factory=dict)
@@ -38,9 +39,10 @@ class HopTimes:
             self.decode_steps += 1
             self.decode_s += compute_s / blocks
             self.token_s += compute_s
-        else:
+        elif tokens:
+            self.prompt_steps += 1
             self.prompt_tokens += tokens
-            self.prompt_s += compute_s / blocks if tokens else 0.0
+            self.prompt_s += compute_s / blocks
 
     def keeps(self, before: str, seconds: float) -> None:
         """Count one lone token that came from `before`."""

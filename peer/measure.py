@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from shoal.blocks.formats import row_bytes
 from shoal.peer.engine import Piece
+from shoal.routing.knowledge import CHUNK_MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from shoal.peer.engine import Engine
 
 DECODE_STEPS = 12
-PREFILL_TOKENS = 128
 WARM_UP = 3
 
 
@@ -34,7 +34,7 @@ class Throughput:
 async def measure(engine: Engine, dtype: str) -> Throughput:
     """Run decode steps and prefill chunks on pages that nobody holds yet; medians, so that one hiccup does no harm."""
     blocks = engine.stop - engine.start
-    tokens = min(PREFILL_TOKENS, engine.n_pages * engine.page_tokens)
+    tokens = min(CHUNK_MEASURED, engine.n_pages * engine.page_tokens)
     decode = await _median(engine, DECODE_STEPS, lambda step: _piece(engine, dtype, 1, step % tokens))
     prefill = await _median(engine, 3, lambda _step: _piece(engine, dtype, tokens, 0))
     return Throughput(decode / blocks, prefill / blocks / tokens)
@@ -42,7 +42,7 @@ async def measure(engine: Engine, dtype: str) -> Throughput:
 
 async def _warm_up(engine: Engine, dtype: str) -> None:
     """A chunk and a token: the first user must not pay for what a device loads at its first forward."""
-    await engine.run([_piece(engine, dtype, min(PREFILL_TOKENS, engine.n_pages * engine.page_tokens), 0)])
+    await engine.run([_piece(engine, dtype, min(CHUNK_MEASURED, engine.n_pages * engine.page_tokens), 0)])
     await engine.run([_piece(engine, dtype, 1, 0)])
 
 

@@ -10,6 +10,9 @@ With stage m the slowest, A = sum of step_s and B = sum of token_s that is A - a
 falls until c = sqrt((B - b_m) n / a_m), where what filling the other stages still saves is what one more turn costs.
 The maximum over m of such curves is convex in c, so the search may stop where T begins to rise. The time that a line
 takes whatever is sent only shifts T and plays no part.
+
+Around its lowest point T is flat, and small chunks cost more than it knows: matrices are multiplied less well, others'
+steps and lines are disturbed more often. So the fewest chunks are taken that are nearly as soon as the best number.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from shoal.routing.cost import HOP_OVERHEAD_S, speeds
+from shoal.routing.knowledge import CHUNK_MEASURED
 from shoal.routing.legs import believed_byte_s, client_byte_s, sent_s
 from shoal.routing.route import CHUNK_TOKENS
 
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 MOST_CHUNKS: Final = 32  # as many as a session has in flight
 MOST_BYTES: Final = 8 * 1024 * 1024  # of one chunk: nobody else's token shall wait for more on a line
 LEAST_TOKENS: Final = 16
+NEARLY: Final = 1.02
+LEAST_MORE: Final = 0.25  # of a chunk's time at least so much grows with its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +60,15 @@ def pipeline_s(stages: Sequence[Stage], tokens: int, chunks: int) -> float:
 
 
 def choose_chunk(tokens: int, stages: Sequence[Stage], most_tokens: int) -> int:
-    """Return the tokens of a chunk (at most `most_tokens`) that bring a prompt of `tokens` through `stages` soonest."""
+    """Return the most tokens of a chunk (up to `most_tokens`) with which a prompt of `tokens` comes through `stages` in
+    NEARLY the least time."""
     fewest = math.ceil(tokens / max(most_tokens, 1))
     most = max(fewest, min(MOST_CHUNKS, tokens // LEAST_TOKENS))
-    chunks = fewest
-    while chunks < most and pipeline_s(stages, tokens, chunks + 1) < pipeline_s(stages, tokens, chunks):
-        chunks += 1
+    best = fewest
+    while best < most and pipeline_s(stages, tokens, best + 1) < pipeline_s(stages, tokens, best):
+        best += 1
+    enough_s = NEARLY * pipeline_s(stages, tokens, best)
+    chunks = next(count for count in range(fewest, best + 1) if pipeline_s(stages, tokens, count) <= enough_s)
     return math.ceil(tokens / chunks)
 
 
@@ -70,7 +79,9 @@ def stages_of(columns: Columns, knowledge: Knowledge, hops: Sequence[Hop], token
     stages = [Stage(0.0, token_bytes * client_byte_s(knowledge, hops[0].peer_id))]
     for hop in hops:
         row, blocks = columns.index[hop.peer_id], hop.stop - hop.start
-        stages.append(Stage(HOP_OVERHEAD_S + blocks * float(decode_s[row]), blocks * float(prefill_s[row])))
+        step_s, each_s = float(decode_s[row]), float(prefill_s[row])
+        more_s = max(each_s - step_s / CHUNK_MEASURED, LEAST_MORE * each_s)
+        stages.append(Stage(HOP_OVERHEAD_S + blocks * step_s, blocks * more_s))
     for hop, after in pairwise(hops):
         way_s = sent_s(columns, hop.peer_id, after.peer_id, float(line_s[columns.index[hop.peer_id]]))
         through = (hop.peer_id, after.peer_id) in knowledge.via_client

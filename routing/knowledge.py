@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 DEFAULT_LEG_S: Final = 0.025
+CHUNK_MEASURED: Final = 128  # tokens of the chunk that `prefill_s` speaks of
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Seconds per token and block: `decode_s` for one decode token alone, `prefill_s` within a prompt chunk. What is
-    not a number is not known."""
+    """Seconds per token and block: `decode_s` for one decode token alone, `prefill_s` within a prompt chunk of
+    CHUNK_MEASURED. What is not a number is not known."""
 
     decode_s: float
     prefill_s: float

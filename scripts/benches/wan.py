@@ -73,6 +73,7 @@ async def measure_model(name: str, made: Stage, setting: Setting, arguments: arg
         figures |= compared(f"{name}_prefill", setting, figures, ideal_prefill(compute, legs, tokens))
         whole = unpipelined_prefill(compute, legs, tokens)
         figures[f"{name}_prefill_first_ms_{setting.name}"] = 1e3 * first_s
+        figures[f"{name}_prefill_first_chunks_{setting.name}"] = chunks
         figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
     return figures
 
@@ -88,12 +89,14 @@ async def measure_setting(
         figures[f"{name}_decode_ms_{setting.name}"] = 1e3 * seconds
     if "prefill" in arguments.only:
         tell(f"{name}: prefill of {tokens} tokens, {setting.name}")
-        times = [(await prefill_s(made, tokens, arguments.codec))[0] for _ in range(arguments.repeats)]
+        found = [await prefill_s(made, tokens, arguments.codec) for _ in range(arguments.repeats)]
+        times = [seconds for seconds, _ in found]
         whole = [(await prefill_s(made, tokens, arguments.codec, tokens))[0] for _ in range(arguments.repeats)]
         figures |= {
             f"{name}_prefill_ms_{setting.name}": 1e3 * median(times),
             f"{name}_prefill_whole_ms_{setting.name}": 1e3 * median(whole),
             f"{name}_prefill_over_whole_{setting.name}": median(times) / median(whole),
+            f"{name}_prefill_chunks_{setting.name}": median([float(chunks) for _, chunks in found]),
         }
     return figures
 

@@ -39,8 +39,18 @@ def test_speeds_and_waits_come_from_receipts():
     measured.learn({"a": seen}, NOW)
     found = known(measured)
     assert found.speeds["a"].decode_s == pytest.approx(0.01)
-    assert found.speeds["a"].prefill_s == pytest.approx(0.01)
+    assert found.speeds["a"].prefill_s == pytest.approx((0.3 - 0.01) / 30 + 0.01 / 128)
     assert found.waits_s["a"] == pytest.approx(0.003, abs=2e-6)
+
+
+@pytest.mark.parametrize("size", [16, 64, 128, 1000])
+def test_a_prompt_s_speed_does_not_hang_on_the_size_of_its_chunks(size):
+    """A chunk of n tokens takes 10 + 2 n ms a block."""
+    measured, seen = Measured(), times()
+    for _ in range(10):
+        seen.add(0.0, 4 * (0.01 + 0.002 * size), size, 4)
+    measured.learn({"a": seen}, NOW)
+    assert known(measured).speeds["a"].prefill_s == pytest.approx(0.002 + 0.01 / 128)
 
 
 def test_what_was_never_seen_is_not_a_number_and_the_claim_stands():
@@ -73,7 +83,7 @@ def test_who_hides_times_of_tokens_hides_those_of_prompts():
     seen = times(compute_s=0.001, client=0.02 + 0.0005 + 0.1)
     seen.add(0.0, 0.012, 30, 4)
     measured.learn({"a": seen}, NOW)
-    assert known(measured).speeds["a"].prefill_s == pytest.approx(1e-4 * 99)
+    assert known(measured).speeds["a"].prefill_s == pytest.approx(((0.003 - 0.00025) / 30 + 0.00025 / 128) * 99)
 
 
 def test_a_long_way_from_one_node_is_not_a_peers_fault():
