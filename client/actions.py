@@ -151,10 +151,11 @@ class SessionStats:
         for times in self.of(hop.peer_id):
             times.add(message.queue_s, message.compute_s, tokens, hop.stop - hop.start)
 
-    def keeps(self, peer_id: str, before: str, seconds: float) -> None:
-        """Count how much longer than it said a hop kept a lone token from `before`, "" being the client."""
+    def keeps(self, peer_id: str, before: str, seconds: float, n_bytes: int) -> None:
+        """Count how much longer than it said a hop kept a lone token of so many bytes from `before`, "" being the
+        client."""
         for times in self.of(peer_id):
-            times.keeps(before, seconds)
+            times.keeps(before, seconds, n_bytes)
 
     def of(self, peer_id: str) -> tuple[HopTimes, HopTimes]:
         """Where to count what a hop does: in all, and since the last `take_news`."""

@@ -18,6 +18,7 @@ from shoal.routing.chunks import LEAST_MORE
 from shoal.routing.cost import HOP_OVERHEAD_S
 from shoal.routing.health import Health
 from shoal.routing.knowledge import CHUNK_MEASURED, DEFAULT_LEG_S, Knowledge, Speed
+from shoal.routing.legs import believed_byte_s, client_byte_s, sent_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 OLD_STEPS: Final = 16  # what was known before weighs as much as so many steps
 MEMORY_S: Final = 900.0  # a peer that was slow may be well again
+RUSH_S: Final = 60.0  # how many wait for a peer changes sooner: past this, what it announces of that counts again
 MAX_PEERS: Final = 4096
 MAX_BEFORE: Final = 32
 HIDDEN_S: Final = 0.002  # less than this may be the network's
@@ -54,6 +56,7 @@ class _Peer:
         self.at = 0.0
         self.decode_s, self.prefill_s, self.wait_s, self.token_s = _Mean(), _Mean(), _Mean(), _Mean()
         self.beyond_s: dict[str, _Mean] = {}
+        self.carried: dict[str, _Mean] = {}  # bytes that came meanwhile
 
     def fold(self, times: HopTimes) -> None:
         if times.steps:
@@ -64,11 +67,13 @@ class _Peer:
         if times.prompt_tokens:
             self.prefill_s.fold(self._prefill_s(times), times.prompt_tokens)
         for before, kept in times.kept.items():
-            mean = self.beyond_s.pop(before, None) or _Mean()
-            mean.fold(kept.seconds / kept.steps - HOP_OVERHEAD_S, kept.steps)
-            self.beyond_s[before] = mean
+            for means, seen in ((self.beyond_s, kept.seconds / kept.steps - HOP_OVERHEAD_S),
+                                (self.carried, kept.n_bytes / kept.steps)):  # fmt: skip
+                mean = means.pop(before, None) or _Mean()
+                mean.fold(seen, kept.steps)
+                means[before] = mean
         for before in list(self.beyond_s)[: max(0, len(self.beyond_s) - MAX_BEFORE)]:
-            del self.beyond_s[before]
+            del self.beyond_s[before], self.carried[before]
 
     def _prefill_s(self, times: HopTimes) -> float:
         """Seconds per token of a chunk of CHUNK_MEASURED: of each chunk, whatever its size, what a lone token takes is
@@ -94,7 +99,9 @@ class Measured:
     def learn(self, news: Mapping[str, HopTimes], now: float) -> None:
         """Fold what sessions saw since the last time."""
         for peer_id, times in news.items():
-            peer = self._peers.pop(peer_id, None) or _Peer()
+            peer = self._peers.pop(peer_id, None)
+            if peer is None or now - peer.at >= MEMORY_S:  # what was forgotten does not come back with a new token
+                peer = _Peer()
             peer.at = now
             peer.fold(times)
             self._peers[peer_id] = peer
@@ -112,9 +119,17 @@ class Measured:
         if isinstance(error, HopClosed):
             self.apart.forget(error.peer_id)  # nobody reached it
 
-    def knowledge(self, columns: Columns, rtts_s: Mapping[str, float], now: float) -> Knowledge:
+    def knowledge(
+        self,
+        columns: Columns,
+        rtts_s: Mapping[str, float],
+        now: float,
+        upload_bps: float = 0.0,
+        rates: Mapping[str, float] | None = None,
+    ) -> Knowledge:
         """Everything measured lately, of peers of the view `columns`. `rtts_s`: to the peers that the client is
-        connected to now. A peer that it never was connected to counts as being as far away as those in the middle."""
+        connected to now; `upload_bps` and `rates`: of its lines. A peer that it never was connected to counts as being
+        as far away as those in the middle."""
         for peer_id, rtt_s in rtts_s.items():
             self._rtts.pop(peer_id, None)
             self._rtts[peer_id] = (rtt_s, now)
@@ -123,14 +138,16 @@ class Measured:
         known = {peer_id: peer for peer_id, peer in self._peers.items() if now - peer.at < MEMORY_S}
         base = Knowledge(
             rtts_s=distances, penalties=self.health.penalties(now), banned=self.health.banned(now),
-            default_leg_s=_middle_leg_s(distances), via_client=self.apart.pairs(now),
+            default_leg_s=_middle_leg_s(distances), via_client=self.apart.pairs(now), upload_bps=upload_bps,
+            rates=rates or {},
         )  # fmt: skip
-        found = explain(columns, base, {peer_id: _figures(peer.beyond_s) for peer_id, peer in known.items()})
+        found = explain(columns, base, _without_bytes(columns, base, known))
         hidden_s = found.hidden_s
+        lately = {peer_id: peer for peer_id, peer in known.items() if now - peer.at < RUSH_S}
         return replace(
             base, rtts_s=found.rtts_s, legs_s=found.legs_s, default_leg_s=_middle_leg_s(found.rtts_s),
             speeds={peer_id: peer.speed(hidden_s[peer_id]) for peer_id, peer in known.items()},
-            waits_s={i: hidden_s[i] + _or_zero(peer.wait_s.figure) + 1e-6 for i, peer in known.items()},
+            waits_s={i: _or_zero(peer.wait_s.figure) for i, peer in lately.items()}, hidden_s=hidden_s,
         )  # fmt: skip
 
 
@@ -144,8 +161,30 @@ def _middle_leg_s(rtts_s: Mapping[str, float]) -> float:
     return median(rtts_s.values()) / 2 if rtts_s else DEFAULT_LEG_S
 
 
-def _figures(means: Mapping[str, _Mean]) -> dict[str, float]:
-    return {before: mean.figure for before, mean in means.items()}
+def _without_bytes(columns: Columns, base: Knowledge, known: Mapping[str, _Peer]) -> dict[str, dict[str, float]]:
+    """By peer and by the node before it, `beyond_s` less what the bytes of a token take over lines of a known rate: a
+    slow line is nobody's secret, and planning counts it by itself."""
+    line_s = believed_byte_s(columns)
+
+    def from_client(peer_id: str) -> float:
+        return client_byte_s(base, peer_id) if base.rates.get(peer_id, base.upload_bps) else 0.0
+
+    def byte_s(before: str, peer_id: str) -> float:
+        if not before:
+            return from_client(peer_id)
+        row = columns.index.get(before)
+        if row is None or not (columns.said_rate[row] or peer_id in columns.rates[row]):
+            return 0.0
+        again_s = from_client(peer_id) if (before, peer_id) in base.via_client else 0.0
+        return sent_s(columns, before, peer_id, float(line_s[row])) + again_s
+
+    return {
+        peer_id: {
+            before: mean.figure - peer.carried[before].figure * byte_s(before, peer_id)
+            for before, mean in peer.beyond_s.items()
+        }
+        for peer_id, peer in known.items()
+    }
 
 
 def _or_zero(figure: float) -> float:

@@ -49,7 +49,7 @@ class Session:
         self.last_error: HopError | None = None
         self._recall = recall
         self._chain = Chain(terms)
-        self._steps, self._watch = Steps(terms.max_tokens), Watch()
+        self._steps, self._watch = Steps(terms.max_tokens), Watch(terms.token_bytes)
         self._lost = (terms.start, terms.stop)
         self._begun = False  # a step was asked for, or hops are open and said what they hold
         self.avoided = Avoided()

@@ -208,8 +208,8 @@ class Swarm:
         now = self._place.wall()
         for session in self._sessions.values():
             self._measured.learn(session.stats.take_news(), now)
-        found = self._measured.knowledge(self._view.columns, self._pool.rtts(), now)
-        return replace(found, upload_bps=self._pool.upload(), rates=self._pool.rates())
+        line = self._pool.upload(), self._pool.rates()
+        return self._measured.knowledge(self._view.columns, self._pool.rtts(), now, *line)
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 @dataclass(slots=True)
 class Kept:
     """How long a hop kept lone tokens beyond the times in its receipts: `steps` of them, `seconds` in all, from the
-    news of the node before it (the sending, were that the client) to its own."""
+    news of the node before it (the sending, were that the client) to its own; `n_bytes` came to it meanwhile."""
 
     steps: int = 0
     seconds: float = 0.0
+    n_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -44,8 +45,9 @@ class HopTimes:
             self.prompt_tokens += tokens
             self.prompt_s += compute_s / blocks
 
-    def keeps(self, before: str, seconds: float) -> None:
-        """Count one lone token that came from `before`."""
+    def keeps(self, before: str, seconds: float, n_bytes: int = 0) -> None:
+        """Count one lone token that came from `before` in so many bytes."""
         kept = self.kept.setdefault(before, Kept())
         kept.steps += 1
         kept.seconds += seconds
+        kept.n_bytes += n_bytes

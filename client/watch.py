@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Follows one step of one token at a time; what it saw is counted when the next step leaves, since receipts may
-    come after the answer."""
+    """Follows one step of one token, of `token_bytes`, at a time; what it saw is counted when the next step leaves,
+    since receipts may come after the answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, token_bytes: int) -> None:
+        self._token_bytes = token_bytes
         self._step, self._sent_at = -1, 0.0
         self._answered_at: float | None = None
         self._heard: dict[int, tuple[float, float]] = {}  # when each hop was heard of, and seconds it says it took
@@ -48,7 +49,7 @@ class Watch:
             if known:
                 later = (at for other, (at, _) in self._heard.items() if other > index)
                 at, said_s = heard or (min(later, default=answered_at), 0.0)
-                stats.keeps(hop.peer_id, before, at - since - said_s)
+                stats.keeps(hop.peer_id, before, at - since - said_s, self._token_bytes)
             if heard is not None:
                 before, since = hop.peer_id, heard[0]
             known = heard is not None

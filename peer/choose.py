@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shoal.dht.errors import DhtError
 from shoal.routing.announcement import Announcement, AnnouncementError, decode, encode
-from shoal.routing.knowledge import Speed
+from shoal.routing.knowledge import Knowledge, Speed
 from shoal.routing.placement import place_span
 from shoal.routing.view import View, fold
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shoal.peer")
 
-ASSUMED_BLOCK_S = 1e-3  # a speed for choosing by, before anything is loaded that could be measured
+# What a block takes before anything is loaded that could be measured: of a swarm's first peer, and of machines that are
+# known to exist.
+ASSUMED = Speed(1e-3, 1e-3)
 SPREAD_S = 1.0  # peers that were started together look one after the other
 SETTLED_S = 0.5  # after this, what others announced at the same moment can be seen
 LOADING_S = 240.0  # how long others count on blocks that are being loaded
@@ -59,19 +61,27 @@ async def choose(directory: Directory, seat: Seat) -> range:
 
 async def keep_announced(directory: Directory, seat: Seat, span: range) -> None:
     """Say again and again that these blocks are about to be served, until cancelled: a download may take hours."""
+    speed = None
     while True:
         await asyncio.sleep(LOADING_S / 4)
         try:
-            await directory.announce(encode(_joining(seat, span.start, span.stop)), LOADING_S)
+            speed = speed or presumed(await _look(directory, seat))
+            await directory.announce(encode(_joining(seat, span, speed)), LOADING_S)
         except DhtError as error:
             logger.debug("could not announce what is being loaded: %s", error)
 
 
+def presumed(view: View) -> Speed:
+    """What a peer that has measured nothing counts as: one like the others."""
+    claims = sorted((peer.decode_s, peer.prefill_s) for peer in view.peers if peer.state == "online")
+    return Speed(*claims[len(claims) // 2]) if claims else ASSUMED
+
+
 async def _take(directory: Directory, seat: Seat, view: View, rng: random.Random) -> range:
-    speed = Speed(ASSUMED_BLOCK_S, ASSUMED_BLOCK_S)
-    placement = place_span(view, seat.capacity, speed, view.at, rng)
+    speed = presumed(view)
+    placement = place_span(view, seat.capacity, speed, view.at, rng, Knowledge(own=ASSUMED))
     logger.info("taking blocks %d:%d: %s", placement.start, placement.stop, placement.reason)
-    await directory.announce(encode(_joining(seat, placement.start, placement.stop)), LOADING_S)
+    await directory.announce(encode(_joining(seat, range(placement.start, placement.stop), speed)), LOADING_S)
     return range(placement.start, placement.stop)
 
 
@@ -97,10 +107,10 @@ async def look_up(directory: Directory, me: str, revision: str, n_blocks: int, n
     return fold(View(n_blocks), announcements, now)
 
 
-def _joining(seat: Seat, start: int, stop: int) -> Announcement:
+def _joining(seat: Seat, span: range, speed: Speed) -> Announcement:
     return Announcement(
-        peer_id=seat.peer_id, sequence=0, expiry=0.0, start=start, stop=stop, state="joining",
-        quantization=seat.quantization, dtype=seat.dtype, decode_s=ASSUMED_BLOCK_S, prefill_s=ASSUMED_BLOCK_S, queue=0,
+        peer_id=seat.peer_id, sequence=0, expiry=0.0, start=span.start, stop=span.stop, state="joining",
+        quantization=seat.quantization, dtype=seat.dtype, decode_s=speed.decode_s, prefill_s=speed.prefill_s, queue=0,
         free_tokens=0, max_chunk=1, addrs=seat.addrs, rtts=(), version=seat.version, name=seat.name,
         revision=seat.revision,
     )  # fmt: skip

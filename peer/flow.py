@@ -32,13 +32,15 @@ MEMORY_S: Final = 5.0  # of a rate, if there are newer ones
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """Sent behind byte `sent` at `sent_at`; `first`: nothing else was under way; `full`: the window held more back."""
+    """Sent behind byte `sent` at `sent_at`; `first`: nothing else was under way; `full`: the window held more back;
+    `pause`: the last byte before `sent` behind which nothing was waiting."""
 
     number: int
     sent: int
     sent_at: float
     first: bool
     full: bool
+    pause: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Flow:
         self._marks: deque[_Mark] = deque()
         self._number = 0
         self._base: _Point | None = None
-        self._pause = 0  # the last byte behind which nothing was waiting
+        self._pause = self._pause_before = 0  # the last bytes behind which nothing was waiting
         self._full = False
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)  # (when, bytes/s)
 
@@ -87,7 +89,7 @@ class Flow:
         first = not self.under_way
         self._sent += size
         if not more:
-            self._pause = self._sent
+            self._pause_before, self._pause = self._pause, self._sent
         self._full = more and not self.room()
         unmarked = self._sent - self._marked
         due = unmarked >= min(self.part_bytes if more else QUIET_MARK, self.window // 2)
@@ -106,7 +108,7 @@ class Flow:
             return False
         mark = self._marks.popleft()
         gained, self._arrived = mark.sent - self._arrived, mark.sent
-        self._measure(_Point(mark.sent, mark.sent_at, at))
+        self._measure(_Point(mark.sent, mark.sent_at, at), mark.pause)
         took_s = now - mark.sent_at
         self.round_trip_s = min(self.round_trip_s, took_s) if self.round_trip_s and not mark.first else took_s
         self._steer(took_s - self.round_trip_s, gained, full=mark.full)
@@ -120,12 +122,13 @@ class Flow:
     def _mark(self, now: float, *, first: bool) -> int:
         self._number += 1
         self._marked = self._sent
-        self._marks.append(_Mark(self._number, self._sent, now, first, self._full))
+        pause = self._pause if self._pause < self._sent else self._pause_before
+        self._marks.append(_Mark(self._number, self._sent, now, first, self._full, pause))
         return self._number
 
-    def _measure(self, point: _Point) -> None:
+    def _measure(self, point: _Point, pause: int) -> None:
         base = self._base
-        if base is None or point.at <= base.at or base.sent <= self._pause < point.sent:
+        if base is None or point.at <= base.at or base.sent <= pause:
             # The line was idle meanwhile, or nothing is known to compare with.
             if base is None or point.at > base.at:
                 self._base = point

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from shoal.blocks.errors import BlocksError
 from shoal.dht.errors import DhtError
 from shoal.peer.choose import LOADING_S, SETTLED_S, look_up
 from shoal.routing.knowledge import Knowledge, Speed
@@ -19,12 +20,16 @@ from shoal.routing.rebalance import Move, Stake, moved, rebalance, yields_to
 from shoal.routing.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from shoal.dht.directory import Directory
     from shoal.peer.announcer import Announcer
 
+    Fetch = Callable[[range], Awaitable[None]]
+
 logger = logging.getLogger("shoal.peer")
+
+STALE_S = 10.0  # a view that is older has to be looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +44,15 @@ class Habit:
 
 
 class Mover:
-    """Watches the swarm of `n_blocks` for one running peer."""
+    """Watches the swarm of `n_blocks` for one running peer. `fetch` brings blocks to this machine: before the peer says
+    that it moves, since that may take hours, in which it serves on. What cannot be had is no reason to give up what is
+    served now."""
 
-    def __init__(self, directory: Directory, announcer: Announcer, n_blocks: int, habit: Habit) -> None:
+    def __init__(
+        self, directory: Directory, announcer: Announcer, n_blocks: int, habit: Habit, fetch: Fetch | None = None
+    ) -> None:
         self._directory, self._announcer, self._n_blocks, self.habit = directory, announcer, n_blocks, habit
+        self._fetch = fetch
 
     async def run(self) -> Move:
         """Wait until this peer should move; it is announced as joining there then, and no longer where it is."""
@@ -58,24 +68,45 @@ class Mover:
 
     async def look(self) -> Move | None:
         """Look once: where to go, if it pays and this peer has the right of way."""
-        before = await self._view()
-        me = self._announcer.announcement()
-        stake = Stake(self.habit.loading_s, me.queue)
-        speed = Speed(me.decode_s, me.prefill_s)
-        found = rebalance(before, me, speed, stake, self.habit.rng, Knowledge(rtts_s=dict(me.rtts)))
-        if not isinstance(found, Move):
-            logger.debug("staying: %s", found.reason)
+        seed = self.habit.rng.getrandbits(64)
+        found, before = await self._decide(seed)
+        if found is None:
             return None
+        if self._fetch is not None:
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._fetch(range(found.start, found.stop))
+            except BlocksError as error:
+                logger.warning("staying, since blocks %d:%d cannot be had: %s", found.start, found.stop, error)
+                return None
+            if asyncio.get_running_loop().time() - began > STALE_S:
+                again, before = await self._decide(seed)
+                if again is None or (again.start, again.stop) != (found.start, found.stop):
+                    logger.info("staying: the swarm changed while blocks %d:%d were fetched", found.start, found.stop)
+                    return None
+            if self._announcer.state != "online":
+                return None
         self._announcer.moving = range(found.start, found.stop)
         await self._announcer.announce()
         await asyncio.sleep(SETTLED_S)
-        if yields_to(before, await self._view(), moved(me, found.start, found.stop)):
+        if yields_to(before, await self._view(), moved(self._announcer.announcement(), found.start, found.stop)):
             logger.info("another peer moves from these blocks; staying")
             self._announcer.moving = None
             await self._announcer.announce()
             return None
         logger.info("moving to blocks %d:%d: %s", found.start, found.stop, found.reason)
         return found
+
+    async def _decide(self, seed: int) -> tuple[Move | None, View]:
+        """What this peer should do now, and by which view; of equally good moves `seed` chooses."""
+        view, me = await self._view(), self._announcer.announcement()
+        stake, speed = Stake(self.habit.loading_s, me.queue), Speed(me.decode_s, me.prefill_s)
+        rng = random.Random(seed)  # noqa: S311 - spreads movers, no secret
+        found = rebalance(view, me, speed, stake, rng, Knowledge(rtts_s=dict(me.rtts)))
+        if isinstance(found, Move):
+            return found, view
+        logger.debug("staying: %s", found.reason)
+        return None, view
 
     async def _view(self) -> View:
         """All peers of our revision, this one as it is now."""

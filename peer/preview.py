@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from shoal.dht.identity import Identity
 from shoal.dht.remembered import Remembered
-from shoal.peer.choose import ASSUMED_BLOCK_S, look_up
+from shoal.peer.choose import ASSUMED, look_up, presumed
 from shoal.peer.config import cache_folder
 from shoal.peer.join import join
-from shoal.routing.knowledge import Speed
+from shoal.routing.knowledge import Knowledge
 from shoal.routing.placement import Gain, gain_of, place_span
 
 if TYPE_CHECKING:
@@ -60,25 +60,19 @@ async def preview(config: PeerConfig) -> int:
 def _preview(config: PeerConfig, model: Model, room: Fit, view: View) -> Preview:
     from shoal.peer.loading import memory_of
 
-    speed, assumed = _speed(view)
+    speed, knowledge = presumed(view), Knowledge(own=ASSUMED)
+    alike = ", as with the other peers" if view.peers else ""
+    assumed = (
+        f"a block takes {1e3 * speed.decode_s:.3g} ms a token here{alike}; ways to others that nobody has measured "
+        "take 25 ms"
+    )
     blocks, why = config.blocks, "they were asked for"
     if blocks is None:
-        placed = place_span(view, room.blocks, speed, view.at, random.Random())  # noqa: S311 - no secret
+        placed = place_span(view, room.blocks, speed, view.at, random.Random(), knowledge)  # noqa: S311 - no secret
         blocks, why = range(placed.start, placed.stop), placed.reason
     weights, kv = memory_of(config, model, room, blocks)
-    gain = gain_of(view, blocks.start, blocks.stop, speed)
+    gain = gain_of(view, blocks.start, blocks.stop, speed, knowledge)
     return Preview(blocks.start, blocks.stop, why, assumed, room.why, weights, kv, gain)
-
-
-def _speed(view: View) -> tuple[Speed, str]:
-    """Nothing is loaded, so nothing can be timed: this peer counts as one like the others, and it is said."""
-    claims = sorted((peer.decode_s, peer.prefill_s) for peer in view.peers if peer.state == "online")
-    legs = "ways to others that nobody has measured take 25 ms"
-    if not claims:
-        speed = Speed(ASSUMED_BLOCK_S, ASSUMED_BLOCK_S)
-        return speed, f"a block takes {1e3 * ASSUMED_BLOCK_S:g} ms a token here; {legs}"
-    speed = Speed(*claims[len(claims) // 2])
-    return speed, f"a block takes {1e3 * speed.decode_s:.3g} ms a token here, as with the other peers; {legs}"
 
 
 def _flat(found: Preview) -> dict[str, object]:

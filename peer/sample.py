@@ -15,7 +15,7 @@ from shoal.blocks.parts import library
 from shoal.blocks.span import SpanOptions, load_span
 from shoal.peer.engine import DeviceEngine
 from shoal.peer.loading import dtype_of
-from shoal.peer.measure import PREFILL_TOKENS, measure
+from shoal.peer.measure import CHUNK_MEASURED, measure
 from shoal.routing.knowledge import Speed
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ async def time_block(config: Mapping[str, Any], spec: ModelSpec, terms: Terms) -
     """Seconds per token of one block: alone, and in a prompt. Errors: `BlocksError`, `EngineFault`."""
     dtype = dtype_of(terms, spec)
     options = SpanOptions(
-        kv_pages=-(-PREFILL_TOKENS // PAGE_TOKENS) + 1, quantization=terms.quantization, device=terms.device,
+        kv_pages=-(-CHUNK_MEASURED // PAGE_TOKENS) + 1, quantization=terms.quantization, device=terms.device,
         dtype=dtype, kv_dtype=terms.kv_dtype,
     )  # fmt: skip
     made_up = cast("Checkpoint", MadeUp(config, spec))

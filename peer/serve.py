@@ -246,23 +246,16 @@ class _Life:
 
     async def _move(self, directory: Directory, announcer: Announcer) -> Move:
         """Wait until this peer should serve other blocks, and has them at hand: for ever, if it was told which to
-        serve. What it serves now is not given up for blocks that cannot be had."""
+        serve."""
         if self.config.blocks is not None or not self.config.rebalance_s:
             await asyncio.Event().wait()
-        habit = Habit(self.config.rebalance_s, self.loading_s)
-        from shoal.blocks.errors import BlocksError
         from shoal.peer.loading import fetch
 
-        while True:
-            move = await Mover(directory, announcer, self.model.spec.n_blocks, habit).run()
-            try:
-                await asyncio.to_thread(fetch, self.config, self.model, range(move.start, move.stop))
-            except BlocksError as error:
-                logger.warning("staying, since blocks %d:%d cannot be had: %s", move.start, move.stop, error)
-                announcer.moving = None
-                await announcer.announce()
-            else:
-                return move
+        async def bring(blocks: range) -> None:
+            await asyncio.to_thread(fetch, self.config, self.model, blocks)
+
+        habit = Habit(self.config.rebalance_s, self.loading_s)
+        return await Mover(directory, announcer, self.model.spec.n_blocks, habit, bring).run()
 
     @property
     def _speed(self) -> Throughput:

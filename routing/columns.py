@@ -19,8 +19,8 @@ DEFAULT_UPLOAD_BPS: Final = 12.5e6  # of who has measured none: 100 Mbit/s
 class Columns:
     """One entry per peer, in the view's order; seconds are per token and block as announced.
 
-    `byte_s`: seconds to send one byte. `rtts_s[i]`: what peer i says of its distance to others, as said; `rates[i]`:
-    bytes/s that it says its ways to others carry, where that is less.
+    `byte_s`: seconds to send one byte, `said_rate`: whether they know. `rtts_s[i]`: what peer i says of its distance to
+    others, as said; `rates[i]`: bytes/s that it says its ways to others carry, where that is less.
     `nearest_s[i]`: its nearest of those, infinite if none.
     """
 
@@ -37,6 +37,7 @@ class Columns:
     queue: NDArray[np.float64]
     free_tokens: NDArray[np.int64]
     byte_s: NDArray[np.float64]
+    said_rate: NDArray[np.bool_]
     rtts_s: tuple[dict[str, float], ...]
     rates: tuple[dict[str, float], ...]
     nearest_s: NDArray[np.float64]
@@ -60,6 +61,7 @@ def columns_of(peers: tuple[Announcement, ...]) -> Columns:
         queue=np.array([clamp_count(peer.queue, 0, MAX_QUEUE) for peer in peers], dtype=np.float64),
         free_tokens=np.array([clamp_count(peer.free_tokens, 0, MAX_FREE_TOKENS) for peer in peers], dtype=np.int64),
         byte_s=np.array([byte_s(peer.upload_bps) for peer in peers], dtype=np.float64),
+        said_rate=np.array([clamp_upload(peer.upload_bps) > 0.0 for peer in peers], dtype=np.bool_),
         rtts_s=rtts_s,
         rates=tuple(dict(peer.rates) for peer in peers),
         nearest_s=np.where(nearest_s > 0.0, nearest_s, RTT_S.worst),

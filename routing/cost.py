@@ -6,8 +6,8 @@ as through a pipeline whose stages are the computing of a hop and the sending of
 the sum of all stages plus (c - 1) times the slowest stage.
 
 What is measured wins over what is announced. An unmeasured claim counts at most CLAIM_GAIN times better than the
-swarm's median, the bar that Tor sets for relays that lie about their bandwidth: enough to be tried, too little to
-matter much.
+swarm's median (or than the speed of who looks, if it computes itself), the bar that Tor sets for relays that lie about
+their bandwidth: enough to be tried, too little to matter much.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from shoal.routing.bounds import BLOCK_S, CLAIM_GAIN, MAX_PENALTY, WAIT_S
+from shoal.routing.knowledge import Speed
 from shoal.routing.legs import legs_in, legs_out, rows_of
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def price(columns: Columns, request: RouteRequest, rows: NDArray[np.int64]) -> C
     load = 1.0 + QUEUE_SHARE * columns.queue
     load[rows_of(columns, knowledge.waits_s)] = 1.0
     wait_s = overlay(np.zeros(len(columns.ids)), columns, knowledge.waits_s, WAIT_S)
+    wait_s += overlay(np.zeros(len(columns.ids)), columns, knowledge.hidden_s, WAIT_S)
     weight = np.ones(len(columns.ids))
     for row, factor in _known(columns, knowledge.penalties):
         weight[row] = min(max(factor, 1.0), MAX_PENALTY)
@@ -154,19 +156,24 @@ def speeds(columns: Columns, knowledge: Knowledge) -> tuple[NDArray[np.float64],
     """Return the seconds per token and block that each peer is believed to take: (decode, prefill)."""
     decode = {peer_id: speed.decode_s for peer_id, speed in knowledge.speeds.items()}
     prefill = {peer_id: speed.prefill_s for peer_id, speed in knowledge.speeds.items()}
-    return _believed(columns, columns.decode_s, decode), _believed(columns, columns.prefill_s, prefill)
+    own = knowledge.own or Speed(math.inf, math.inf)
+    return (
+        _believed(columns, columns.decode_s, decode, own.decode_s),
+        _believed(columns, columns.prefill_s, prefill, own.prefill_s),
+    )
 
 
 def _believed(
-    columns: Columns, announced_s: NDArray[np.float64], measured_s: Mapping[str, float]
+    columns: Columns, announced_s: NDArray[np.float64], measured_s: Mapping[str, float], own_s: float
 ) -> NDArray[np.float64]:
-    """Claims no better than CLAIM_GAIN times the median of what is best known, measurements as they are."""
+    """Claims no better than CLAIM_GAIN times the median of what is best known, or what this node itself computes at if
+    that is better: such machines exist. Measurements as they are."""
     best_known = overlay(announced_s.copy(), columns, measured_s, BLOCK_S)[columns.online]
     if not best_known.size:
         return announced_s
     middle = best_known.size // 2
-    median = np.partition(best_known, middle)[middle]
-    return overlay(np.maximum(announced_s, median / CLAIM_GAIN), columns, measured_s, BLOCK_S)
+    bar_s = min(float(np.partition(best_known, middle)[middle]), BLOCK_S.clamp(own_s))
+    return overlay(np.maximum(announced_s, bar_s / CLAIM_GAIN), columns, measured_s, BLOCK_S)
 
 
 def overlay(

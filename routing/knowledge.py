@@ -30,15 +30,18 @@ class Knowledge:
     directions unless the other one is there too. `via_client`: ordered pairs (a, b) where a cannot reach b, so that
     their leg costs those to and from this node. `upload_bps`: bytes/s that this node can send, 0 if unknown; `rates`:
     to peers to which the way was measured.
-    `speeds`: from receipts, without waiting. `waits_s`: seconds a step waits in the peer's queue, from receipts; takes
-    the place of the announced queue. `penalties`: factors >= 1 and `banned`: see `Health`. `default_leg_s`: a leg that
-    nobody has measured.
+    `speeds`: from receipts, without waiting. `waits_s`: seconds a step waits in the peer's queue, from receipts of the
+    last minute; takes the place of the announced queue. `hidden_s`: seconds that a peer keeps a step beyond what it
+    says. `own`: what this node itself computes at, if it does. `penalties`: factors >= 1 and `banned`: see `Health`.
+    `default_leg_s`: a leg that nobody has measured.
     """
 
     rtts_s: Mapping[str, float] = field(default_factory=dict)
     legs_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     waits_s: Mapping[str, float] = field(default_factory=dict)
+    hidden_s: Mapping[str, float] = field(default_factory=dict)
+    own: Speed | None = None
     penalties: Mapping[str, float] = field(default_factory=dict)
     banned: frozenset[str] = frozenset()
     default_leg_s: float = DEFAULT_LEG_S

@@ -9,7 +9,7 @@ peers that join at once spread.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -47,14 +47,14 @@ def place_span(
 ) -> Placement:
     """Return the span of `capacity_blocks` blocks (or the whole model, if smaller) that helps the swarm most.
 
-    `me`: this peer's measured speed. `knowledge`: its measured round trips and speeds of others. Peers that are joining
+    `me`: this peer's speed. `knowledge`: its measured round trips and speeds of others. Peers that are joining
     count as if online, those that leave do not; take this peer's own earlier announcement out first (`View.without`).
     Raises ValueError if not even one block fits.
     """
     if capacity_blocks < 1:
         raise ValueError("a peer must have room for at least one block")
     length = min(capacity_blocks, view.n_blocks)
-    columns, knowledge = view.columns, knowledge or Knowledge()
+    columns, knowledge = view.columns, looking(me, knowledge)
     rows = _counted(columns, now)
     before = throughput(columns, knowledge, now, view.n_blocks)
     after = _with_me(before, me, length)
@@ -80,7 +80,7 @@ class Gain:
 
 def gain_of(view: View, start: int, stop: int, me: Speed, knowledge: Knowledge | None = None) -> Gain:
     """Return what the swarm `view` gains by a peer that serves `start`..`stop` at the speed `me`."""
-    knowledge = knowledge or Knowledge()
+    knowledge = looking(me, knowledge)
     before = throughput(view.columns, knowledge, view.at, view.n_blocks)
     after = before.copy()
     after[start:stop] += tokens_per_s(me, stop - start)
@@ -88,6 +88,13 @@ def gain_of(view: View, start: int, stop: int, me: Speed, knowledge: Knowledge |
     token_s = pace.token_s() if before.min() > 0.0 else None
     with_me = pace.token_s_with(me, start, stop) if after.min() > 0.0 else None
     return Gain(float(before.min()), float(after.min()), token_s, with_me)
+
+
+def looking(me: Speed, knowledge: Knowledge | None) -> Knowledge:
+    """Return what a peer of the speed `me` knows, with `own` as it is if that is known to be better."""
+    knowledge = knowledge or Knowledge()
+    own = knowledge.own or me
+    return replace(knowledge, own=Speed(min(own.decode_s, me.decode_s), min(own.prefill_s, me.prefill_s)))
 
 
 def _with_me(before: NDArray[np.float64], me: Speed, length: int) -> NDArray[np.float64]:

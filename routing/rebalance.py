@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from shoal.routing.placement import ALIKE, place_span, throughput, tokens_per_s
-from shoal.routing.view import View
+from shoal.routing.placement import ALIKE, looking, place_span, throughput, tokens_per_s
 from shoal.routing.words import name_blocks
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from shoal.routing.announcement import Announcement
     from shoal.routing.knowledge import Knowledge, Speed
     from shoal.routing.placement import Placement
+    from shoal.routing.view import View
 
 HORIZON_S: Final = 1800.0  # how long a move must pay off in
 MIN_GAIN: Final = 0.03  # less is not worth anybody's trouble
@@ -65,7 +65,7 @@ def rebalance(
     movers = [peer for peer in others.peers if peer.state == "joining" and _overlap(peer, me)]
     if movers:
         return Stay("another peer is about to serve some of these blocks: what that changes is to be seen first")
-    length = me.stop - me.start
+    length, knowledge = me.stop - me.start, looking(speed, knowledge)
     placement = place_span(others, length, speed, view.at, rng, knowledge)
     if placement.start == me.start:
         return Stay("these blocks are where this peer helps most")
@@ -81,18 +81,14 @@ def uncovered(others: View, me: Announcement) -> list[int]:
 
 def yields_to(before: View, now: View, me: Announcement) -> bool:
     """Return whether `me`, which has just said that it moves, must take that back: another peer that held some of the
-    same blocks moves too and comes before it, or a block would be left without an online holder. Those that come after
-    it count as staying, since they see the same."""
+    same blocks moves too and comes before it, or a block would be left without an online holder. Nobody who moves
+    counts as staying: it may have looked before this peer's word was out, and be gone."""
     old = next((peer for peer in before.peers if peer.peer_id == me.peer_id), me)
     joining = {peer.peer_id for peer in now.peers if peer.state == "joining"}
     rivals = [
         peer for peer in before.peers if peer.peer_id in joining and peer.state == "online" and _overlap(peer, old)
     ]
-    if any(peer.peer_id < me.peer_id for peer in rivals):
-        return True
-    back = {peer.peer_id: peer for peer in rivals}
-    others = (back.get(peer.peer_id, peer) for peer in now.peers if peer.peer_id != me.peer_id)
-    return bool(uncovered(View(now.n_blocks, tuple(others), now.at), old))
+    return any(peer.peer_id < me.peer_id for peer in rivals) or bool(uncovered(now.without(me.peer_id), old))
 
 
 def moved(me: Announcement, start: int, stop: int) -> Announcement:

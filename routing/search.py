@@ -175,7 +175,7 @@ def _without_repeats(
 ) -> list[Tile] | None:
     """Best first: if a candidate serves before and after block m, then it serves only before, only after, or m too.
     None if nothing costs less than `limit`."""
-    order = count()
+    order, allowed = count(), earliest
     tiles: list[Tile] = []
     found = _shortest(problem, earliest)
     open_ = [(found[0], next(order), found[1], earliest)] if found and found[0] < limit else []
@@ -189,7 +189,25 @@ def _without_repeats(
         for branch in _branches(earliest, *repeat):
             if (found := _shortest(problem, branch)) is not None and found[0] < limit:
                 heapq.heappush(open_, (found[0], next(order), found[1], branch))
-    return _absorb(tiles)
+    ways = _absorb(tiles), _absorb(_shared_out(problem, tiles, allowed))
+    return min(ways, key=lambda tiling: total_of(problem, tiling))
+
+
+def _shared_out(problem: Problem, tiles: list[Tile], earliest: NDArray[np.int64]) -> list[Tile]:
+    """Give every hop of a candidate that serves already to the cheapest that does not, if one may: among equals the
+    program goes to and fro between two."""
+    free, shared = np.ones(problem.start.size, dtype=np.bool_), list(tiles)
+    free[[tile.who for tile in tiles]] = False
+    for i, tile in enumerate(tiles):
+        if all(tile.who != earlier.who for earlier in shared[:i]):
+            continue
+        able = np.flatnonzero(free & (earliest[tile.stop] <= tile.start))
+        if able.size:
+            entering = problem.between[shared[i - 1].who, able]
+            leaving = problem.last[able] if i + 1 == len(tiles) else problem.between[able, tiles[i + 1].who]
+            who = int(able[np.argmin(problem.block[able] * (tile.stop - tile.start) + entering + leaving)])
+            shared[i], free[who] = Tile(who, tile.start, tile.stop), False
+    return shared
 
 
 def _repeat(tiles: list[Tile]) -> tuple[int, int] | None:

@@ -161,3 +161,17 @@ def test_a_line_remembers_its_best_for_a_while_and_keeps_its_limit():
     limited.saw(9.0, 0.0)
     assert limited.upload(1.0) == 4.0
     assert Line(4.0).upload(1.0) == 4.0
+
+
+def test_small_messages_with_pauses_between_say_nothing_of_the_line():
+    """Tokens of 8 KiB, ten a second, fill a hundredth of the line; what they add up to is not what it can carry."""
+    flow, wire, now = Flow(), Wire(8e6, 0.01), 0.0
+    for _ in range(100):
+        wire.carry(8192, now, flow.wrote(8192, now, more=False))
+        now += 0.1
+        while wire.events and wire.events[0][0] <= now:
+            at, mark, arrived = wire.events.pop(0)
+            assert flow.answered(mark, arrived, at)
+    assert flow.rate == flow.proven == 0.0
+    send(flow, wire, 8 * MIB, now)
+    assert flow.proven == pytest.approx(8e6, rel=0.1)

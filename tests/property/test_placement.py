@@ -20,10 +20,10 @@ def place(view: View, capacity: int, seed: int = 0, knowledge: Knowledge | None 
 
 
 def throughput(view: View, *extra) -> list[float]:
-    """Tokens/s per block, claims bounded by the median as the planner does, in plain Python."""
+    """Tokens/s per block, claims bounded by the median, or by what this peer itself does, in plain Python."""
     alive = [p for p in view.peers if p.state in ("online", "joining") and p.expiry > NOW]
     claims = sorted(p.decode_s for p in view.peers if p.state == "online")
-    floor = claims[len(claims) // 2] * 0.75 if claims else 0.0
+    floor = min(claims[len(claims) // 2], ME.decode_s) * 0.75 if claims else 0.0
     held = [(p.start, p.stop, max(p.decode_s, floor)) for p in alive] + list(extra)
     return [sum(1 / (s * (hi - lo)) for lo, hi, s in held if lo <= b < hi) for b in range(view.n_blocks)]
 
@@ -91,7 +91,16 @@ def test_equal_throughput_is_settled_by_distance():
 def test_the_time_a_token_saves_is_told():
     view = swarm(4, peer("slow", 0, 4, 0.2), peer("slower", 0, 4, 0.3))
     found = place(view, 4)
-    assert found.reason.endswith("ms instead of 950")
+    assert found.reason.endswith("ms instead of 850")  # what `slow` says is believed of it: this peer is faster yet
+
+
+def test_a_fast_peer_believes_in_others_as_fast_as_itself():
+    """A GPU among CPUs counted as one of them would be helped where it needs no help."""
+    cpus = [peer(f"cpu{number}", 0, 8, 0.05) for number in range(3)]
+    gpus = [peer("gpu0", 0, 4, 0.001), peer("gpu1", 4, 8, 0.001), peer("gpu2", 0, 4, 0.001)]
+    found = place_span(swarm(8, *cpus, *gpus), 4, Speed(0.001, 0.001), NOW, random.Random(0))
+    assert found.start == 4
+    assert found.bottleneck_before == pytest.approx(3 / (0.05 * 8) + 1 / (0.001 * 4))
 
 
 def test_a_peer_that_holds_the_whole_model_holds_it_all():

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from itertools import pairwise
+from statistics import mean
 
 import pytest
 from hypothesis import given, settings
@@ -283,3 +284,16 @@ def test_the_short_list_loses_nothing_that_matters(seed, monkeypatch):
     monkeypatch.setattr(shortlist, "ALL", 10_000)
     whole = plan_route(view, request, NOW, random.Random(seed))
     assert short.expected_s <= whole.expected_s * 1.05
+
+
+@pytest.mark.parametrize(("count", "dearer"), [(3, 1.1), (4, 1.2), (8, 1.3)])
+def test_equal_peers_that_hold_everything_share_a_long_prompt(count, dearer):
+    """8,192 tokens through 32 blocks: nearly as soon as if each took its even part."""
+    names = peer_ids(count)
+    view = swarm(32, *(peer(name, 0, 32, 0.001, prefill_s=0.0003, free_tokens=10**6) for name in names))
+    knowledge = Knowledge(rtts_s=dict.fromkeys(names, 0.01), default_leg_s=0.005)
+    request = RouteRequest(0, 32, prompt_tokens=8192, new_tokens=128, knowledge=knowledge)
+    found = [plan_route(view, request, NOW, random.Random(seed)) for seed in range(5)]
+    cuts = [round(32 * number / count) for number in range(count + 1)]
+    hops = tuple(Hop(name, start, stop) for name, start, stop in zip(names, cuts, cuts[1:], strict=False))
+    assert mean(route.expected_s for route in found) <= dearer * seconds(view, request, hops)

@@ -106,12 +106,20 @@ def test_a_move_uncovers_nothing_and_helps_the_slowest_blocks(view, seed, who, l
 
 
 def test_of_two_that_moved_at_once_one_takes_it_back():
-    """`a` and `b` saw the same swarm, and both said that they move: only the first in order goes."""
+    """`a` and `b` saw the same swarm, and both said that they move: only the first in order goes, if a third stays."""
     first, second = decide(LOPSIDED, "a"), decide(LOPSIDED, "b")
     both = after(after(LOPSIDED, "a", first, "joining"), "b", second, "joining")
     a, b = both.peers[0], both.peers[1]
     assert not yields_to(LOPSIDED, both, a)
     assert yields_to(LOPSIDED, both, b)
+
+
+def test_the_last_two_holders_do_not_both_go():
+    """The one that comes second may have looked before the other's word was out: it is not counted upon."""
+    view = swarm(8, peer("a", 0, 4), peer("b", 0, 4), peer("d", 4, 8))
+    both = View(8, (moved(view.peers[0], 4, 8), moved(view.peers[1], 4, 8), view.peers[2]), NOW)
+    assert yields_to(view, both, both.peers[0])
+    assert yields_to(view, both, both.peers[1])
 
 
 def test_who_would_leave_a_block_uncovered_takes_it_back_whoever_comes_first():
