@@ -6,6 +6,7 @@ import asyncio
 import random
 
 import pytest
+from shoal.blocks.errors import BlocksError
 from shoal.peer import mover as moving
 from shoal.peer.mover import Habit, Mover
 from shoal.routing.announcement import decode
@@ -18,9 +19,9 @@ PROMPT = [5, 17, 42, 99, 7, 3]
 LOADING_S = 10.0
 
 
-def mover_of(it, name: str, period_s: float = 30.0) -> Mover:
+def mover_of(it, name: str, period_s: float = 30.0, fetch=None) -> Mover:
     habit = Habit(period_s, LOADING_S, random.Random(f"{it.seed} {name}"), it.wall)
-    return Mover(SimDirectory(it.table, name, it.wall), it.peers[name].announcer, N_BLOCKS, habit)
+    return Mover(SimDirectory(it.table, name, it.wall), it.peers[name].announcer, N_BLOCKS, habit, fetch)
 
 
 async def live(it, name: str, moves: list[str]) -> None:
@@ -90,3 +91,37 @@ def test_who_has_no_substitute_stays():
             return await mover_of(it, "p0").look()
 
     assert run(main()) is None
+
+
+def test_what_is_moved_to_is_fetched_before_it_is_said_and_only_if_it_still_pays():
+    """A minute's download: the peer serves and is counted where it is; then it looks again, and goes or stays."""
+
+    async def main(others_come: bool):
+        async with world(1, [(0, 3), (0, 3), (0, 3), (3, 6)]) as it:
+            announcer, states = it.peers["p0"].announcer, []
+
+            async def fetch(blocks: range) -> None:
+                states.append((blocks, announcer.announcement().state, announcer.moving))
+                await asyncio.sleep(60)
+                states.append((blocks, announcer.announcement().state, announcer.moving))
+                for number in range(3 * others_come):
+                    await it.add_peer(f"q{number}", 3, 6)
+
+            return await mover_of(it, "p0", fetch=fetch).look(), states
+
+    for others_come in (False, True):
+        move, states = run(main(others_come))
+        assert states == [(range(3, 6), "online", None)] * 2
+        assert (move is None) is others_come
+
+
+def test_blocks_that_cannot_be_had_are_not_moved_to():
+    async def main():
+        async with world(1, [(0, 3), (0, 3), (0, 3), (3, 6)]) as it:
+
+            async def fetch(_blocks: range) -> None:
+                raise BlocksError("the hub is away")
+
+            return await mover_of(it, "p0", fetch=fetch).look(), it.peers["p0"].announcer.moving
+
+    assert run(main()) == (None, None)
