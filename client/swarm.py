@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,7 @@ __all__ = ["Model", "Place", "SessionOptions", "Swarm", "SwarmOptions", "join_sw
 SECRET_BYTES = 32
 FIRST_LOOK_S = 0.05  # who joins a swarm of thousands begins with those whose records are verified by then
 SECOND_LOOK_S = 1.0
+WAIT = "wait for one (--wait 60) or start one."
 FEW = 3  # as many others' words go into an error's line
 
 
@@ -173,7 +175,8 @@ class Swarm:
             if isinstance(found, NoRoute):
                 found = plan_route(self._view, ask, now, self._place.rng)
         if isinstance(found, NoRoute):
-            return replace(found, reason=f"{found.reason} {self._revision_hint()}".rstrip())
+            advice = "" if self._view.missing() else f"{WAIT.capitalize()} "  # what misses a holder is told with it
+            return replace(found, reason=f"{found.reason} {advice}{self._revision_hint()}".rstrip())
         begins = work.begins
         if begins is None or (known := self._familiar.find(begins.groups)) is None:
             return found
@@ -263,12 +266,14 @@ class Swarm:
     def _on_lost(self, peer_id: str, why: str) -> None:
         self._met.lost(peer_id)
         self.presence.lost(peer_id)
+        if not os.environ.get("SHOAL_DEBUG"):
+            why = why.partition(f" to {peer_id}: ")[0]  # behind it are libp2p's own words, and many of them
         for session in list(self._sessions.values()):
             alone(session, partial(session.on_lost, peer_id, f"{peer_id} {why}"))
 
     def _why_missing(self) -> str:
         missing, hint = ", ".join(map(str, self._view.missing())), self._revision_hint()
-        return f"no peer serves blocks {missing}: wait for one (--wait 60) or start one. {hint}".rstrip()
+        return f"no peer serves blocks {missing}: {WAIT} {hint}".rstrip()
 
     def _revision_hint(self) -> str:
         if not self._other_revisions:

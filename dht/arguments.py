@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoal.dht.swarms import VARIABLE
@@ -15,6 +16,7 @@ from shoal.dht.swarms import VARIABLE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MOST_ECHOED = 60  # characters of a wrong value
 JOIN_HELP = "the swarm: its invite, or a name that `shoal swarms` keeps it under (default: $SHOAL_JOIN)"
 
 
@@ -93,6 +95,18 @@ class _Sub(Parser):
         super().__init__(prog.removeprefix("shoal "), summary, example)
 
 
+def echoed(text: str) -> str:
+    """A wrong value as a complaint shows it."""
+    return repr(text if len(text) <= MOST_ECHOED else f"{text[:MOST_ECHOED]}…")
+
+
+def file(text: str) -> Path:
+    """A file's name."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no file: name one, or leave this option out")
+    return Path(text)
+
+
 def whole(low: int) -> Callable[[str], int]:
     """A whole number of at least `low`."""
 
@@ -102,7 +116,7 @@ def whole(low: int) -> Callable[[str], int]:
         except ValueError:
             number = low - 1
         if number < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
+            raise argparse.ArgumentTypeError(f"{echoed(text)} is not a whole number from {low} up")
         return number
 
     return read
@@ -110,9 +124,9 @@ def whole(low: int) -> Callable[[str], int]:
 
 def port(text: str) -> int:
     """A TCP port; 0 is any free one."""
-    if not text.isdecimal() or int(text) > 65535:
+    if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a port: give a number from 1 to 65535, or 0 for any free one"
+            f"{echoed(text)} is not a port: give a number from 1 to 65535, or 0 for any free one"
         )
     return int(text)
 
@@ -124,7 +138,7 @@ def seconds(text: str) -> float:
     except ValueError:
         duration_s = -1.0
     if not 0.0 <= duration_s < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{echoed(text)} is not a number of seconds")
     return duration_s
 
 
@@ -145,7 +159,7 @@ def rate(text: str) -> float:
         bits = 0.0
     if not 8e3 <= bits <= 1e11:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a rate: write it as in 20Mbit or 1.5Gbit, from 8kbit to 100Gbit"
+            f"{echoed(text)} is not a rate: write it as in 20Mbit or 1.5Gbit, from 8kbit to 100Gbit"
         )
     return bits / 8
 
@@ -156,8 +170,8 @@ def size(text: str) -> int:
     number = text.removesuffix(unit)
     try:
         n_bytes = int(float(number) * _UNITS[unit.strip().upper()])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         n_bytes = 0
     if not 0 < n_bytes < 2**60:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write it as in 10GiB, 512MiB or 8GB")
+        raise argparse.ArgumentTypeError(f"{echoed(text)} is not a size: write it as in 10GiB, 512MiB or 8GB")
     return n_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import json
@@ -12,15 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.dht.arguments import Parser, port
+from shoal.dht.arguments import Parser, echoed, file, port
 from shoal.dht.errors import HostError
 from shoal.dht.invite import MAX_PEERS, Invite
 from shoal.dht.leaving import on_leave
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
-    import argparse
-
     from shoal.dht.host import Host
     from shoal.dht.identity import Identity
 
@@ -35,7 +35,11 @@ def bootstrap(argv: list[str]) -> int:
     Until SIGINT, SIGTERM or the terminal's end. Errors: `DhtError`.
     """
     options = _bootstrap_options().parse_args(argv)
+    Invite(options.swarm, options.model, ())  # complains of the names before anything is started
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    with at_once():
+        import shoal.dht.host
+        import shoal.dht.node  # noqa: F401
     asyncio.run(_serve(options))
     return 0
 
@@ -73,7 +77,7 @@ def _bootstrap_options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=port, default=0, metavar="N", help="TCP port to listen on (default: any free one)"
     )
-    parser.add_argument("--identity", type=Path, metavar="FILE", help="key file; made if absent (default: a new one)")
+    parser.add_argument("--identity", type=file, metavar="FILE", help="key file; made if absent (default: a new one)")
     _add_swarm_options(parser, default_model="demo")
     return parser
 
@@ -93,6 +97,7 @@ def _invite_options() -> argparse.ArgumentParser:
 def _add_swarm_options(parser: argparse.ArgumentParser, default_model: str | None) -> None:
     parser.add_argument(
         "--model",
+        type=_model,
         default=default_model,
         metavar="M",
         help=f"{MODEL_HELP} (default {default_model})" if default_model else MODEL_HELP,
@@ -104,6 +109,13 @@ def _add_swarm_options(parser: argparse.ArgumentParser, default_model: str | Non
         "--private", action="store_true", help="put a secret into the invite: only its holders take part"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _model(text: str) -> str:
+    """No name on the hub has spaces; a folder may."""
+    if len(text.split()) > 1 and not Path(text).expanduser().exists():
+        raise argparse.ArgumentTypeError(f"{echoed(text)} is neither a hub name nor a directory here, nor demo")
+    return text
 
 
 async def _serve(options: argparse.Namespace) -> None:

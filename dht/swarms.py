@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -59,14 +60,14 @@ class KeptSwarms:
 
     def all(self) -> dict[str, Invite]:
         """By name, in the order of names. Errors: `InviteError` for a file that cannot be understood, `OSError`."""
-        return {name: Invite.parse(token) for name, token in sorted(self._tokens().items())}
+        return {name: self._parsed(name, token) for name, token in sorted(self._tokens().items())}
 
     def get(self, name: str) -> Invite:
         """Errors: `InviteError`, which says what names there are."""
         tokens = self._tokens()
         if name not in tokens:
             raise InviteError(_unknown(name, tokens))
-        return Invite.parse(tokens[name])
+        return self._parsed(name, tokens[name])
 
     def add(self, name: str, invite: Invite, *, replace: bool = False) -> None:
         """Keep an invite. Errors: `InviteError` for a bad name, and for one that is taken unless `replace`."""
@@ -82,6 +83,13 @@ class KeptSwarms:
             raise InviteError(_unknown(name, tokens))
         del tokens[name]
         self._write(tokens)
+
+    def _parsed(self, name: str, token: str) -> Invite:
+        try:
+            return Invite.parse(token)
+        except InviteError as error:
+            advice = f"Mend it there, or forget it: shoal swarms remove {shlex.quote(name[:80])}"
+            raise InviteError(f"{name[:80]!r} in {self.path} leads to no swarm. {error} {advice}") from error
 
     def _tokens(self) -> dict[str, str]:
         try:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import logging
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
-from shoal.dht.arguments import Parser, add_join, port, rate, seconds, size, whole
+from shoal.dht.arguments import Parser, add_join, echoed, file, port, rate, seconds, size, whole
+from shoal.dht.errors import InviteError
+from shoal.dht.invite import check_maddr
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
 from shoal.peer.config import PeerConfig, PeerError
 from shoal.peer.wishes import add_wishes, idle_limits, public_name
 from shoal.routing.names import MAX_NAME_CHARS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+MOST_DIGITS = 9  # of a block's number
+STAND_IN = "1" * 46  # where a peer's id would be
 EXAMPLE = "shoal peer --join INVITE --blocks 0:6 --quant nf4"
 SUMMARY = """\
 Serve blocks of a model until Ctrl-C: load them, measure how fast they run here, join the swarm, answer its clients.
@@ -34,19 +43,22 @@ def peer(argv: list[str]) -> int:
         config = _config(arguments)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    _check_device(config)
-    if arguments.dry_run:
+    with at_once():
+        _check_device(config)
         from shoal.peer.preview import preview
+        from shoal.peer.serve import serve
 
-        return asyncio.run(preview(config))
-    from shoal.peer.serve import serve
+        run = _runner()
+    return asyncio.run(preview(config)) if arguments.dry_run else run(serve(config))
 
+
+def _runner() -> Callable[[Coroutine[Any, Any, int]], int]:
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(serve(config))
-    status: int = uvloop.run(serve(config))
-    return status
+        return asyncio.run
+    run: Callable[[Coroutine[Any, Any, int]], int] = uvloop.run
+    return run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_memory_arguments(parser)
     add_wishes(parser)
     parser.add_argument(
-        "--host", default="", metavar="A", help="address to listen on (default: all, or 127.0.0.1 if the swarm is here)"
-    )
+        "--host", type=_host, default="", metavar="A",
+        help="address to listen on (default: all, or 127.0.0.1 if the swarm is here)",
+    )  # fmt: skip
     parser.add_argument(
         "--port", type=port, default=0, metavar="N", help="TCP port to listen on (default: any free one)"
     )
@@ -75,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         help="send and receive hidden states no faster than this, as in 20Mbit (default: as fast as the line)",
     )
     parser.add_argument(
-        "--announce", nargs="+", default=[], metavar="MADDR", help="tell others these addresses instead"
+        "--announce", type=_maddr, nargs="+", default=[], metavar="MADDR", help="tell others these addresses instead"
     )
-    parser.add_argument("--identity", type=Path, metavar="FILE", help="key file; made if absent (default: a new one)")
+    parser.add_argument("--identity", type=file, metavar="FILE", help="key file; made if absent (default: a new one)")
     parser.add_argument(
         "--public-name", type=public_name, default="", metavar="NAME",
         help=f"a name that others see beside your peer, at most {MAX_NAME_CHARS} characters",
@@ -153,6 +166,26 @@ def _config(arguments: argparse.Namespace) -> PeerConfig:
     )  # fmt: skip
 
 
+def _host(text: str) -> str:
+    try:
+        return text and str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{echoed(text)} is not an IP address: listen on one of this machine's, or on 0.0.0.0"
+        ) from None
+
+
+def _maddr(text: str) -> str:
+    """An address to be dialled at, without the peer's id."""
+    try:
+        check_maddr(f"{text}/p2p/{STAND_IN}")
+    except InviteError:
+        raise argparse.ArgumentTypeError(
+            f"{echoed(text)} is no address that others can dial: write it as /ip4/192.0.2.7/tcp/4001"
+        ) from None
+    return text
+
+
 def _direct_port(text: str) -> int | None:
     if text == "none":
         return None
@@ -164,8 +197,9 @@ def _direct_port(text: str) -> int | None:
 
 def _span(text: str) -> range:
     start, colon, stop = text.partition(":")
-    if not colon or not start.isdigit() or not stop.isdigit() or int(start) >= int(stop):
-        raise argparse.ArgumentTypeError(f"{text!r} is no span: write A:B with A < B, for blocks A to B-1")
+    numbers = all(part.isdecimal() and len(part) <= MOST_DIGITS for part in (start, stop))
+    if not colon or not numbers or int(start) >= int(stop):
+        raise argparse.ArgumentTypeError(f"{echoed(text)} is no span: write A:B with A < B, for blocks A to B-1")
     return range(int(start), int(stop))
 
 

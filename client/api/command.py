@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -14,7 +13,8 @@ from shoal.client.api.listening import is_loopback, listen
 from shoal.client.api.options import ApiOptions, Doors
 from shoal.client.cli.complaint import CommandError
 from shoal.client.cli.terminal import quiet_libraries, run_async
-from shoal.dht.arguments import Parser, add_join, port, seconds, size, whole
+from shoal.dht.arguments import Parser, add_join, file, port, seconds, size, whole
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def api(argv: list[str]) -> int:
     doors, invite = _doors(arguments, keys), find_invite(arguments.join)
     with listen(arguments.host, arguments.port) as listening:
         quiet_libraries()
-        from shoal.client.api.serve import serve
+        with at_once():
+            from shoal.client.api.serve import serve
 
         run_async(serve(_config(arguments, invite, doors), listening))
     return 0
@@ -67,7 +68,7 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
         "--api-key", action="append", default=[], metavar="KEY",
         help=f"may be repeated; ${KEY_VARIABLE} or a file keeps it out of the list of processes",
     )  # fmt: skip
-    group.add_argument("--api-keys-file", type=Path, metavar="FILE", help="one key a line; # begins a comment")
+    group.add_argument("--api-keys-file", type=file, metavar="FILE", help="one key a line; # begins a comment")
     group.add_argument("--no-api-key", action="store_true", help="let everybody in who reaches --host")
     group.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a name under which this server is asked"
@@ -109,14 +110,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _keys(arguments: argparse.Namespace) -> frozenset[str]:
     keys = [*arguments.api_key, *os.environ.get(KEY_VARIABLE, "").split()]
-    if file := arguments.api_keys_file:
+    if path := arguments.api_keys_file:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            raise CommandError(f"{file} is not text; write one API key a line") from None
+            raise CommandError(f"{path} is not text; write one API key a line") from None
         found = [line for line in (line.partition("#")[0].strip() for line in lines) if line]
         if not found:
-            raise CommandError(f"{file} holds no API key; write one a line")
+            raise CommandError(f"{path} holds no API key; write one a line")
         keys += found
     if any(not key or key.split() != [key] for key in keys):
         raise CommandError("an API key must have no spaces and must not be empty")
@@ -135,14 +136,21 @@ def _check_exposure(arguments: argparse.Namespace, keys: frozenset[str]) -> None
 def _doors(arguments: argparse.Namespace, keys: frozenset[str]) -> Doors:
     own = socket.gethostname().lower()
     for origin in arguments.allow_origin:
-        parts = urlsplit(origin)
-        if origin not in ("*", "null") and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
-            raise CommandError(f"--allow-origin {origin!r} is no origin; write it as https://example.org")
+        if origin not in ("*", "null") and not _is_origin(origin):
+            raise CommandError(f"--allow-origin {origin[:80]!r} is no origin; write it as https://example.org")
     return Doors(
         keys,
         frozenset({*arguments.allow_host, arguments.host, own, f"{own}.local"}),
         frozenset(arguments.allow_origin),
     )
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets that hold no address
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and not parts.path
 
 
 def _config(arguments: argparse.Namespace, invite: Invite, doors: Doors) -> ServeConfig:

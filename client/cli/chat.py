@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.blocks.choices import DTYPES
@@ -13,11 +12,13 @@ from shoal.blocks.formats import FORMS
 from shoal.client.cli.arguments import add_sampling
 from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import gap_teller, quiet_libraries
-from shoal.dht.arguments import Parser, add_join, seconds, whole
+from shoal.dht.arguments import Parser, add_join, file, seconds, whole
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from shoal.client.cli.dialogue import Dialogue
 
@@ -38,10 +39,11 @@ def chat(argv: list[str]) -> int:
     invite = find_invite(arguments.join)
     quiet_libraries()
     signal.signal(signal.SIGTERM, _leave)
-    from shoal.blocks.hub_progress import downloads
-    from shoal.client.cli.conversation import Conversation, Voice
-    from shoal.client.cli.talk import open_talk
-    from shoal.client.local import load_model
+    with at_once():
+        from shoal.blocks.hub_progress import downloads
+        from shoal.client.cli.conversation import Conversation, Voice
+        from shoal.client.cli.talk import open_talk
+        from shoal.client.local import load_model
 
     with downloads() as progress:
         model = load_model(arguments.model or invite.model, arguments.dtype, arguments.revision, progress)
@@ -58,7 +60,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
     parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
-    parser.add_argument("--load", type=Path, metavar="FILE", help="go on with a conversation that /save wrote")
+    parser.add_argument("--load", type=file, metavar="FILE", help="go on with a conversation that /save wrote")
     parser.add_argument("--max-new-tokens", type=whole(1), default=512, metavar="N", help="in an answer (default 512)")
     parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for missing blocks")
     parser.add_argument("--dtype", choices=DTYPES, help="of the ends and on the wire (default: the model's own)")

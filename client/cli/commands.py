@@ -59,4 +59,4 @@ def _declared() -> Mapping[str, str]:
 
 def closest(name: str, commands: Mapping[str, Command]) -> str | None:
     """The command that a mistyped `name` was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name, commands, n=1, cutoff=0.5)), None)
+    return next(iter(difflib.get_close_matches(name, commands, n=1, cutoff=0.6)), None)

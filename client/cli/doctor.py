@@ -11,6 +11,7 @@ from shoal.client.cli.finding import Finding
 from shoal.client.cli.terminal import quiet_libraries, run_async, write
 from shoal.dht.arguments import Parser, add_join, port
 from shoal.dht.errors import InviteError
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
@@ -31,9 +32,10 @@ def doctor(argv: list[str]) -> int:
     arguments = _parse(argv)
     quiet_libraries()
     found = []
-    for finding in machine(arguments.device):
-        found.append(finding)
-        _show([finding], arguments)
+    with at_once():
+        for finding in machine(arguments.device):
+            found.append(finding)
+            _show([finding], arguments)
     found += run_async(_look(arguments))
     broken = any(finding.state == "broken" for finding in found)
     if arguments.json:

@@ -12,6 +12,7 @@ from shoal.client.cli.arguments import add_sampling, token_ids
 from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
 from shoal.dht.arguments import Parser, add_join, seconds, whole
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ def generate(argv: list[str]) -> int:
     given = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     prompt = None if given is None else utf8(given)
     quiet_libraries()
-    from shoal.blocks.hub_progress import downloads
-    from shoal.client.cli.completion import complete
-    from shoal.client.local import load_model
+    with at_once():
+        from shoal.blocks.hub_progress import downloads
+        from shoal.client.cli.completion import complete
+        from shoal.client.local import load_model
 
     request = _request(arguments, prompt)
     with downloads() as progress:

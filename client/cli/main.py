@@ -1,6 +1,6 @@
 """The `shoal` command: finds the command asked for, runs it, and turns its errors into one line; knows no command.
 
-Nothing heavy is imported here: `shoal --help` must answer at once.
+Nothing heavy is imported here: `shoal --help` must answer at once. Ctrl-C must be quiet from the first import on.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from shoal.blocks.lean import leave_out
-from shoal.client.cli.commands import closest, find_commands
-from shoal.client.cli.complaint import complaint
-from shoal.client.cli.surroundings import settle
-from shoal.dht.version import shoal_version
+from shoal.dht.starting import INTERRUPTED, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
 
 FAILED = 1
 MISUSED = 2
-INTERRUPTED = 130
 EXAMPLES = """\
 Examples:
   shoal demo                                          see it work on this machine
@@ -33,7 +28,7 @@ Examples:
   shoal generate "class Config(dict):" --join INVITE  continue a prompt
   shoal status --join INVITE                          who serves what
 
-`shoal COMMAND --help` tells more about each."""
+`shoal COMMAND --help` tells more about each, `shoal --version` which Shoal this is."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,18 +41,28 @@ def main(argv: list[str] | None = None) -> int:
         return run(lambda: show_help, [])
     if first in ("-V", "--version", "version"):
         return run(lambda: show_version, [])
-    commands = find_commands()
-    if first not in commands:
-        return _misused(first, commands)
+    with at_once():
+        from shoal.client.cli.commands import find_commands
+
+        commands = find_commands()
+        if first not in commands:
+            return _misused(first, commands)
     return run(commands[first].load, arguments[1:])
 
 
 def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
     """Load and run a command; known errors become one line on stderr (SHOAL_DEBUG=1 shows where they came from)."""
-    leave_out()
-    settle()
+    with at_once():
+        from shoal.blocks.lean import leave_out
+        from shoal.client.cli.complaint import complaint
+        from shoal.client.cli.surroundings import settle
+
+        leave_out()
+        settle()
     try:
-        status = load()(argv)
+        with at_once():
+            command = load()
+        status = command(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
@@ -75,9 +80,12 @@ def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
 
 def show_help(_: list[str]) -> int:
     """List the commands."""
-    commands = find_commands()
-    width = max(map(len, commands), default=0)
-    lines = [f"  {command.name:<{width}}  {command.summary}" for command in commands.values()]
+    with at_once():
+        from shoal.client.cli.commands import find_commands
+
+        commands = find_commands()
+        width = max(map(len, commands), default=0)
+        lines = [f"  {command.name:<{width}}  {command.summary}" for command in commands.values()]
     usage = "usage: shoal COMMAND [ARGUMENTS]\n\nLarge language models over volunteers' machines."
     sys.stdout.write("\n".join([usage, "", "Commands:", *lines, "", EXAMPLES, ""]))
     return 0
@@ -85,11 +93,16 @@ def show_help(_: list[str]) -> int:
 
 def show_version(_: list[str]) -> int:
     """Name the version."""
+    with at_once():
+        from shoal.dht.version import shoal_version
+
     sys.stdout.write(f"shoal {shoal_version()}\n")
     return 0
 
 
 def _misused(name: str, commands: Mapping[str, Command]) -> int:
+    from shoal.client.cli.commands import closest
+
     meant = closest(name, commands)
     hint = f"did you mean `shoal {meant}`?" if meant else "`shoal --help` lists the commands."
     sys.stderr.write(f"shoal: there is no command {name!r}; {hint}\n")

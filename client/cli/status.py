@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.client.cli.terminal import quiet_libraries, run_async, write
+from shoal.client.cli.terminal import quiet_libraries, run_async, tell, write
 from shoal.dht.arguments import Parser, add_join
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ def status(argv: list[str]) -> int:
     arguments = _parse(argv)
     invite = find_invite(arguments.join)
     quiet_libraries()
+    with at_once():
+        import shoal.dht.directory
+        import shoal.dht.host  # noqa: F401
     n_blocks, revision = local_shape(arguments.model, invite.model)
+    tell("joining the swarm")
     run_async(_look(invite, arguments, n_blocks, revision))
     return 0
 
@@ -72,8 +77,9 @@ def local_shape(named: str | None, invited: str) -> tuple[int | None, str | None
     """Number of blocks and revision of a model whose config is on this machine, fetching nothing but for `--model`."""
     if named is None and invited != "demo" and not Path(invited).is_dir():
         return None, None
-    from shoal.blocks.checkpoint import resolve
-    from shoal.blocks.spec import spec_of
+    with at_once():
+        from shoal.blocks.checkpoint import resolve
+        from shoal.blocks.spec import spec_of
 
     checkpoint = resolve(named or invited, wanted=lambda _: False)
     return spec_of(checkpoint).n_blocks, checkpoint.revision

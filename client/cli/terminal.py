@@ -11,6 +11,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, TypeVar
 
+from shoal.dht.starting import at_once
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
@@ -78,7 +80,9 @@ def run_async(work: Coroutine[object, object, T]) -> T:
     """
     interrupted = threading.Event()
     try:
-        return _runner()(_interruptible(work, interrupted))
+        with at_once():
+            run = _runner()
+        return run(_interruptible(work, interrupted))
     except BaseException:
         if interrupted.is_set():
             raise KeyboardInterrupt from None

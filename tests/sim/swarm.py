@@ -17,6 +17,7 @@ from shoal.dht.record import Record
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.book import Limits, Offer
 from shoal.peer.node import Node, NodeConfig
+from shoal.routing.knowledge import CHUNK_MEASURED
 
 from tests.sim.network import SimNetwork, SimTransport
 from tests.sim.toy import PAGE_TOKENS, WIDTH, ToyEngine, choose, embed
@@ -116,8 +117,10 @@ class World:
         )  # fmt: skip
         config = NodeConfig(offer, "shoal-sim", stock.limits, clock=asyncio.get_running_loop().time)
         node = Node(config, toy, SimTransport(self.net, name))
-        step_s = toy.step_s / (stock.stop - stock.start) / stock.lie
-        facts = Facts(name, "r1", "none", "float32", step_s, step_s / 8, (), "1", name)
+        each_s = 1.0 / (stock.stop - stock.start) / stock.lie
+        decode_s = (toy.step_s + toy.token_s) * each_s
+        prefill_s = (toy.step_s / CHUNK_MEASURED + toy.token_s) * each_s
+        facts = Facts(name, "r1", "none", "float32", decode_s, prefill_s, (), "1", name)
         announcer = Announcer(SimDirectory(self.table, name, self.wall), node, facts)
         ready = asyncio.Event()
         task = self.tasks.create_task(_serve(node, announcer, ready))

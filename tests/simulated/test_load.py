@@ -49,7 +49,7 @@ def test_clients_that_plan_at_once_from_one_view_spread():
     assert mean(min(load.values()) for load in loads) >= 3
 
 
-@pytest.mark.parametrize(("in_receipts", "clients", "seeds"), [(False, 5, range(25, 31)), (True, 2, range(5, 7))])
+@pytest.mark.parametrize(("in_receipts", "clients", "seeds"), [(False, 3, range(20, 30)), (True, 2, range(5, 7))])
 def test_a_liar_gets_at_most_a_third_more_than_its_share(in_receipts, clients, seeds):
     """It announces 100 times its speed, and may go on lying in its receipts; in truth it is as fast as the others.
 
@@ -73,7 +73,7 @@ def test_a_liar_gets_at_most_a_third_more_than_its_share(in_receipts, clients, s
 
     names = [f"p{number}" for number in range(len(EVERYWHERE))]  # each has its turn: some are nearer than others
     taken = [run(main(seed, name)) for seed in seeds for name in names]
-    assert sum(taken) <= 1.33 * 50 * clients * len(seeds)
+    assert sum(taken) <= 1.33 * 50 * clients * len(seeds), sum(taken)
 
 
 @pytest.mark.parametrize("in_receipts", [False, True])

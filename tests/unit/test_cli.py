@@ -25,6 +25,7 @@ from shoal.client.cli.terminal import route_json, route_line, spans
 from shoal.dht import arguments as kinds
 from shoal.dht.errors import HostError
 from shoal.dht.identity import Identity
+from shoal.dht.invite import Invite
 from shoal.dht.record import Record
 from shoal.dht.version import UNKNOWN, shoal_version
 from shoal.peer.errors import NoRouteError
@@ -51,6 +52,7 @@ def shoal(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
+    assert "`shoal --version`" in shown
     commands = find_commands()
     assert {"bootstrap", "invite", "peer", "generate", "status", "demo"} <= set(commands)
     for command in commands.values():
@@ -124,6 +126,8 @@ def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]
     assert main(["xyzzy"]) == 2
     assert "--help" in one_line(capsys.readouterr().err)
     assert closest("stat", {"status": Command("status", "a:b")}) == "status"
+    assert main(["nope"]) == 2
+    assert "did you mean" not in one_line(capsys.readouterr().err)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -217,6 +221,18 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         (["peer", "--join", "shoal1x", "--host-memory", "0"], "10GiB, 512MiB or 8GB"),
         (["peer", "--join", "shoal1x", "--max-batch", "1"], "from 2 up"),
         (["peer", "--join", "shoal1x", "--port", "65536"], "1 to 65535"),
+        (["peer", "--join", "shoal1x", "--blocks", "²:5"], "write A:B"),
+        (["peer", "--join", "shoal1x", "--announce", "foo"], "/ip4/192.0.2.7/tcp/4001"),
+        (
+            ["peer", "--join", "shoal1x", "--announce", "/ip4/192.0.2.7/tcp/4001", "/ip4/1.2.3/tcp/1"],
+            "/ip4/1.2.3/tcp/1",
+        ),
+        (["peer", "--join", "shoal1x", "--host", "1.2.3.4.5"], "listen on one of this machines"),
+        (["peer", "--join", "shoal1x", "--identity", ""], "an empty name is no file"),
+        (["bootstrap", "--identity", ""], "an empty name is no file"),
+        (["chat", "--join", "shoal1x", "--load", ""], "an empty name is no file"),
+        (["api", "--join", "shoal1x", "--api-keys-file", ""], "an empty name is no file"),
+        (["invite", "--model", "no such/ model", "--peers", "x"], "neither a hub name nor a directory"),
         (["bootstrap", "--colour"], "--colour"),
         (["invite", "--model", "demo"], "--peers"),
     ],
@@ -227,6 +243,57 @@ def test_misuse_is_one_line_and_status_2(argv: list[str], words: str, capsys: py
     assert ended.value.code == 2
     said = one_line(capsys.readouterr().err)
     assert words in said.replace("'", "")  # Python 3.11 quotes choices
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["peer", "--vram"],
+        ["peer", "--host-memory"],
+        ["plan", "--vram"],
+        ["api", "--max-body"],
+        ["peer", "--port"],
+        ["peer", "--blocks"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_beyond_measure_is_misuse_and_not_echoed(
+    argv: list[str], digits: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = f"{'9' * digits}:{'9' * digits}9" if "--blocks" in argv else "9" * digits
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, value, "--join", "shoal1x"])
+    assert ended.value.code == 2
+    said = one_line(capsys.readouterr().err)
+    assert len(said) < 250
+    assert "999" in said
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "http://]x["])
+def test_an_origin_that_cannot_be_taken_apart_is_no_origin(origin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["api", "--join", "home", "--port", "0", "--allow-origin", origin]) == 1
+    assert "write it as https://example.org" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", ["--model", "--swarm"])
+def test_a_name_that_is_not_text_is_told_before_anything_starts(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("asyncio.run", started)
+    assert main(["bootstrap", option, os.fsdecode(b"\xff\xfe"), "--private"]) == 1
+    assert "printable text" in one_line(capsys.readouterr().err)
+
+
+def test_a_folder_may_have_spaces_in_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    peer = f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.generate().peer_id}"
+    assert main(["invite", "--model", str(folder), "--peers", peer]) == 0
+    assert Invite.parse(capsys.readouterr().out).model == str(folder)
 
 
 @pytest.mark.parametrize("command", ["generate", "status", "peer"])
@@ -264,6 +331,14 @@ def test_kinds_of_values() -> None:
     ):
         with pytest.raises(argparse.ArgumentTypeError):
             kind(text)
+
+
+def test_status_says_that_it_joins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("shoal.client.cli.status.run_async", lambda work: work.close())
+    peer = f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.generate().peer_id}"
+    assert main(["status", "--join", Invite("s", "org/model", (peer,)).encode()]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "joining the swarm\n")
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------------

@@ -1,12 +1,18 @@
-"""Ctrl-C in a command that waits: heard at once, whichever thread the kernel gives it to; cleaned up; status 130."""
+"""Ctrl-C in a command that starts or waits: heard at once, whichever thread the kernel gives it to; cleaned up; status
+130."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from shoal.client.cli.main import main, run
+from shoal.dht.identity import Identity
+from shoal.dht.invite import Invite
 
 COMMAND = """
 import asyncio, signal, sys, threading, time
@@ -58,3 +64,82 @@ def test_a_second_one_does_not_wait_for_that(uvloop: bool) -> None:
 
 def test_what_breaks_on_the_way_out_is_not_told() -> None:
     assert interrupted(failure="raise RuntimeError") == (130, "", "")
+
+
+# -- while it starts --------------------------------------------------------------------------------------------------
+
+STARTING = """
+import os, signal, sys
+
+class Presses:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:  # as some libraries do around what they can do without
+                print("caught by", name, flush=True)
+
+signal.signal(signal.SIGINT, signal.{handler})
+sys.meta_path.insert(0, Presses())
+from shoal.client.cli.main import main
+sys.exit(main({argv!r}))
+"""
+NOWHERE = Invite("s", "demo", (f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.generate().peer_id}",)).encode()
+JOIN = ["--join", NOWHERE]
+
+
+def starting(module: str, argv: list[str], handler: str = "default_int_handler") -> tuple[int, str, str]:
+    """The same of a command during which Ctrl-C is pressed while `module` is imported."""
+    code = STARTING.format(module=module, argv=argv, handler=handler)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [
+        ("shoal.client.cli.commands", ["--help"]),
+        ("shoal.client.cli.commands", ["peers"]),
+        ("shoal.blocks.lean", ["--version"]),
+        ("shoal.peer.steering", ["peers"]),
+        ("torch", ["generate", "x", *JOIN]),
+        ("torch", ["chat", *JOIN]),
+        ("aiohttp", ["api", "--port", "0", *JOIN]),
+        ("shoal.client.cli.status", ["status", *JOIN]),
+        ("torch", ["doctor", "--json"]),
+        ("torch", ["peer", *JOIN]),
+        ("torch", ["peer", "--dry-run", *JOIN]),
+        ("shoal.dht.cli", ["bootstrap"]),
+        ("uvloop", ["demo"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_it_ends_a_command_that_still_imports_without_a_word(module: str, argv: list[str]) -> None:
+    assert starting(module, argv) == (130, "", "")
+
+
+def test_where_it_is_ignored_it_stays_so() -> None:
+    status, out, err = starting("shoal.client.cli.commands", ["--help"], handler="SIG_IGN")
+    assert (status, err) == (0, "")
+    assert out.startswith("usage")
+
+
+def test_a_command_that_runs_and_who_called_it_hear_it_as_ever() -> None:
+    heard = []
+
+    def command(_: list[str]) -> int:
+        heard.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    assert run(lambda: command, []) == 0
+    assert main(["no-such-command"]) == 2
+    assert [*heard, signal.getsignal(signal.SIGINT)] == [signal.default_int_handler] * 2
+
+
+def test_a_command_runs_in_any_thread() -> None:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(main(["no-such-command"])))
+    thread.start()
+    thread.join()
+    assert found == [2]

@@ -97,6 +97,20 @@ def test_a_spoilt_file_is_named_and_left_alone(capsys, folder, text: str) -> Non
     assert (folder / "swarms.json").read_text() == text
 
 
+@pytest.mark.parametrize("token", ["shoal1spoilt", "else"])
+def test_an_entry_that_is_spoilt_is_named_and_can_be_forgotten(capsys, folder, token: str) -> None:
+    KeptSwarms().add("home", PRIVATE)
+    file = folder / "swarms.json"
+    file.write_text(json.dumps({"swarms": {"home": PRIVATE.encode(), "an old one": token}}))
+    for argv in (["list"], ["show", "an old one"]):
+        told = said(capsys, *argv, status=1)
+        assert "'an old one'" in told
+        assert str(file) in told
+        assert "shoal swarms remove 'an old one'" in told
+    said(capsys, "remove", "an old one")
+    assert list(KeptSwarms().all()) == ["home"]
+
+
 def test_a_full_disk_keeps_what_there_was(capsys, folder, monkeypatch) -> None:
     KeptSwarms().add("home", PRIVATE)
 
