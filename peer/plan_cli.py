@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
 from shoal.dht.arguments import Parser, add_join, size, whole
+from shoal.dht.starting import at_once
 from shoal.dht.swarms import VARIABLE, find_invite
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def plan(argv: list[str]) -> int:
     if arguments.model is None and arguments.join is None:
         parser.error(f"name a model, or a swarm with --join (or {VARIABLE})")
     invite = None if arguments.join is None else find_invite(arguments.join)
+    with at_once():  # torch's import takes seconds
+        from shoal.blocks import devices, span  # noqa: F401
+        from shoal.peer.plan_words import as_json, words
     found = asyncio.run(_plan(arguments, invite))
-    from shoal.peer.plan_words import as_json, words
 
     sys.stdout.write(json.dumps(as_json(found)) + "\n" if arguments.json else words(found))
     return 0
