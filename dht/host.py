@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.dht.errors import HostError
 from shoal.dht.identity import Identity
+from shoal.dht.maddr import endpoint, is_loopback, is_relayed, pack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -76,8 +77,9 @@ class HostConfig:
 
 @dataclass(frozen=True)
 class Host:
-    """A running daemon. maddrs: full addresses, each ending in `/p2p/ID`. died: set soon after the daemon's death.
-    reach: how others get here, as far as it was found out (`dht.reach`)."""
+    """A running daemon. maddrs: full addresses at the start, each ending in `/p2p/ID`. died: set soon after the
+    daemon's death. reach: how others get here, as far as it was found out (`dht.reach`). told: its addresses are those
+    that its owner named. outside: where others got here though the daemon knew no such address, "" if nowhere."""
 
     p2p: P2P
     identity: Identity
@@ -85,6 +87,8 @@ class Host:
     died: asyncio.Event = field(compare=False)
     relayed: bool = False
     reach: Reach = "unknown"
+    told: bool = False
+    outside: str = ""
 
     @property
     def peer_id(self) -> str:
@@ -94,7 +98,6 @@ class Host:
     async def connect(self, peer_id: str, maddrs: Iterable[str]) -> None:
         """Dial a peer unless a connection stands; OSError, ValueError or the daemon's P2PDaemonError if that fails."""
         from shoal.dht.foreign import PeerID
-        from shoal.dht.maddr import is_relayed, pack
         from shoal.dht.nearby import meet_nearby
 
         maddrs = tuple(maddrs)
@@ -109,8 +112,6 @@ class Host:
 
     async def direct_to(self, peer_id: str) -> bool:
         """Whether a connection to a peer stands that no relay carries."""
-        from shoal.dht.maddr import endpoint
-
         peers = await self.p2p.list_peers()
         return any(endpoint(str(maddr)) for peer in peers if str(peer.peer_id) == peer_id for maddr in peer.addrs)
 
@@ -124,7 +125,8 @@ class Host:
                     await asyncio.sleep(PUNCH_POLL_S)
 
     async def current_maddrs(self) -> tuple[str, ...]:
-        """The addresses as the daemon knows them now; a relayed host learns its own only after a while."""
+        """The addresses as the daemon knows them now: a relayed host learns its own only after a while, and a machine
+        may be given another."""
         _, maddrs = await self.p2p._client.identify()
         return _full(maddrs, self.peer_id)
 
@@ -142,7 +144,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
         key_file.unlink()  # the daemon has read it; nothing secret stays behind if this process is killed
         try:
             maddrs = _full(p2p._visible_maddrs, identity.peer_id)
-            host = Host(p2p, identity, maddrs, p2p.died, config.relayed)
+            host = Host(p2p, identity, maddrs, p2p.died, config.relayed, told=bool(config.announce))
             await dial_all(host, config.bootstrap)
             yield await _with_relays(host) if config.relayed else host
         finally:
@@ -172,8 +174,6 @@ async def _dial(host: Host, peer_id: str, maddrs: list[str]) -> bool:
 
 async def _with_relays(host: Host) -> Host:
     """The host with its addresses through relays, once one has taken it."""
-    from shoal.dht.maddr import is_relayed
-
     with suppress(TimeoutError):
         async with asyncio.timeout(RELAY_TIMEOUT_S):
             while True:
@@ -185,8 +185,13 @@ async def _with_relays(host: Host) -> Host:
 
 
 def listen_for(bootstrap: Iterable[str]) -> str:
-    """Where to listen by default: on this machine alone if the swarm's nodes are on it, else on all addresses."""
-    return "127.0.0.1" if all("/ip4/127." in maddr or "/ip6/::1/" in maddr for maddr in bootstrap) else "0.0.0.0"  # noqa: S104
+    """Where to listen by default: on this machine alone if the swarm's nodes are on it, else on all addresses; by IPv6
+    if that is how all of the nodes are reached."""
+    maddrs = tuple(bootstrap)
+    ipv6 = bool(maddrs) and all(maddr.startswith(("/ip6/", "/dns6/")) for maddr in maddrs)
+    if all(map(is_loopback, maddrs)):
+        return "::1" if ipv6 else "127.0.0.1"
+    return "::" if ipv6 else "0.0.0.0"  # noqa: S104
 
 
 def check_port(listen: str, port: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shoal.dht.asking import Asking
 from shoal.dht.background import background
 from shoal.dht.clock import SwarmClock
-from shoal.dht.errors import HostError, JoinError
+from shoal.dht.errors import HostError, JoinError, RecordError
 from shoal.dht.foreign import DHTID, P2PDaemonError, PeerID
 from shoal.dht.host import dial_all
 from shoal.dht.keys import KEY_BYTES
@@ -26,6 +26,7 @@ from shoal.dht.reach import ids_of, serve_reach
 from shoal.dht.record import parse
 from shoal.dht.remembered import Remembered
 from shoal.dht.search import Search
+from shoal.dht.steady import steady
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -95,15 +96,24 @@ class Node:
         return [Sighting(search.records, search.nearest(REPLICAS)) for search in searches]
 
     async def store(self, key: bytes, raw: bytes, nearest: Sequence[PeerID]) -> int:
-        """Offer a sealed record to nodes, and keep it here too; how many others took it."""
-        peer_id = parse(raw).peer_id
+        """Offer a sealed record to nodes, and keep it here too; how many others took it. RecordError if it is refused
+        here and nobody else took it: then it is nowhere."""
+        peer_id, refusal = parse(raw).peer_id, None
         if not self.protocol.client_mode:
-            self.protocol.store.put(key, peer_id, raw, self.now())
+            try:
+                self.protocol.store.put(key, peer_id, raw, self.now(), by_owner=peer_id == self.host.peer_id)
+            except RecordError as error:
+                logger.debug("our own node does not keep the record: %s", error)
+                refusal = error
         answers = await asyncio.gather(*(self.protocol.call_store(peer, key, peer_id, raw) for peer in nearest))
-        return sum(bool(answer) for answer in answers)
+        taken = sum(bool(answer) for answer in answers)
+        if refusal is not None and not taken:
+            raise refusal
+        return taken
 
     async def upkeep(self) -> None:
-        """Rejoin when all are gone; once a minute look for new neighbours, drop dead ones and read others' clocks."""
+        """Rejoin when all are gone; once a minute meet the bootstrap nodes again, which may have been away, look for
+        new neighbours, drop dead ones and read others' clocks."""
         for turn in itertools.count(1):
             await asyncio.sleep(UPKEEP_PERIOD_S)
             if self.host.died.is_set():
@@ -112,6 +122,7 @@ class Node:
                 await self._meet([*self._bootstrap, *self._remembered.maddrs()])
             await self._remember()
             if turn % REFRESH_EVERY == 1:
+                await self._meet(self._bootstrap)  # dials those alone to which no connection stands
                 await self._ping(self.protocol.routing_table.least_recent())
                 await self.look(self.protocol.node_id.to_bytes(), os.urandom(KEY_BYTES))
 
@@ -142,7 +153,7 @@ async def open_node(
     """Join the directory through the bootstrap multiaddrs or, where they are silent, nodes that were `remembered`;
     start one if there are no bootstrap nodes. A guest will be gone soon: others are not to look for records at it.
     JoinError, HostError."""
-    clock = SwarmClock(time.time(), time.monotonic(), ids_of(bootstrap))
+    clock = SwarmClock(time.time(), steady(), ids_of(bootstrap))
     try:
         protocol = await ShoalDHT.open(host, clock, guest=guest)
     except (P2PDaemonError, OSError) as error:

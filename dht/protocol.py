@@ -8,17 +8,16 @@ never read. Unlike hivemind, a node does not push its records to newcomers: peer
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import random
-import struct
-import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from shoal.dht.errors import RecordError
 from shoal.dht.foreign import CALL_ERRORS, DHTID, DHTProtocol, P2PContext, PeerID, dht_pb2
 from shoal.dht.keys import KEY_BYTES, network_of, node_key
-from shoal.dht.record import MAX_RECORD_BYTES
-from shoal.dht.store import DIGEST_BYTES, MAX_RECORDS_PER_KEY, RecordStore
+from shoal.dht.packing import DIGESTS, cut, digests_in, is_asked, pack, some_of, unpack
+from shoal.dht.steady import steady
+from shoal.dht.store import RecordStore
 from shoal.dht.table import LimitedTable
 
 if TYPE_CHECKING:
@@ -36,11 +35,10 @@ REPLICAS = 10
 CALL_TIMEOUT_S = 3.0
 SHUN_S = 15.0
 MAX_KEYS = 64
+MAX_OFFERS = 4  # records in one request: who is honest offers one, its own
 MAX_PEER_ID_BYTES = 64
 MAX_REQUEST_BYTES = 512 * 1024
 REPLY_BUDGET_BYTES = 3 * 1024 * 1024  # the daemon drops replies over 4 MiB
-LENGTH = struct.Struct(">H")
-DIGESTS, SOME = b"d", b"s"  # after a key: what is wanted of its records, if not all of them
 
 
 class Found(NamedTuple):
@@ -91,7 +89,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
 
     def now(self) -> float:
         """Swarm time, unix seconds."""
-        return self.clock.now(time.monotonic())
+        return self.clock.now(steady())
 
     # What others ask of us
 
@@ -101,12 +99,14 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         return dht_pb2.PingResponse(peer=self.node_info, dht_time=self.now(), available=True)
 
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
-        """Store records, each judged by itself; a request of wrong shape is refused whole."""
+        """Store up to 4 records, each judged by itself; a request of wrong shape is refused whole."""
         sizes = {len(request.keys), len(request.subkeys), len(request.values)}
-        if len(sizes) != 1 or len(request.keys) > MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES:
+        if len(sizes) != 1 or len(request.keys) > MAX_OFFERS or request.ByteSize() > MAX_REQUEST_BYTES:
             return dht_pb2.StoreResponse(store_ok=[False] * min(len(request.keys), MAX_KEYS), peer=self.node_info)
-        offers = zip(request.keys, request.subkeys, request.values, strict=True)
-        stored = [self._stored(*offer) for offer in offers]
+        stored = []
+        for offer in zip(request.keys, request.subkeys, request.values, strict=True):
+            stored.append(self._stored(*offer, context.remote_id))
+            await asyncio.sleep(0)  # a signature takes a quarter of a millisecond, and tokens are served here too
         await self._met(request.peer, context.remote_id)
         return dht_pb2.StoreResponse(store_ok=stored, peer=self.node_info)
 
@@ -114,18 +114,19 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         """Give the records under up to 64 keys, within 3 MiB in all, and the nearest nodes known. What follows a key
         asks for the digests of its records (DIGESTS), or for those with the digests that follow (SOME)."""
         wanted = [(key[:KEY_BYTES], key[KEY_BYTES : KEY_BYTES + 1], key[KEY_BYTES + 1 :]) for key in request.keys]
-        if not 0 < len(wanted) <= MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES or not all(map(_is_asked, wanted)):
+        if not 0 < len(wanted) <= MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES or not all(map(is_asked, wanted)):
             return dht_pb2.FindResponse(peer=self.node_info)
         budget = REPLY_BUDGET_BYTES // len(wanted)
         results = [self._result(*each, budget, context.remote_id) for each in wanted]
         await self._met(request.peer, context.remote_id)
         return dht_pb2.FindResponse(results=results, peer=self.node_info)
 
-    def _stored(self, key: bytes, subkey: bytes, value: bytes) -> bool:
+    def _stored(self, key: bytes, subkey: bytes, value: bytes, offerer: PeerID) -> bool:
         try:
             if len(key) != KEY_BYTES or len(subkey) > MAX_PEER_ID_BYTES:
                 raise RecordError("The record's key or subkey has a wrong length.")
-            self.store.put(key, subkey.decode("ascii"), value, self.now())
+            peer_id = subkey.decode("ascii")
+            self.store.put(key, peer_id, value, self.now(), by_owner=peer_id == str(offerer))
         except (RecordError, UnicodeDecodeError) as refusal:
             logger.debug("refused a record: %s", refusal)
             return False
@@ -135,7 +136,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         if what == DIGESTS:
             value = b"".join(self.store.digests(key, self.now()))
         else:
-            some, now = frozenset(_cut(digests)), self.now()
+            some, now = frozenset(cut(digests)), self.now()
             value = pack(self.store.some(key, some, now) if what else self.store.get(key, now), budget_bytes)
         near = self.routing_table.get_nearest_neighbors(DHTID.from_bytes(key), BUCKET_SIZE, exclude=node_id_of(asker))
         return dht_pb2.FindResult(
@@ -149,7 +150,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
 
     async def call_ping(self, peer: PeerID) -> bool:
         """Whether a peer answers; its clock is noted."""
-        asked_at = time.monotonic()
+        asked_at = steady()
         try:
             response = await self.get_stub(peer).rpc_ping(
                 dht_pb2.PingRequest(peer=self.node_info), timeout=CALL_TIMEOUT_S
@@ -157,7 +158,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         except CALL_ERRORS as error:
             self._failed(peer, error)
             return False
-        self.clock.observe(str(peer), response.dht_time, (asked_at + time.monotonic()) / 2)
+        self.clock.observe(str(peer), response.dht_time, (asked_at + steady()) / 2)
         await self._met(response.peer, peer)
         return True
 
@@ -183,20 +184,20 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
     ) -> list[Found] | None:
         """Ask for records and neighbours, one answer per key in order; None if the node does not answer sensibly.
         `some`: for each key the digests of the records that are wanted, if not all are."""
-        asked = keys if some is None else [_some(*each) for each in zip(keys, some, strict=True)]
+        asked = keys if some is None else [some_of(*each) for each in zip(keys, some, strict=True)]
         return await self._find(peer, asked, lambda value, peers: Found(unpack(value), peers))
 
     async def call_digests(self, peer: PeerID, keys: Sequence[bytes]) -> list[Told] | None:
         """As `call_find`, for digests in place of records."""
         return await self._find(
-            peer, [key + DIGESTS for key in keys], lambda value, peers: Told(_digests(value), peers)
+            peer, [key + DIGESTS for key in keys], lambda value, peers: Told(digests_in(value), peers)
         )
 
     async def _find(
         self, peer: PeerID, keys: Sequence[bytes], read: Callable[[bytes, list[PeerID]], T]
     ) -> list[T] | None:
         request = dht_pb2.FindRequest(keys=list(keys), peer=self.node_info)
-        if self._shunned.get(peer, 0.0) > time.monotonic():
+        if self._shunned.get(peer, 0.0) > steady():
             return None
         try:
             async with self.rpc_semaphore:
@@ -232,7 +233,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
     def _failed(self, peer: PeerID, error: Exception) -> None:
         """Forget a node that did not answer, and do not ask it again for a while, whoever recommends it."""
         logger.debug("no answer from %s: %s", peer, error)
-        now = time.monotonic()
+        now = steady()
         self._shunned = {other: until for other, until in self._shunned.items() if until > now}
         self._shunned[peer] = now + SHUN_S
         if node_id_of(peer) in self.routing_table:
@@ -242,52 +243,6 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
 def node_id_of(peer: PeerID) -> DHTID:
     """A peer's only node id."""
     return DHTID.from_bytes(node_key(peer.to_bytes()))
-
-
-def pack(records: list[bytes], budget_bytes: int) -> bytes:
-    """Length-prefixed records; a random choice if they exceed the budget, so that repeated questions see all."""
-    if sum(map(len, records)) + LENGTH.size * len(records) > budget_bytes:
-        fitting = budget_bytes // (MAX_RECORD_BYTES + LENGTH.size)
-        records = random.sample(records, min(fitting, len(records)))
-    return b"".join(LENGTH.pack(len(record)) + record for record in records)
-
-
-def unpack(packed: bytes) -> list[bytes]:
-    """Inverse of `pack`: at most 512 records; ValueError if the lengths do not add up."""
-    records: list[bytes] = []
-    at = 0
-    while at < len(packed):
-        start = at + LENGTH.size
-        if start > len(packed) or len(records) == MAX_RECORDS_PER_KEY:
-            raise ValueError("too many records or a broken length")
-        at = start + LENGTH.unpack_from(packed, start - LENGTH.size)[0]
-        records.append(packed[start:at])
-    if at != len(packed):
-        raise ValueError("a record is cut short")
-    return records
-
-
-def _is_asked(wanted: tuple[bytes, bytes, bytes]) -> bool:
-    """Whether that is a key, what of its records is wanted, and as many whole digests as there may be."""
-    key, what, digests = wanted
-    if len(key) != KEY_BYTES or what not in {b"", DIGESTS, SOME} or (digests and what != SOME):
-        return False
-    return len(digests) % DIGEST_BYTES == 0 and len(digests) <= MAX_RECORDS_PER_KEY * DIGEST_BYTES
-
-
-def _some(key: bytes, digests: frozenset[bytes]) -> bytes:
-    return key + SOME + b"".join(digests)
-
-
-def _cut(digests: bytes) -> list[bytes]:
-    return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
-
-
-def _digests(value: bytes) -> frozenset[bytes]:
-    """At most 512; ValueError if one is cut short."""
-    if len(value) % DIGEST_BYTES or len(value) > MAX_RECORDS_PER_KEY * DIGEST_BYTES:
-        raise ValueError("too many digests or one that is cut short")
-    return frozenset(_cut(value))
 
 
 def _peers(raw_ids: Sequence[bytes]) -> list[PeerID]:

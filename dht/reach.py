@@ -64,7 +64,7 @@ async def open_reachable(config: HostConfig) -> AsyncIterator[Host]:
             if host.reach != "relayed":  # some may still get here directly, from the same local network say
                 await stack.aclose()
                 host = await stack.enter_async_context(open_host(config))
-        yield _with_answers(host, answers, config)
+        yield _with_answers(host, answers)
 
 
 class DialBackService:
@@ -122,12 +122,15 @@ def reach_of(answers: Iterable[DialBack]) -> Literal["open", "closed", "unknown"
 
 
 async def find_reach(host: Host, nodes: Iterable[str]) -> tuple[Reach, tuple[str, ...]]:
-    """How others get to a running host now, and the addresses to tell them."""
+    """How others get to a running host now, and the addresses to tell them: a machine may be given new ones meanwhile.
+    Errors: `OSError` and `EOFError` if the daemon dies."""
+    maddrs = await host.current_maddrs()
     if host.relayed:
-        maddrs = await host.current_maddrs()
         return ("relayed" if any(map(is_relayed, maddrs)) else "unknown"), shareable(maddrs)
-    found = reach_of(await ask_reach(host, nodes))
-    return ("direct" if found == "open" else "unknown"), shareable(host.maddrs)
+    if not all(map(is_loopback, maddrs)):  # else this machine is in no network just now, and may come back
+        host = replace(host, maddrs=maddrs)
+    answers = await ask_reach(host, nodes)
+    return ("direct" if reach_of(answers) == "open" else "unknown"), shareable(_with_answers(host, answers).maddrs)
 
 
 def ids_of(maddrs: Iterable[str]) -> list[str]:
@@ -151,15 +154,16 @@ def shareable(maddrs: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _with_answers(host: Host, answers: Sequence[DialBack], config: HostConfig) -> Host:
-    """The host with what the answers prove; an address at which it was reached and that it did not know comes first."""
-    if reach_of(answers) != "open":
-        return host
-    seen, port = next(answer.seen_at for answer in answers if answer.reached), port_of(host)
-    if config.announce or any(endpoint(maddr) == (seen, port) for maddr in host.maddrs):
-        return replace(host, reach="direct")
-    found = f"/ip{6 if ':' in seen else 4}/{seen}/tcp/{port}/p2p/{host.peer_id}"
-    return replace(host, maddrs=(found, *host.maddrs), reach="direct")
+def _with_answers(host: Host, answers: Sequence[DialBack]) -> Host:
+    """The host with what the answers prove; an address at which it was reached and that it did not know comes first,
+    and stays as long as nobody gets here at another."""
+    seen = next((answer.seen_at for answer in answers if answer.reached), None)
+    if seen is not None:
+        port = port_of(host)
+        known = host.told or any(endpoint(maddr) == (seen, port) for maddr in host.maddrs)
+        found = "" if known else f"/ip{6 if ':' in seen else 4}/{seen}/tcp/{port}/p2p/{host.peer_id}"
+        host = replace(host, reach="direct", outside=found)
+    return replace(host, maddrs=tuple(dict.fromkeys((host.outside, *host.maddrs)))) if host.outside else host
 
 
 async def seen_at(host: Host, peer_id: str) -> str | None:

@@ -1,14 +1,21 @@
-"""Addresses of nodes met before, in memory and in a file, to rejoin through when the bootstrap nodes are gone."""
+"""Addresses of nodes met before, in memory and in a file, to rejoin through when the bootstrap nodes are gone.
+
+Who knows a private swarm's namespace finds its records, and who met whom is nobody else's business: only this user can
+read the file, and its name is a hash of the one that is asked for.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +24,12 @@ MAX_FILE_BYTES = 64 * 1024
 
 
 class Remembered:
-    """One full multiaddr a peer id, the newest last. `path` None: in memory only."""
+    """One full multiaddr a peer id, the newest last. `path`: the folder and the swarm's namespace; None: in memory
+    only."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._maddrs: dict[str, str] = _read(path) if path is not None else {}
+        self._path = path and path.with_name(hashlib.sha256(b"shoal remembered v1" + path.name.encode()).hexdigest())
+        self._maddrs: dict[str, str] = _read(self._path) if self._path is not None else {}
 
     def maddrs(self) -> list[str]:
         """All of them, the newest first."""
@@ -39,11 +47,19 @@ class Remembered:
 
     def _write(self, path: Path) -> None:
         """Several processes of this user may share the file; each writes it as a whole."""
-        fresh = path.with_suffix(f".{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_text("".join(f"{maddr}\n" for maddr in self._maddrs.values()))
-            fresh.replace(path)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.chmod(0o700)  # an earlier version left it open to all
+            # mkstemp gives 0600 from the first moment on.
+            descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    file.write("".join(f"{maddr}\n" for maddr in self._maddrs.values()))
+                Path(fresh).replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    Path(fresh).unlink()
+                raise
         except OSError as error:
             logger.info("cannot keep the addresses of peers in %s: %s", path, error)
 

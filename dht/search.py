@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PATHS = 4
 WIDTH = 5  # a path ends when the 5 nearest nodes it knows have answered: 20 nodes over all paths
 MAX_ASKED_PER_PATH = 24
+LATE_S = 0.5  # a path goes on to its next node meanwhile: anybody may name nodes that never answer
 
 
 @dataclass
@@ -55,15 +56,23 @@ class Search:
 
     async def _walk(self, known: list[PeerID]) -> None:
         mine: list[PeerID] = []
-        for _ in range(MAX_ASKED_PER_PATH):
-            peer = self._next(known, mine)
-            if peer is None:
-                return
-            self._claimed.add(peer)
-            named = await self._ask(peer)
-            if named is not None:
-                mine.append(peer)
-                known.extend(named)
+        late: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as calls:  # a path's end waits for what is late
+            for _ in range(MAX_ASKED_PER_PATH):
+                while (peer := self._next(known, mine)) is None and late:
+                    _, late = await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+                if peer is None:
+                    return
+                self._claimed.add(peer)
+                call = calls.create_task(self._hear(peer, known, mine))
+                _, pending = await asyncio.wait({call}, timeout=LATE_S)
+                late |= pending
+
+    async def _hear(self, peer: PeerID, known: list[PeerID], mine: list[PeerID]) -> None:
+        named = await self._ask(peer)
+        if named is not None:
+            mine.append(peer)
+            known.extend(named)
 
     async def _ask(self, peer: PeerID) -> list[PeerID] | None:
         """Whom a node names; None if it does not answer."""

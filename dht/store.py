@@ -2,6 +2,8 @@
 
 Each record is checked by itself, so a bad one never hides the good ones beside it, and each lies under the one key that
 its own content gives. Per peer only the highest sequence number is kept, so nobody can replay an older record over it.
+Where there is no more room, a peer's own offer takes the place of one that somebody else brought: who would fill the
+store with peers that do not exist needs a live connection for each.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ DIGEST_BYTES = 8  # too many for anybody to make a record that passes for anothe
 
 
 class Kept(NamedTuple):
-    """One stored record: its wire form, its digest, and what decides about it."""
+    """One stored record: its wire form, its digest, and what decides about it. by_owner: its peer was here itself."""
 
     raw: bytes
     digest: bytes
     sequence: int
     expiry: float
+    by_owner: bool
 
 
 def digest_of(raw: bytes) -> bytes:
@@ -44,20 +47,22 @@ class RecordStore:
         self._count = 0
         self._swept_at = float("-inf")
 
-    def put(self, key: bytes, peer_id: str, raw: bytes, now: float) -> Record:
-        """Store a record offered under `key` as `peer_id`'s; RecordError says why it is refused. Repeats are fine."""
+    def put(self, key: bytes, peer_id: str, raw: bytes, now: float, *, by_owner: bool = False) -> Record:
+        """Store a record offered under `key` as `peer_id`'s; RecordError says why it is refused. Repeats are fine.
+        by_owner: that peer itself offers it."""
         record = open_record(raw, now)
         if record.peer_id != peer_id or record_key(record.namespace, record.peer_id) != key:
             raise RecordError("The record was offered under a key or peer id that is not its own.")
         self._sweep(now)
         shelf = self._shelves.get(key, {})
         kept = shelf.get(peer_id)
-        if kept is None and (len(shelf) >= MAX_RECORDS_PER_KEY or self._count >= MAX_RECORDS):
+        if kept is None and not self._has_room(shelf) and not (by_owner and self._make_room(shelf)):
             raise RecordError("There is no room for more peers under this key.")
         if kept is not None and kept.sequence >= record.sequence and kept.raw != raw:
             raise RecordError("The record is older than the one stored.")
         self._count += kept is None
-        shelf[peer_id] = Kept(raw, digest_of(raw), record.sequence, record.expiry)
+        by_owner |= kept is not None and kept.by_owner
+        shelf[peer_id] = Kept(raw, digest_of(raw), record.sequence, record.expiry, by_owner)
         self._shelves[key] = shelf
         return record
 
@@ -76,6 +81,21 @@ class RecordStore:
 
     def __len__(self) -> int:
         return self._count
+
+    def _has_room(self, shelf: dict[str, Kept]) -> bool:
+        return len(shelf) < MAX_RECORDS_PER_KEY and self._count < MAX_RECORDS
+
+    def _make_room(self, shelf: dict[str, Kept]) -> bool:
+        """Forget the oldest record that others brought, of a full shelf or, if the store is, of any; False if all are
+        their owners'."""
+        crowded = [shelf] if len(shelf) >= MAX_RECORDS_PER_KEY else self._shelves.values()
+        for each in crowded:
+            brought = next((peer_id for peer_id, kept in each.items() if not kept.by_owner), None)
+            if brought is not None:
+                del each[brought]
+                self._count -= 1
+                return True
+        return False
 
     def _sweep(self, now: float) -> None:
         """Forget what has expired. Every 10 s, or at once when full."""

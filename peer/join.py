@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Net:
     """A peer's place in the network. `nodes`: peer ids of those that say whether others get here; `direct_addrs`:
-    where direct streams are taken; `ports`: the TCP ports for libp2p and for them, 0 for none."""
+    where direct streams are taken at the start; `ports`: the TCP ports for libp2p and for them, 0 for none."""
 
     host: Host
     directory: Directory
@@ -38,11 +38,16 @@ class Net:
         return shareable((*self.direct_addrs, *self.host.maddrs))
 
     async def look(self) -> tuple[Reach, tuple[str, ...]]:
-        """How others get here now, and the addresses to tell them."""
+        """How others get here now, and the addresses to tell them. Errors: `OSError`, `EOFError` if the daemon dies."""
+        from shoal.dht.maddr import direct_maddr, endpoint
         from shoal.dht.reach import find_reach, shareable
+        from shoal.peer.direct import MAX_ADDRS
 
         reach, addrs = await find_reach(self.host, self.nodes)
-        return reach, shareable((*self.direct_addrs, *addrs))
+        # Where nobody got to the port for direct streams at the start, it is not announced later either.
+        here = dict.fromkeys(found[0] for found in map(endpoint, addrs) if found) if self.direct_addrs else ()
+        direct = [direct_maddr(address, self.ports[1], self.host.peer_id) for address in here][:MAX_ADDRS]
+        return reach, shareable((*direct, *addrs))
 
 
 @asynccontextmanager

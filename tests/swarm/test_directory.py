@@ -15,7 +15,7 @@ from shoal.dht.identity import Identity
 from shoal.dht.invite import Invite
 from shoal.dht.keys import SHARDS, record_key, shard_key
 from shoal.dht.node import open_node
-from shoal.dht.protocol import pack
+from shoal.dht.packing import pack
 from shoal.dht.record import Record, seal
 
 from tests.steadiness import in_time
@@ -167,8 +167,11 @@ async def test_hostile_stores_are_refused_and_the_node_lives(swarm):
     ]
     for attempt in hostile:
         assert await offer(stranger, swarm.host, attempt) == [False], attempt
-    assert await offer(stranger, swarm.host, *hostile, (key, subkey, good)) == [False] * len(hostile) + [True]
-    assert not any(await offer(stranger, swarm.host, *[(key, subkey, good)] * 65)), "at most 64 keys a request"
+    assert await offer(stranger, swarm.host, *hostile[:3], (key, subkey, good)) == [False] * 3 + [True]
+    other = Identity.generate()
+    beside = own_offer(other, replace(record, peer_id=other.peer_id))
+    assert not any(await offer(stranger, swarm.host, *[beside] * 5)), "at most 4 records a request"
+    assert len(swarm.node.protocol.store) == 2
     assert await offer(stranger, swarm.host, (alice_key, alice_id.encode(), alices)) == [True], "a repeat does no harm"
     bodies = {opened.body for opened in await (await swarm.add()).lookup()}
     assert bodies == {b"honest"}, "the stranger's record has no envelope, and hides nothing"
@@ -246,7 +249,7 @@ async def test_a_hostile_node_hides_no_honest_record(swarm):
 
 async def test_a_clock_off_by_ten_minutes_joins_and_is_seen(swarm, monkeypatch):
     shift_s, true_time = [0.0], time.time
-    clock = SimpleNamespace(time=lambda: true_time() + shift_s[0], monotonic=time.monotonic)
+    clock = SimpleNamespace(time=lambda: true_time() + shift_s[0])
     monkeypatch.setattr("shoal.dht.node.time", clock)
     bob = await swarm.add()
     await bob.announce(b"right", 60)

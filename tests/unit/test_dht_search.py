@@ -9,9 +9,12 @@ import pytest
 from shoal.dht.foreign import PeerID
 from shoal.dht.keys import distance, node_key
 from shoal.dht.protocol import Found
-from shoal.dht.search import Search
+from shoal.dht.search import LATE_S, Search
+
+from tests.sim.clock import run
 
 KEY = b"k" * 20
+GIVEN_UP_S = 3.0
 
 
 def nearness(peer: PeerID) -> int:
@@ -50,3 +53,30 @@ def test_seeds_that_do_not_answer_end_the_walk():
     search = Search(KEY, ask)
     asyncio.run(search.run([PeerID(b"a" * 38)], PeerID(b"me" * 19)))
     assert (search.records, search.answered) == (set(), [])
+
+
+def test_nodes_that_never_answer_hold_a_path_up_for_a_moment_each_and_late_answers_count():
+    """A hostile seed names 20 that are silent until the call is given up; one honest node answers after 2 s."""
+    rng = random.Random(7)
+    hostile, honest, slow = (PeerID(rng.randbytes(38)) for _ in range(3))
+    silent = [PeerID(rng.randbytes(38)) for _ in range(20)]
+    behind = PeerID(rng.randbytes(38))
+
+    async def ask(peer: PeerID, _key: bytes) -> Found | None:
+        if peer in silent:
+            await asyncio.sleep(GIVEN_UP_S)
+            return None
+        await asyncio.sleep(2.0 if peer == slow else 0.05)
+        return {
+            hostile: Found([], silent), honest: Found([b"1"], [slow]), slow: Found([b"2"], [behind]),
+            behind: Found([b"3"], []),
+        }[peer]  # fmt: skip
+
+    async def main() -> float:
+        await search.run([hostile, honest], PeerID(b"me" * 19))
+        return asyncio.get_running_loop().time()
+
+    search = Search(KEY, ask)
+    took_s = run(main())
+    assert search.records == {b"1", b"2", b"3"}, "whom a late one names is asked too"
+    assert took_s < 6 * LATE_S + GIVEN_UP_S + 0.1, "20 silent nodes over 4 paths"

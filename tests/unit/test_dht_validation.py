@@ -21,8 +21,11 @@ MINE = Record(SPACE, "demo", "", ME.peer_id, 10, NOW + 60, b"body")
 KEY = record_key(SPACE, ME.peer_id)
 
 
-def put(store: RecordStore, record: Record, identity: Identity = ME, now: float = NOW) -> Record:
-    return store.put(record_key(record.namespace, record.peer_id), record.peer_id, seal(record, identity), now)
+def put(
+    store: RecordStore, record: Record, identity: Identity = ME, now: float = NOW, *, by_owner: bool = False
+) -> Record:
+    key, raw = record_key(record.namespace, record.peer_id), seal(record, identity)
+    return store.put(key, record.peer_id, raw, now, by_owner=by_owner)
 
 
 def test_a_record_is_kept_until_it_expires():
@@ -78,24 +81,53 @@ def test_a_record_lies_only_under_its_own_key():
     assert len(store) == 0
 
 
+def of_one_shard(count: int) -> list[tuple[Record, Identity]]:
+    """Peers' records that all lie under KEY."""
+    made: list[tuple[Record, Identity]] = []
+    while len(made) < count:
+        identity = Identity.generate()
+        if shard_of(identity.peer_id) == shard_of(ME.peer_id):
+            made.append((Record(SPACE, "demo", "", identity.peer_id, 1, NOW + 60, b""), identity))
+    return made
+
+
 def test_a_key_has_room_for_512_peers_and_makes_room_when_they_expire(monkeypatch):
     from shoal.dht import store as module
 
     monkeypatch.setattr(module, "MAX_RECORDS_PER_KEY", 3)
     assert MAX_RECORDS_PER_KEY == 512
-    store, shard, kept = RecordStore(), shard_of(ME.peer_id), []
-    while len(kept) < 4:
-        identity = Identity.generate()
-        if shard_of(identity.peer_id) == shard:
-            kept.append(identity)
-    records = [Record(SPACE, "demo", "", identity.peer_id, 1, NOW + 60, b"") for identity in kept]
-    for record, identity in zip(records[:3], kept[:3], strict=True):
+    store, offers = RecordStore(), of_one_shard(4)
+    for record, identity in offers[:3]:
         put(store, record, identity)
+    late, its = offers[3]
     with pytest.raises(RecordError, match="no room"):
-        put(store, records[3], kept[3])
-    put(store, replace(records[0], sequence=2), kept[0])  # those inside may still renew
-    put(store, replace(records[3], expiry=NOW + 200), kept[3], now=NOW + 100)
+        put(store, late, its)
+    put(store, replace(offers[0][0], sequence=2), offers[0][1])  # those inside may still renew
+    put(store, replace(late, expiry=NOW + 200), its, now=NOW + 100)
     assert len(store) == 1
+
+
+@pytest.mark.parametrize("limit", ["MAX_RECORDS_PER_KEY", "MAX_RECORDS"])
+def test_who_is_here_takes_the_place_of_those_whom_others_brought(monkeypatch, limit):
+    from shoal.dht import store as module
+
+    monkeypatch.setattr(module, limit, 3)
+    store, offers = RecordStore(), of_one_shard(5)
+    (mine, me), *ghosts = offers[:3]
+    put(store, mine, me, by_owner=True)
+    put(store, replace(mine, sequence=2), me)  # passed on by another: it has been here all the same
+    for ghost in ghosts:
+        put(store, *ghost)
+    for record, identity in offers[3:]:
+        with pytest.raises(RecordError, match="no room"):
+            put(store, record, identity)
+        put(store, record, identity, by_owner=True)
+    own = [replace(mine, sequence=2), offers[3][0], offers[4][0]]
+    assert store.get(KEY, NOW) == [seal(*each) for each in zip(own, (me, offers[3][1], offers[4][1]), strict=True)]
+    late, its = of_one_shard(1)[0]
+    with pytest.raises(RecordError, match="no room"):
+        put(store, late, its, by_owner=True)
+    assert len(store) == 3
 
 
 def test_places_are_spread_and_follow_from_the_peer_id():
@@ -213,7 +245,7 @@ def test_a_damaged_envelope_is_a_record_error(raw):
 
 
 def test_packed_records_survive_and_broken_ones_do_not():
-    from shoal.dht.protocol import pack, unpack
+    from shoal.dht.packing import pack, unpack
 
     records = [b"a", b"bb" * 500, b""]
     assert unpack(pack(records, 10_000)) == records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from shoal.dht.host import listen_for
 from shoal.dht.identity import Identity
 from shoal.dht.maddr import endpoint, is_relayed, pack
 from shoal.dht.nearby import in_our_network
@@ -76,3 +77,20 @@ def test_a_neighbour_is_one_in_the_same_private_network():
     )  # fmt: skip
     assert in_our_network([*others, near], ours) == [near]
     assert in_our_network([near], ["/ip4/11.0.1.1/tcp/1/p2p/X"]) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "nodes"),
+    [
+        ("127.0.0.1", ()),
+        ("127.0.0.1", ("/ip4/127.0.0.1/tcp/1/p2p/X",)),
+        ("127.0.0.1", ("/ip6/::1/tcp/1/p2p/X", "/ip4/127.0.0.1/tcp/1/p2p/X")),
+        ("::1", ("/ip6/::1/tcp/1/p2p/X",)),
+        ("::", ("/ip6/2001:db8::1/tcp/1/p2p/X", "/ip6/::1/tcp/1/p2p/X")),
+        ("::", ("/dns6/a.example/tcp/1/p2p/X",)),
+        ("0.0.0.0", ("/ip6/2001:db8::1/tcp/1/p2p/X", "/ip4/192.0.2.1/tcp/1/p2p/X")),
+        ("0.0.0.0", ("/dns/a.example/tcp/1/p2p/X",)),
+    ],
+)
+def test_by_default_one_listens_where_the_swarms_nodes_can_dial(where, nodes):
+    assert listen_for(nodes) == where

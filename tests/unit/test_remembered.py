@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 
+import pytest
 from shoal.dht.foreign import DHTID, PeerID
 from shoal.dht.identity import Identity
 from shoal.dht.node import Node
@@ -31,9 +32,24 @@ def test_the_next_run_knows_them_and_skips_what_is_no_address(tmp_path):
     path, known = tmp_path / "swarms" / "ab", maddrs(3)
     Remembered(path).add(known)
     assert Remembered(path).maddrs() == list(reversed(known.values()))
-    path.write_bytes(b"/ip4/1.2.3.4\n\xff\xfe\n../../etc\n" + "\n".join(known.values()).encode() + b"\n/p2p/x\n")
+    (file,) = path.parent.iterdir()
+    file.write_bytes(b"/ip4/1.2.3.4\n\xff\xfe\n../../etc\n" + "\n".join(known.values()).encode() + b"\n/p2p/x\n")
     assert Remembered(path).maddrs() == list(reversed(known.values()))
-    assert [entry.name for entry in path.parent.iterdir()] == ["ab"]
+    assert [*path.parent.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nobody_else_reads_whom_we_met_nor_which_swarm_it_is(tmp_path, there):
+    namespace = "ab" * 32
+    path = tmp_path / "swarms" / namespace
+    if there:
+        path.parent.mkdir(mode=0o755)
+    Remembered(path).add(maddrs(1))
+    (file,) = path.parent.iterdir()
+    assert [entry.stat().st_mode & 0o777 for entry in (path.parent, file)] == [0o700, 0o600]
+    assert namespace not in file.name
+    assert namespace not in file.read_text()
+    assert Remembered(path.with_name("cd" * 32)).maddrs() == [], "another swarm's is another file"
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
