@@ -34,6 +34,7 @@ class Checkpoint:
 
     `revision` is the hub's commit hash or, for a directory, the first 16 hex digits of its fingerprint. `weight_map`
     says which shard file holds each tensor. `path` is the directory that transformers loads config and tokenizer from.
+    `complete`: whoever has this revision has all of its shards, as of a directory.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Checkpoint:
     config: dict[str, Any]
     weight_map: Mapping[str, str] = field(repr=False)
     _open: dict[str, Shard] = field(default_factory=dict, repr=False, compare=False)
+    complete: bool = field(default=False, repr=False)
 
     def tensor_names(self) -> frozenset[str]:
         """The names of all tensors, of shards that are not here as well."""
@@ -54,6 +56,12 @@ class Checkpoint:
     def tensor_bytes(self, names: Iterable[str]) -> int:
         """Bytes that these tensors take in the checkpoint, from the headers of their shards."""
         return sum(self._shard(file).n_bytes(held) for file, held in self._by_shard(names).items())
+
+    def stored_dtype(self, name: str) -> torch.dtype | None:
+        """A tensor's dtype in a checkpoint that is `complete`; None elsewhere, and for a tensor that it lacks."""
+        if not self.complete or name not in self.weight_map:
+            return None
+        return self._shard(self.weight_map[name]).entries[name].dtype
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """These tensors in the checkpoint's dtype, on CPU, memory-mapped: no other tensor's bytes are read.
@@ -123,7 +131,7 @@ def open_directory(path: Path, name: str, revision: str | None = None) -> Checkp
         raise CheckpointError(
             f"{path} holds revision {found}, wanted is {revision}: pass the directory with that revision of the model."
         )
-    return Checkpoint(name, found, path, config, weight_map, shards)
+    return Checkpoint(name, found, path, config, weight_map, shards, complete=True)
 
 
 def fingerprint(path: Path, shards: Mapping[str, Shard]) -> str:

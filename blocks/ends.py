@@ -10,6 +10,7 @@ import torch
 from shoal.blocks.errors import CheckpointError, PromptTooLong
 from shoal.blocks.packed import PackedLinear, can_pack
 from shoal.blocks.spec import HasConfig, ModelSpec, spec_of
+from shoal.blocks.weights import read_weights
 from torch import nn
 from torch.nn.functional import embedding
 from torch.nn.functional import linear as project
@@ -134,13 +135,13 @@ def load_ends(
 ) -> Ends:
     """Read a checkpoint's embedding, norms and, if asked for, head, and no block; `dtype` None is the checkpoint's own.
 
-    Raises UnsupportedFamily or CheckpointError.
+    Raises UnsupportedFamily, CheckpointError, or StoredOtherwise for weights that are quantized or packed.
     """
     spec = spec_of(checkpoint)
     family, names = spec.family, checkpoint.tensor_names()
     prefix = family.prefix(names)
     kind = dtype or spec.dtype
-    stored = checkpoint.read(family.end_tensors(names))
+    stored = read_weights(checkpoint, family.end_tensors(names))
     tensors = {name.removeprefix(prefix): held.to(device, kind) for name, held in stored.items()}
     table, matrix = _table_and_head(spec, tensors) if head else (_need(tensors, f"{family.embedding}.weight"), None)
     weights = _Weights(

@@ -5,6 +5,7 @@ BlocksError
 ├── UnsupportedFamily    the config names an architecture that is not served
 ├── UnsafeCheckpoint     pickled weights, remote code, a path that leaves the checkpoint
 ├── CheckpointError      damaged, incomplete, or not the revision that was asked for
+│   └── StoredOtherwise  the weights are quantized or packed in a way that is not read
 ├── NoSpace              the disk cannot hold the files that are needed
 ├── NoMemory             the device or the host has too little memory for what was asked
 ├── QuantizationError    unknown kind, or a module that cannot be quantized so
@@ -31,6 +32,16 @@ class UnsafeCheckpoint(BlocksError):
 
 class CheckpointError(BlocksError):
     """The checkpoint is damaged, incomplete, or of another revision."""
+
+
+class StoredOtherwise(CheckpointError):
+    """The weights are stored in a way that is not read: `how`, as a few words name it."""
+
+    def __init__(self, how: object) -> None:
+        super().__init__(
+            f"The checkpoint's weights are stored as {how}, which is not read: choose the model's unquantized "
+            "checkpoint, and let the peer quantize it."
+        )
 
 
 class NoSpace(BlocksError):

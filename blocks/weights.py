@@ -1,17 +1,20 @@
-"""Owns how a checkpoint's tensors become a block's parameters; must not know devices, quantization or attention."""
+"""Owns how a checkpoint's tensors become parameters; must not know devices, quantization or attention."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from shoal.blocks.errors import CheckpointError
+from shoal.blocks.errors import CheckpointError, StoredOtherwise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from shoal.blocks.families import Family, Fused
     from torch import nn
+
+
+_READ = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Tensors(Protocol):
@@ -25,14 +28,16 @@ class Tensors(Protocol):
 def load_block_(block: nn.Module, checkpoint: Tensors, family: Family, index: int) -> None:
     """Give a block on the meta device the tensors of block `index`, and nothing else, in the checkpoint's dtype.
 
-    Raises CheckpointError if the checkpoint lacks one or holds it in another shape.
+    Raises CheckpointError if the checkpoint lacks one or holds it in another shape, StoredOtherwise if its numbers
+    are not those of the weight itself.
     """
     names = checkpoint.tensor_names()
     prefix = family.block_prefix(names, index)
     stored = {local_name(family, name.removeprefix(prefix)): name for name in family.block_tensors(names, index)}
     wanted = [name for name, _ in block.named_parameters()]
     direct = {name: stored[name] for name in wanted if name in stored}
-    tensors = dict(zip(direct, _read(checkpoint, direct.values()), strict=True))
+    found = read_weights(checkpoint, direct.values())
+    tensors = {name: found[held] for name, held in direct.items()}
     lacking = [name for name in wanted if name not in tensors]
     tensors |= {name: _unpack(checkpoint, name, stored) for name in lacking if f"{name}_blocks" in stored}
     tensors |= {fused.target: _stack(checkpoint, fused, stored) for fused in family.fused if fused.target in lacking}
@@ -46,20 +51,25 @@ def local_name(family: Family, name: str) -> str:
     return name
 
 
-def _read(checkpoint: Tensors, names: Iterable[str]) -> list[torch.Tensor]:
-    listed = list(names)
-    found = checkpoint.read(listed)
-    return [found[name] for name in listed]
+def read_weights(checkpoint: Tensors, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """These tensors in the checkpoint's dtype. Raises StoredOtherwise for one that is not of 16, 32 or 64-bit floats:
+    what is smaller means something only with scales that are stored elsewhere."""
+    found = checkpoint.read(names)
+    for name, tensor in found.items():
+        if tensor.dtype not in _READ:
+            raise StoredOtherwise(f"{str(tensor.dtype).removeprefix('torch.')} ({name})")
+    return found
 
 
 def _unpack(checkpoint: Tensors, name: str, stored: Mapping[str, str]) -> torch.Tensor:
     """A tensor stored in MXFP4 (OCP Microscaling Formats 1.0), as gpt-oss's experts are: in bfloat16."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    packed = [stored.get(f"{name}_{part}") for part in ("blocks", "scales")]
-    if None in packed:
+    packed = [stored[part] for part in (f"{name}_blocks", f"{name}_scales") if part in stored]
+    if len(packed) < 2:
         raise CheckpointError(f"The checkpoint lacks the scales of {name}: it is not complete.")
-    out: torch.Tensor = convert_moe_packed_tensors(*_read(checkpoint, [str(part) for part in packed]))
+    found = checkpoint.read(packed)
+    out: torch.Tensor = convert_moe_packed_tensors(*(found[part] for part in packed))
     return out
 
 
@@ -76,7 +86,9 @@ def _stack(checkpoint: Tensors, fused: Fused, stored: Mapping[str, str]) -> torc
 
 
 def _expert(checkpoint: Tensors, fused: Fused, stored: Mapping[str, str], index: int) -> torch.Tensor:
-    return torch.cat(_read(checkpoint, [stored[source.format(index)] for source in fused.sources]))
+    names = [stored[source.format(index)] for source in fused.sources]
+    found = read_weights(checkpoint, names)
+    return torch.cat([found[name] for name in names])
 
 
 def _assign(module: nn.Module, tensors: Mapping[str, torch.Tensor], what: str) -> None:

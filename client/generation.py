@@ -40,6 +40,9 @@ class StepSession(Protocol):
     @property
     def position(self) -> int: ...
 
+    @position.setter
+    def position(self, position: int) -> None: ...
+
     async def step(self, hidden: torch.Tensor, want: Want = ...) -> torch.Tensor: ...
 
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None: ...
@@ -159,8 +162,12 @@ async def generate(
     if not session.position and ends.spec.length_kind(len(ids)) == ends.spec.length_kind(len(ids) + count):
         # Positions mean the same in a longer prompt: the answer's KV is good for it too.
         session.remember(lambda: ids)
+    made = session.position or len(ids)  # tokens of the text that the KV is of
     await session.ready(ids)
     for left in reversed(range(count)):
+        if ends.spec.outgrown(made, len(ids)):
+            session.position = 0
+        made = len(ids)
         hidden = await session.step(embed(ends, ids[session.position :], session.position), Want.LAST)
         logits = await off_loop(ends, ends.logits, hidden)
         allowed = constraint.allowed() if constraint is not None else None

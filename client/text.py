@@ -23,7 +23,7 @@ class Detokenizer:
 
     def __init__(self, decode: Callable[[list[int]], str], prompt_ids: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window = list(prompt_ids[-CONTEXT_TOKENS:])
+        self._window = _from_whole(decode, list(prompt_ids[-CONTEXT_TOKENS:]))
         self._said = decode(self._window) if self._window else ""
         self._boundary = len(self._window)  # tokens of the window before its last part
         self._said_before = len(self._said)  # characters said of those
@@ -64,6 +64,13 @@ class Detokenizer:
             del self._window[: self._boundary]
             self._said = self._decode(self._window)
         self._boundary, self._said_before = len(self._window), len(self._said)
+
+
+def _from_whole(decode: Callable[[list[int]], str], ids: list[int]) -> list[int]:
+    """`ids` from the first token on that begins no text within a character, if one of the first few does: some decoders
+    show all of a run of bytes as replacements where its first character lacks its beginning."""
+    starts = range(min(UNFINISHED_CHARS + 1, len(ids)))
+    return ids[next((at for at in starts if not decode(ids[at:]).startswith(REPLACEMENT)), 0) :]
 
 
 def _finished(text: str) -> str:

@@ -15,8 +15,8 @@ from shoal.blocks.parts import library
 from shoal.blocks.span import SpanOptions, load_span
 from shoal.peer.engine import DeviceEngine
 from shoal.peer.loading import dtype_of
-from shoal.peer.measure import CHUNK_MEASURED, measure
-from shoal.routing.knowledge import Speed
+from shoal.peer.measure import measure
+from shoal.routing.knowledge import CHUNK_MEASURED, Speed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

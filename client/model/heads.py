@@ -86,18 +86,21 @@ class DistributedModelForCausalLM(WithHead, GenerationMixin):  # type: ignore[mi
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels.to(logits.device), vocab_size=logits.shape[-1])
-        return CausalLMOutputWithPast(loss, logits, states.cache)
+        return self.as_asked(CausalLMOutputWithPast(loss, logits, states.cache), others)
 
     def generate(
         self, inputs: torch.Tensor | None = None, *args: Any, session: InferenceSession | None = None, **options: Any
     ) -> Any:
         """transformers' `generate`, with all its options. In a session, given or active, it goes on behind the tokens
-        of the calls before and returns what is new; `inputs` may then be None. Errors: as `forward`."""
+        of the calls before and returns what is new; `inputs` may then be None. Errors: as `forward`, and `ValueError`
+        for `guidance_scale` while a session is active."""
         given = inputs if inputs is not None else options.pop("input_ids", None)
         if options.get("max_length", 0) is None:  # Petals' way to say that max_new_tokens counts
             del options["max_length"]
         session = session or self.active_session
         if session is not None:
+            if self.active_session is not None:
+                self._check_unguided(args, options)
             resumed = Resumed(self.blocks, session, given, options)
             return resumed.result(super().generate(resumed.input_ids, *args, **options, **resumed.options))
         if options.get("past_key_values") is not None:
@@ -107,6 +110,15 @@ class DistributedModelForCausalLM(WithHead, GenerationMixin):  # type: ignore[mi
             return super().generate(given, *args, **options, past_key_values=SessionCache(alone))
         finally:
             alone.release()
+
+    def _check_unguided(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """transformers runs a second text beside a guided one, by calls of its own: they would go on in the session."""
+        config = (args[0] if args else options.get("generation_config")) or self.generation_config
+        if options.get("guidance_scale", config.guidance_scale) not in (None, 1):
+            raise ValueError(
+                "guidance_scale runs a second text, which the active session has no place for: call generate outside "
+                "the session's `with`, or with session=... inside model.use_session(None)."
+            )
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *others: Any
@@ -158,7 +170,7 @@ class DistributedModelForSequenceClassification(WithHead):
             loss = self.loss_function(
                 logits=every, labels=labels.to(every.device), pooled_logits=logits, config=self.config
             )
-        return SequenceClassifierOutputWithPast(loss, logits, states.cache)
+        return self.as_asked(SequenceClassifierOutputWithPast(loss, logits, states.cache), others)
 
     def _score(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self.loaded.score

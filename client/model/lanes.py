@@ -61,7 +61,8 @@ class SessionSource(Protocol):
 class RemoteBlocks:
     """Blocks `[start, stop)` of a model in a swarm, and how sessions over them travel: see `SessionOptions`.
 
-    `length_kind(tokens)`: what a prompt's keys depend on besides its tokens (`ModelSpec.length_kind`)."""
+    `length_kind(tokens)`: what a prompt's keys depend on besides its tokens; `outgrown(made, tokens)`: whether those
+    made for one length are to be made again for another (`ModelSpec`)."""
 
     swarm: SessionSource
     start: int
@@ -70,6 +71,7 @@ class RemoteBlocks:
     dtype: torch.dtype
     max_position: int
     length_kind: Callable[[int], int]
+    outgrown: Callable[[int, int], bool]
     codec: str | None = None
     wait_s: float = 0.0
     priority: int = 0
@@ -125,11 +127,13 @@ class Inputs:
 
 @dataclass(eq=False)
 class Lane:
-    """One session of the swarm; its KV holds `content` and has room for `capacity` tokens."""
+    """One session of the swarm; its KV holds `content` and has room for `capacity` tokens. `made`: how many tokens the
+    text had when it was last run."""
 
     held: Held[Session]
     capacity: int
     content: History = field(default=EMPTY)
+    made: int = 0
 
     @property
     def session(self) -> Session:
@@ -172,6 +176,8 @@ class Lanes:
         used = []
         for (before, new), (index, kept) in zip(rows, found, strict=True):
             lane = await self._new(self._capacity(longest, room), before + new) if index is None else taken[index]
+            if self.blocks.outgrown(lane.made, len(before) + len(new)):
+                kept = 0
             if kept < len(lane.content):
                 lane.session.position, lane.content = kept, lane.content.first(kept)
             used.append((lane, kept))
@@ -193,6 +199,7 @@ class Lanes:
 
     async def _step(self, lane: Lane, before: History, new: History, kept: int, want: Want) -> torch.Tensor:
         lane.content = before + new  # before it is sent: a failing hop is refilled from it
+        lane.made = len(lane.content)
         hidden = await lane.session.step(self.inputs.of(lane.content, kept, len(lane.content)), want)
         return hidden[-len(new) :] if want is Want.ALL else hidden
 

@@ -16,6 +16,7 @@ from shoal.blocks.errors import CheckpointError
 from shoal.blocks.formats import FORMS
 from shoal.blocks.hub_progress import downloads
 from shoal.blocks.spec import spec_of
+from shoal.blocks.weights import read_weights
 from shoal.client.model.connection import connect
 from shoal.client.model.lanes import RemoteBlocks
 from shoal.client.swarm import Model, SwarmOptions
@@ -129,7 +130,7 @@ def open_model(name: str | None, options: Options, *, score: bool = False) -> Lo
     checkpoint = read_ends(name or invite.model, options.revision, score=score)
     kind = options.kind(spec_of(checkpoint))
     ends = load_ends(checkpoint, str(options.device), kind, head=not score)
-    head = checkpoint.read([SCORE])[SCORE].to(options.device, kind) if score else None
+    head = read_weights(checkpoint, [SCORE])[SCORE].to(options.device, kind) if score else None
     blocks, connection = _join(checkpoint, invite, options)
     return Loaded(library_config(checkpoint), checkpoint, ends, blocks, connection, head)
 
@@ -171,6 +172,6 @@ def _join(checkpoint: Checkpoint, invite: Invite, options: Options) -> tuple[Rem
     connection = connect(invite, model, SwarmOptions())
     blocks = RemoteBlocks(
         connection, 0, spec.n_blocks, spec.hidden_size, options.kind(spec), spec.max_position,
-        spec.length_kind, codec=options.codec, wait_s=options.wait, priority=int(options.background),
+        spec.length_kind, spec.outgrown, codec=options.codec, wait_s=options.wait, priority=int(options.background),
     )  # fmt: skip
     return blocks, connection

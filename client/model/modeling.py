@@ -125,6 +125,12 @@ class Distributed(PreTrainedModel):  # type: ignore[misc]  # transformers has no
         within: AbstractContextManager[InferenceSession] = self.blocks.inference_session(max_length=max_length)
         return within
 
+    def as_asked(self, output: Any, others: dict[str, Any]) -> Any:
+        """`output`, or a tuple of what it has, where `return_dict` of a call's `others`, or else of the config, is
+        False."""
+        asked = others.get("return_dict")
+        return output if (self.config.return_dict if asked is None else asked) else output.to_tuple()
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """`to`, `cuda`, `cpu`: the ends are read anew for another device. Errors: `ValueError` for another dtype."""
         moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
@@ -186,14 +192,15 @@ class DistributedModel(Distributed):
         **others: Any,
     ) -> BaseModelOutputWithPast:
         """`last_hidden_state` `[B, T, width]`, zeros at padding. Arguments as in transformers, but that `inputs_embeds`
-        go into the first block as they are, and that keys are kept only on `use_cache=True`.
+        go into the first block as they are, and that keys are kept only on `use_cache=True`. A tuple on
+        `return_dict=False`.
 
         Errors: `NoRouteError`, `SessionClosed`, `ValueError`, `NotImplementedError` for gradients.
         """
         check_others(others)
         batch = Batch(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache)
         states = self.run(batch)
-        return BaseModelOutputWithPast(states.spread(self.ends.normed), states.cache)
+        return self.as_asked(BaseModelOutputWithPast(states.spread(self.ends.normed), states.cache), others)
 
     def run(self, batch: Batch, *, last: bool = False) -> States:
         """The last block's states of all new tokens, or of each row's `last` alone."""

@@ -97,6 +97,8 @@ def load_local(folder: Path, *, score: bool = False) -> Loaded:
     ends = load_ends(checkpoint, dtype=torch.float32, head=not score)
     spec = ends.spec
     swarm = LocalSwarm(load_span(checkpoint, range(spec.n_blocks), SpanOptions(kv_pages=PAGES, dtype=torch.float32)))
-    blocks = RemoteBlocks(swarm, 0, spec.n_blocks, spec.hidden_size, torch.float32, spec.max_position, spec.length_kind)
+    blocks = RemoteBlocks(
+        swarm, 0, spec.n_blocks, spec.hidden_size, torch.float32, spec.max_position, spec.length_kind, spec.outgrown
+    )
     head = checkpoint.read([SCORE])[SCORE].float() if score else None
     return Loaded(library_config(checkpoint), checkpoint, ends, blocks, swarm, head)

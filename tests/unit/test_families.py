@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from shoal.blocks.errors import UnsafeCheckpoint, UnsupportedFamily
 from shoal.blocks.families import FAMILIES, family_of, supported_families
 from shoal.blocks.parts import library
+from shoal.blocks.spec import spec_of
 
 SERVED = (
     "Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 2, Gemma 3, Phi-3, OLMo 2, GLM-4, Granite, gpt-oss, "
@@ -38,6 +41,40 @@ def test_a_family_that_lives_in_the_checkpoint_is_refused_as_code() -> None:
 
 def test_a_known_family_is_served_by_the_library_though_the_checkpoint_brings_code() -> None:
     assert family_of({"model_type": "phi3", "auto_map": {"AutoConfig": "configuration_phi3.X"}}).name == "Phi-3"
+
+
+def context(model_type: str, **entries) -> int:
+    return spec_of(
+        SimpleNamespace(config={"model_type": model_type, "max_position_embeddings": 32768, **entries})
+    ).max_position
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic"])
+@pytest.mark.parametrize(("entry", "name"), [("rope_scaling", "type"), ("rope_parameters", "rope_type")])
+def test_rope_scaling_stretches_the_context_that_it_names(kind, entry, name) -> None:
+    """As Qwen2.5's model cards have it."""
+    rope = {name: kind, "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 32768}
+    assert context("qwen2", **{entry: rope}) == 131072
+    assert context("qwen2", **{entry: rope, "max_position_embeddings": 131072}) == 131072
+    assert context("qwen2", **{entry: rope, "max_position_embeddings": 200000}) == 200000
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 8.0},  # what Gemma 3 names is stretched already
+        {"rope_type": "yarn", "factor": 8.0},
+        {"rope_type": "default"},
+        {  # Llama 3.2: 131,072
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        None,
+    ],
+)  # fmt: skip
+def test_other_contexts_are_what_the_config_says(rope) -> None:
+    assert context("llama", rope_scaling=rope) == 32768
+    assert context("llama", rope_scaling=rope) == 32768  # and again, from the same config
 
 
 def test_tensors_of_a_block_and_of_the_ends() -> None:

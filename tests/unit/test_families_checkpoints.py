@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -9,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from shoal.blocks.checkpoint import resolve
+from safetensors.torch import save_file
+from shoal.blocks.checkpoint import Checkpoint, resolve
 from shoal.blocks.ends import load_ends
-from shoal.blocks.errors import CheckpointError
+from shoal.blocks.errors import CheckpointError, StoredOtherwise
 from shoal.blocks.span import Row, SpanOptions, load_span
 from shoal.blocks.spec import spec_of
+from shoal.client.model.loading import SCORE, Options, open_model
 from tiny_models import save_tiny
 
 OPTIONS = SpanOptions(kv_pages=4, dtype=torch.float32)
 TOKENS = list(range(5, 25))
+PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 
 
 @dataclass
@@ -119,11 +123,76 @@ def test_experts_in_mxfp4(tmp_path) -> None:
     assert (logits(held) - unsplit(model)).abs().max() <= 1e-4
 
 
-def test_other_stored_quantizations_are_refused(tmp_path) -> None:
+FP8 = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),  # of gpt-oss alone
+        ({"quantization_config": {"load_in_8bit": True}}, "an unknown quantization"),
+        ({"compression_config": FP8}, "compressed-tensors"),
+    ],
+)
+def test_stored_quantizations_that_the_config_tells_of_are_refused(entry, says, tmp_path) -> None:
     _, held = save("llama", tmp_path)
-    held.config = {**held.config, "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(CheckpointError, match="stored as awq"):
-        load_span(held, range(1), OPTIONS)
+    held.config = {**held.config, **entry}
+    for load in (lambda: load_span(held, range(1), OPTIONS), lambda: load_ends(held)):
+        with pytest.raises(StoredOtherwise, match=f"weights are stored as {says}, which is not read"):
+            load()
+    assert not held.asked
+
+
+def test_a_stored_quantization_of_the_text_part_is_refused() -> None:
+    text = {"model_type": "gemma3_text", "compression_config": FP8}
+    with pytest.raises(StoredOtherwise, match="stored as compressed-tensors"):
+        spec_of(SimpleNamespace(config={"model_type": "gemma3", "text_config": text}))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    ["weight_scale", "weight_scale_inv", "SCB", "weight_packed", "qweight", "weight.absmax"],
+)
+def test_scales_beside_weights_are_refused_by_name_alone(beside, tmp_path) -> None:
+    _, held = save("llama", tmp_path)
+    name = f"model.layers.2.mlp.up_proj.{beside}"
+    names = held.tensor_names() | {name}
+    unread = SimpleNamespace(config=held.config, tensor_names=lambda: names)
+    with pytest.raises(StoredOtherwise, match=f"scales \\({re.escape(name)}\\), which is not read"):
+        spec_of(unread)
+
+
+def test_scales_of_what_is_not_used_are_nobody_s_matter(tmp_path) -> None:
+    _, held = save("llama", tmp_path)
+    names = held.tensor_names() | {"vision_tower.layers.0.weight_scale"}
+    assert spec_of(SimpleNamespace(config=held.config, tensor_names=lambda: names)).n_blocks == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", lambda held: load_span(held, range(1), OPTIONS)),
+        ("model.layers.0.block_sparse_moe.experts.2.w3.weight", lambda held: load_span(held, range(1), OPTIONS)),
+        ("model.embed_tokens.weight", load_ends),
+        ("lm_head.weight", load_ends),
+    ],
+)
+def test_weights_that_are_no_wide_floats_are_refused(dtype, name, load, tmp_path) -> None:
+    """Also where neither the config nor a name tells of it."""
+    _, held = save("mixtral", tmp_path)
+    held.tensors[name] = held.tensors[name].to(dtype)
+    says = re.escape(f"stored as {str(dtype).removeprefix('torch.')} ({name}), which is not read")
+    with pytest.raises(StoredOtherwise, match=says):
+        load(held)
+
+
+def test_a_score_head_that_is_no_wide_floats_is_refused(tmp_path) -> None:
+    _, held = save("llama", tmp_path)
+    save_file({**held.tensors, SCORE: torch.ones(3, 64, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(StoredOtherwise, match=r"stored as int8 \(score\.weight\)"):
+        open_model(str(tmp_path), Options(initial_peers=[PEER]), score=True)
 
 
 def test_a_span_reads_its_blocks_and_the_ends_read_none(tmp_path) -> None:
@@ -164,5 +233,35 @@ def test_a_text_part_that_names_no_type_has_that_of_the_whole():
     text = {"model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16}
     config = {"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16"}
     assert spec_of(SimpleNamespace(config=config)).dtype is torch.bfloat16
+    text["torch_dtype"] = None
+    assert spec_of(SimpleNamespace(config=config)).dtype is torch.bfloat16
     text["torch_dtype"] = "float16"
     assert spec_of(SimpleNamespace(config=config)).dtype is torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_directory_whose_config_names_no_type_has_that_of_its_embedding(dtype, tmp_path) -> None:
+    _, held = save("llama", tmp_path)
+    kept = {name: tensor.to(dtype) if "embed" in name else tensor.float() for name, tensor in held.tensors.items()}
+    save_file(kept, tmp_path / "model.safetensors")
+    silent = {key: value for key, value in held.config.items() if key not in ("dtype", "torch_dtype")}
+    (tmp_path / "config.json").write_text(json.dumps(silent))
+    found = resolve(str(tmp_path))
+    assert spec_of(found).dtype is dtype
+    assert load_ends(found).embed(torch.tensor([3]), torch.tensor([0])).dtype is dtype
+
+
+def test_a_model_of_the_hub_has_one_type_whichever_of_its_shards_are_here(tmp_path) -> None:
+    """A peer may lack the embedding that a client has: both must come to the same type."""
+    _, held = save("llama", tmp_path)
+    save_file({name: tensor.bfloat16() for name, tensor in held.tensors.items()}, tmp_path / "model.safetensors")
+    config = {key: value for key, value in held.config.items() if key not in ("dtype", "torch_dtype")}
+    part = Checkpoint("org/name", "", tmp_path, config, dict.fromkeys(held.tensors, "model.safetensors"))
+    assert spec_of(part).dtype is torch.float32
+    part.read(part.tensor_names())
+    assert spec_of(part).dtype is torch.float32
+
+
+def test_gpt_oss_as_it_is_published_computes_in_what_its_experts_become() -> None:
+    config = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+    assert spec_of(SimpleNamespace(config=config)).dtype is torch.bfloat16

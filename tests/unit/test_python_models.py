@@ -234,6 +234,24 @@ def test_losses_are_those_of_transformers(llama, model) -> None:
         assert abs(float(model(ids, labels=ids).loss - llama[0](ids, labels=ids).loss)) < 1e-4
 
 
+@pytest.mark.parametrize("by_config", [False, True], ids=["by the call", "by the config"])
+def test_a_tuple_where_one_is_asked_for(llama, model, by_config) -> None:
+    ids, inner = tokens(2, 8), DistributedModel(model.loaded)
+    asked = {} if by_config else {"return_dict": False}
+    for each in (model, inner):
+        each.config.return_dict = not by_config
+    with torch.no_grad():
+        loss, logits, cache = model(ids, labels=ids, use_cache=True, **asked)
+        expected = llama[0](ids, labels=ids, return_dict=False)
+        (states,) = inner(ids, **asked)
+        assert model(ids, return_dict=True).logits.shape == logits.shape
+        assert model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=PAD).shape == (2, 10)
+    assert abs(float(loss - expected[0])) < 1e-4
+    assert (logits - expected[1]).abs().max() < 1e-4
+    assert isinstance(cache, SessionCache)
+    assert states.shape == (2, 8, 64)
+
+
 def test_sequence_classification(tmp_path) -> None:
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
@@ -249,6 +267,9 @@ def test_sequence_classification(tmp_path) -> None:
             found = model(**batch, labels=torch.tensor([0, 2, 1]))
         assert (found.logits - expected.logits).abs().max() < 1e-5
         assert abs(float(found.loss - expected.loss)) < 1e-5
+    with torch.no_grad():
+        (logits,) = model(**batch, return_dict=False)
+        assert torch.equal(logits, model(**batch).logits)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +313,23 @@ def test_limits_of_a_session(model) -> None:
         session.step(torch.zeros(1, 1, 64))
     with model.transformer.h[:2].inference_session(max_length=4) as part, pytest.raises(ValueError, match="over all"):
         model.generate(tokens(1, 2), session=part, max_new_tokens=1)
+
+
+def test_guidance_is_refused_in_an_active_session_and_works_elsewhere(llama, model) -> None:
+    prompt, how = tokens(1, 6), {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
+    config = transformers.GenerationConfig(guidance_scale=1.7, **how)
+    guided = llama[0].generate(prompt, config)
+    assert not torch.equal(guided, llama[0].generate(prompt, **how))
+    assert torch.equal(model.generate(prompt, config), guided)
+    with model.inference_session() as session:
+        for asked in ({"guidance_scale": 1.7, **how}, {"generation_config": config}):
+            with pytest.raises(ValueError, match="guidance_scale runs a second text"):
+                model.generate(prompt, **asked)
+        assert session.position == 0
+        with model.use_session(None):
+            assert torch.equal(model.generate(prompt, config, session=session), guided)
+    with model.inference_session():
+        assert torch.equal(model.generate(prompt, guidance_scale=1.0, **how), llama[0].generate(prompt, **how))
 
 
 def test_a_session_goes_on_behind_beams_with_each_text_s_own_padding(pair) -> None:

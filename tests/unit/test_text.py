@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.client.text import REPLACEMENT, UNFINISHED_CHARS, Detokenizer, StopFilter
+from shoal.client.text import CONTEXT_TOKENS, REPLACEMENT, UNFINISHED_CHARS, Detokenizer, StopFilter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 if TYPE_CHECKING:
@@ -87,6 +87,16 @@ def test_byte_fallback_keeps_spaces_and_characters(strange: str, words: list[str
     pieces = feed(tokenizer.decode, ids, prompt)
     assert "".join(pieces) == tokenizer.decode([*prompt, *ids]).removeprefix("der")
     assert REPLACEMENT in strange or not any(REPLACEMENT in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("prompt", [f"{'👩' * 5}{more}" for more in ("a", "é", "価")] + ["価格" * 4])
+def test_a_context_that_begins_inside_a_character_hides_nothing(prompt: str) -> None:
+    """Of the prompt's bytes only the last are shown to the tokenizer, wherever those begin."""
+    before, after = (
+        [byte_fallback().token_to_id(f"<0x{byte:02X}>") for byte in text.encode()] for text in (prompt, "🐟に")
+    )
+    assert byte_fallback().decode(before[-CONTEXT_TOKENS:]) == REPLACEMENT * CONTEXT_TOKENS
+    assert feed(byte_fallback().decode, after, before) == ["", "", "", "🐟", "", "", "に", ""]
 
 
 def test_a_wrong_byte_after_a_character_takes_nothing_back() -> None:
