@@ -31,6 +31,7 @@ ANSWER_S = 5.0
 MAX_BYTES = 256
 MAX_AT_ONCE = 16
 ENOUGH = 3  # nodes that are asked
+RELAY_LOOK_S, RELAY_LOOKS = 20.0, 3
 MAX_ADDRS = 8
 MAX_ADDRS_CHARS = 700  # an announcement has 1,500 bytes for everything
 
@@ -131,6 +132,22 @@ async def find_reach(host: Host, nodes: Iterable[str]) -> tuple[Reach, tuple[str
         host = replace(host, maddrs=maddrs)
     answers = await ask_reach(host, nodes)
     return ("direct" if reach_of(answers) == "open" else "unknown"), shareable(_with_answers(host, answers).maddrs)
+
+
+async def relays_lost(host: Host, nodes: Iterable[str]) -> None:
+    """Return once no relay has carried a host that needs one for a minute, though nodes answer: a relay that was away
+    does not know it any more, and libp2p asks again only after a long while. Of other hosts, never."""
+    others, without = tuple(nodes), 0
+    if not host.relayed:
+        await asyncio.Event().wait()
+    while without < RELAY_LOOKS:
+        await asyncio.sleep(RELAY_LOOK_S)
+        try:
+            carried = any(map(is_relayed, await host.current_maddrs()))
+        except (OSError, EOFError):
+            continue  # the daemon is going; others notice that
+        without = 0 if carried or not await ask_reach(host, others) else without + 1
+    logger.warning("no relay has carried this peer for a minute, though the swarm's nodes answer")
 
 
 def ids_of(maddrs: Iterable[str]) -> list[str]:

@@ -100,7 +100,7 @@ class _Life:
         self.duty: Duty | None = None
 
     async def run(self) -> int:
-        """Serve, and join again under the same identity if the network daemon dies."""
+        """Serve, and join again under the same identity if the network daemon dies, or the relays that carried us."""
         broken = False
         while not self.leave.is_set() and not broken:
             try:
@@ -124,7 +124,7 @@ class _Life:
 
     async def _wait_to_rejoin(self) -> None:
         self.account.stage = "rejoining"
-        logger.warning("unhealthy: the network daemon died; joining again as %s", self.identity.peer_id)
+        logger.warning("unhealthy: out of the network; joining again as %s", self.identity.peer_id)
         if self.config.json:
             _print({"event": "unhealthy", "peer": self.identity.peer_id})
         with suppress(TimeoutError):
@@ -233,11 +233,14 @@ class _Life:
 
     async def _until_leaving(self, net: Net, node: Node, announcer: Announcer) -> Move | None:
         """Until something ends this peer's serving; where it goes, if it is needed more elsewhere."""
+        from shoal.dht.reach import relays_lost
+
         async with asyncio.TaskGroup() as tasks:
             work = announcer.run(), announcer.follow(net.look), report(node, logger), self.pausing.run(node, announcer)
             ails = rest_after_faults(node.steps.faulted, self.pausing)
             chores = [tasks.create_task(part) for part in (*work, ails)]
             ends = [tasks.create_task(event.wait()) for event in (self.leave, net.host.died, node.broken)]
+            ends.append(tasks.create_task(relays_lost(net.host, net.nodes)))
             moving = tasks.create_task(self._move(net.directory, announcer))
             await asyncio.wait([*ends, moving], return_when=asyncio.FIRST_COMPLETED)
             for task in (*chores, *ends, moving):
