@@ -240,10 +240,10 @@ class _Life:
             ails = rest_after_faults(node.steps.faulted, self.pausing)
             chores = [tasks.create_task(part) for part in (*work, ails)]
             ends = [tasks.create_task(event.wait()) for event in (self.leave, net.host.died, node.broken)]
-            ends.append(tasks.create_task(relays_lost(net.host, net.nodes)))
+            alone = tasks.create_task(relays_lost(net.host, net.nodes))
             moving = tasks.create_task(self._move(net.directory, announcer))
-            await asyncio.wait([*ends, moving], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*chores, *ends, moving):
+            await asyncio.wait([*ends, alone, moving], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*chores, *ends, alone, moving):
                 task.cancel()
         return moving.result() if not moving.cancelled() else None
 
