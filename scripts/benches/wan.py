@@ -73,7 +73,7 @@ async def measure_model(name: str, made: Stage, setting: Setting, arguments: arg
         figures |= compared(f"{name}_prefill", setting, figures, ideal_prefill(compute, legs, tokens))
         whole = unpipelined_prefill(compute, legs, tokens)
         figures[f"{name}_prefill_first_ms_{setting.name}"] = 1e3 * first_s
-        figures[f"{name}_prefill_first_chunks_{setting.name}"] = chunks
+        figures[f"{name}_prefill_first_chunks_{setting.name}"] = float(chunks)
         figures[f"{name}_prefill_unpipelined_ideal_ms_{setting.name}"] = 1e3 * whole
     return figures
 

@@ -25,8 +25,9 @@ class ToyEnds:
     """The toy model's, with what serving asks of `blocks.ends`."""
 
     spec = SimpleNamespace(
-        vocab_size=toy.VOCAB, hidden_size=toy.WIDTH, max_position=1000, n_blocks=N_BLOCKS, length_kind=lambda _count: 0
-    )
+        vocab_size=toy.VOCAB, hidden_size=toy.WIDTH, max_position=1000, n_blocks=N_BLOCKS,
+        length_kind=lambda _count: 0, outgrown=lambda *_: False,
+    )  # fmt: skip
 
     def embed(self, ids: torch.Tensor, _positions: torch.Tensor) -> torch.Tensor:
         return states(ids.tolist())
