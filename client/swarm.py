@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -141,7 +140,7 @@ class Swarm:
             async with remote:
                 yield remote
         finally:
-            now = self._place.wall()
+            now = self._place.clock()
             self._measured.learn(remote.stats.take_news(), now)
             self._measured.served(remote.stats.hops.keys() & {hop.peer_id for hop in remote.route}, now)
             del self._sessions[terms.session]
@@ -194,11 +193,11 @@ class Swarm:
 
     def blame(self, error: HopError) -> None:
         """Remember a failure."""
-        self._measured.failed(error, self._place.wall())
+        self._measured.failed(error, self._place.clock())
 
     def apart(self, source: str, target: str) -> None:
         """Remember that one peer does not reach another."""
-        self._measured.apart.note(source, target, self._place.wall())
+        self._measured.apart.note(source, target, self._place.clock())
 
     def pardon(self) -> None:
         """It was our own network that failed: nobody is to blame for it."""
@@ -208,7 +207,7 @@ class Swarm:
 
     def knowledge(self) -> Knowledge:
         """All that was measured so far, by sessions that still run too."""
-        now = self._place.wall()
+        now = self._place.clock()
         for session in self._sessions.values():
             self._measured.learn(session.stats.take_news(), now)
         line = self._pool.upload(), self._pool.rates()
@@ -223,7 +222,7 @@ class Swarm:
             stop=self.model.n_blocks if options.stop is None else options.stop, max_tokens=options.max_tokens,
             width=self.model.width, dtype=codec, addrs=self.addrs,
             prove=lambda peer_id: invite.prove(me, peer_id, session), priority=options.priority,
-            apart=lambda source, target: (source, target) in self._measured.apart.pairs(self._place.wall()),
+            apart=lambda source, target: (source, target) in self._measured.apart.pairs(self._place.clock()),
             prefix=None if prompt is None else Prefix(prompt, self._secret, form, self._precision),
         )  # fmt: skip
 
@@ -266,8 +265,6 @@ class Swarm:
     def _on_lost(self, peer_id: str, why: str) -> None:
         self._met.lost(peer_id)
         self.presence.lost(peer_id)
-        if not os.environ.get("SHOAL_DEBUG"):
-            why = why.partition(f" to {peer_id}: ")[0]  # behind it are libp2p's own words, and many of them
         for session in list(self._sessions.values()):
             alone(session, partial(session.on_lost, peer_id, f"{peer_id} {why}"))
 

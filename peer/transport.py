@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -131,7 +132,7 @@ class P2PTransport:
             except OSError as error:
                 logger.debug("no direct stream: %s", error)
                 self._avoid([place])
-        raise HopClosed(peer_id, f"{peer_id} takes no direct streams")
+        raise HopClosed(peer_id, "takes no direct streams")
 
     def _avoid(self, places: Sequence[Place]) -> None:
         now = time.monotonic()
@@ -205,6 +206,7 @@ def _closed_if_fails(peer_id: str) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise HopClosed(peer_id, f"{peer_id} did not answer in time") from error
+        raise HopClosed(peer_id, "did not answer in time") from error
     except (P2PDaemonError, OSError, EOFError, ValueError) as error:
-        raise HopClosed(peer_id, f"cannot open a stream to {peer_id}: {error}") from error
+        words = f": {error}" if os.environ.get("SHOAL_DEBUG") else ""  # libp2p's, and many of them
+        raise HopClosed(peer_id, f"cannot open a stream{words}") from error

@@ -171,7 +171,8 @@ def test_a_lost_device_is_noticed():
 
 
 WARMED = """
-import asyncio, torch
+import asyncio, faulthandler, torch
+faulthandler.dump_traceback_later(95, exit=True)  # tells where it was; the first to come compiles all kernels
 from test_engine_gpu import *
 
 async def main():
@@ -184,6 +185,7 @@ async def main():
             assert output.finite
         assert close(rows_of(engine, output), other.forward(states(engine, count, count), [Row(range(64), 0, count)]))
     print(len(span._steps.graphs), "graphs")
+    engine.close()
 
 asyncio.run(main())
 """

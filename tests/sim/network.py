@@ -209,7 +209,7 @@ class SimNetwork:
         serve = self.servers.get(target)
         none = serve is None or (source, target) in self.apart
         if none or self.dead & {source, target} or self.offline & {source, target}:
-            raise HopClosed(target, f"{target} cannot be reached")
+            raise HopClosed(target, "cannot be reached")
         ours, theirs = SimStream(self, source, target), SimStream(self, target, source)
         ours.other, theirs.other = theirs, ours
         self.add(ours)

@@ -91,13 +91,14 @@ class World:
     draining: dict[str, SimPeer] = field(default_factory=dict)
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     nodes: frozenset[str] = frozenset()
+    set_by_s: float = 0.0  # by how much somebody set all clocks on the wall
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         self.net = SimNetwork(random.Random(self.seed + 1))
 
     def wall(self) -> float:
-        return WALL_START + asyncio.get_running_loop().time()
+        return WALL_START + self.set_by_s + asyncio.get_running_loop().time()
 
     async def add_peer(
         self, name: str, start: int, stop: int, limits: Limits = Limits(), lie: float = 1.0, **engine: float

@@ -12,7 +12,7 @@ from local_sessions import LocalSession, load_local
 from shoal.client.generation import GenerationOptions, generate
 from shoal.client.model.heads import DistributedModelForCausalLM
 from shoal.client.swarm import SessionOptions
-from tiny_models import VOCAB, save_tiny
+from tiny_models import save_tiny, tokens
 
 if TYPE_CHECKING:
     from shoal.blocks.ends import Ends
@@ -31,10 +31,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def model(saved) -> DistributedModelForCausalLM:
     return DistributedModelForCausalLM(load_local(saved[1])).eval()
-
-
-def tokens(count: int) -> torch.Tensor:
-    return torch.randint(3, VOCAB, (1, count), generator=torch.Generator().manual_seed(count))
 
 
 class Known(LocalSession):
@@ -62,7 +58,7 @@ def session_of(model: DistributedModelForCausalLM) -> Known:
 
 @pytest.mark.parametrize("count", [10, SWITCH - 1, SWITCH, SWITCH + 1])
 def test_a_generation_runs_all_again_once_at_the_switch(saved, model, count) -> None:
-    prompt, swarm, again = tokens(count), model.loaded.blocks.swarm, SWITCH if count <= SWITCH else 0
+    prompt, swarm, again = tokens(1, count), model.loaded.blocks.swarm, SWITCH if count <= SWITCH else 0
     expected = saved[0].generate(prompt, max_new_tokens=NEW, **HOW)
     assert torch.equal(model.generate(prompt, max_new_tokens=NEW, **HOW), expected)
     assert swarm.sent == count + NEW - 1 + again
@@ -74,7 +70,7 @@ def test_a_generation_runs_all_again_once_at_the_switch(saved, model, count) -> 
 
 def test_what_hops_hold_of_a_long_prompt_is_good_for_it(saved, model) -> None:
     """It is less than the switch, but was made for prompts of this one's kind."""
-    prompt, session = tokens(SWITCH + 6), session_of(model)
+    prompt, session = tokens(1, SWITCH + 6), session_of(model)
     session.held = SWITCH - 4
     expected = saved[0].generate(prompt, max_new_tokens=NEW, **HOW)[0, prompt.shape[1] :].tolist()
     assert generated(model.loaded.ends, session, prompt[0].tolist()) == expected
@@ -82,7 +78,7 @@ def test_what_hops_hold_of_a_long_prompt_is_good_for_it(saved, model) -> None:
 
 
 def test_a_session_that_was_used_for_a_shorter_text_begins_anew(saved, model) -> None:
-    text, session = tokens(SWITCH + 6), session_of(model)
+    text, session = tokens(1, SWITCH + 6), session_of(model)
     session.recall_with(lambda start, stop: hidden[start:stop])
     hidden = model.loaded.ends.embed(text[0], torch.arange(text.shape[1]))
     asyncio.run(session.step(hidden[: SWITCH - 4]))
@@ -91,12 +87,12 @@ def test_a_session_that_was_used_for_a_shorter_text_begins_anew(saved, model) ->
 
 
 def test_beams_part_at_the_switch_as_those_of_transformers(saved, model) -> None:
-    prompt, how = tokens(12), {**HOW, "max_new_tokens": NEW, "num_beams": 3}
+    prompt, how = tokens(1, 12), {**HOW, "max_new_tokens": NEW, "num_beams": 3}
     assert torch.equal(model.generate(prompt, **how), saved[0].generate(prompt, **how))
 
 
 def test_a_session_goes_over_the_switch_and_back(saved, model) -> None:
-    prompt = tokens(10)
+    prompt = tokens(1, 10)
     expected = saved[0].generate(prompt, max_new_tokens=NEW, **HOW)
     with model.inference_session(max_length=64) as session:
         model.generate(prompt, max_new_tokens=3, **HOW)
@@ -111,5 +107,5 @@ def test_with_dynamic_scaling_no_token_is_run_again(tmp_path) -> None:
     model = DistributedModelForCausalLM(load_local(tmp_path)).eval()
     assert model.loaded.ends.spec.length_kind(18) != model.loaded.ends.spec.length_kind(19)
     with model.inference_session(max_length=15):
-        model.generate(tokens(8), max_new_tokens=7, **HOW)
+        model.generate(tokens(1, 8), max_new_tokens=7, **HOW)
     assert model.loaded.blocks.swarm.sent == 8 + 7 - 1

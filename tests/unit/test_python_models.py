@@ -13,7 +13,7 @@ from shoal.client.model import lanes
 from shoal.client.model.cache import SessionCache
 from shoal.client.model.heads import DistributedModelForCausalLM, DistributedModelForSequenceClassification
 from shoal.client.model.modeling import DistributedModel
-from tiny_models import VOCAB, save_tiny
+from tiny_models import VOCAB, save_tiny, tokens
 from transformers import set_seed
 
 # Of each way in which families place, scale, norm or score tokens, one.
@@ -43,10 +43,6 @@ def model(llama) -> DistributedModelForCausalLM:
 
 def swarm_of(model: DistributedModelForCausalLM) -> LocalSwarm:
     return model.loaded.blocks.swarm
-
-
-def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(3, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def padded(lengths: tuple[int, ...], *, left: bool = True) -> dict[str, torch.Tensor]:

@@ -44,6 +44,11 @@ class Tiny:
     attention: str | None = None
 
 
+def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Token ids of this shape, the same ones for a seed."""
+    return torch.randint(3, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
 def _rope(kind: str, **rest: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **rest}}
 
