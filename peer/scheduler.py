@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     Fits: TypeAlias = Callable[[int, int, int], bool]
 
-RUSH = 4  # times what prompts may add to a step is the most that they add together, where others than they decode
+RUSH = 4  # times what one prompt may add to a step is the most that they add together, where others than they decode
+OWN_RUSH = 8  # the same where only those decode whose prompts wait
 BACKGROUND_TURN = 8  # every so many steps background work counts like any other
 CREDIT_STEPS = 4  # full steps by which a client may lag behind the one that was served most
 MAX_CLIENTS = 1024  # that are remembered without work
@@ -213,10 +214,10 @@ def _rush(jobs: Sequence[_Job], decodes: int, decoders: set[str]) -> int:
     """How many times what one prompt may add to a step these may add together.
 
     Prompts wait for one another as well: once there are more pairs of them than decoding sessions, a longer step costs
-    these less than it saves those. That holds where those who decode are those who wait. Others bear some of it for the
-    sake of several clients, and nothing for one that has sent much at once.
+    these less than it saves those. That holds where those who decode are those who wait, within bounds: one client may
+    speak for many users. Others bear some of it for the sake of several clients, and nothing for one that has sent much
+    at once.
     """
     clients = {job.client for job in jobs}
-    if decoders <= clients:
-        return max(1, len(jobs) * (len(jobs) - 1) // (2 * decodes))
-    return max(1, min(RUSH, len(clients) * (len(clients) - 1) // (2 * decodes)))
+    waiting, most = (len(jobs), OWN_RUSH) if decoders <= clients else (len(clients), RUSH)
+    return max(1, min(most, waiting * (waiting - 1) // (2 * decodes)))

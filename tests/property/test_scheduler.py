@@ -342,6 +342,19 @@ def test_many_prompts_that_wait_for_one_another_may_take_more_of_a_step_than_one
     assert chunk(8) >= 1.5 * chunk(1)
 
 
+@pytest.mark.parametrize("decoding", [1, 4])
+def test_prompts_of_those_who_decode_take_more_of_a_step_but_not_all_of_it(decoding):
+    """One client may be a gateway with many users."""
+    device = Device()
+    for number in range(decoding):
+        device.decode(bytes([number]))
+    for number in range(60):
+        device.prompt(b"p" + bytes([number]), 20_000)
+    for _ in range(60):
+        device.step()
+    assert 2.0 * device.flat_s < median(seconds for seconds, _, _ in device.steps[-30:]) < 5.5 * device.flat_s
+
+
 @pytest.mark.parametrize("prompts", [1, 4, 30])
 @pytest.mark.parametrize("away", [False, True], ids=["here", "away"])
 def test_however_many_prompts_one_client_sends_others_decode_steps_take_half_as_long_again_at_most(prompts, away):
