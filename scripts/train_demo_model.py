@@ -5,6 +5,8 @@
     scripts/train_demo_model.py train --work .carry --out blocks/demo_model
     scripts/train_demo_model.py card --work .carry --out blocks/demo_model
 
+`measure` says what the model that is there comes to on the held-out files that `collect` finds here, and writes nothing.
+
 Owns the order of the steps and the model's folder; each step's substance is in the demo_model_*.py beside it.
 """
 
@@ -109,12 +111,39 @@ def save(llama: Any, tokenizer: Any, folder: Path, context: int) -> None:
 def measured(args: argparse.Namespace, tokenizer: Any, sources: list[corpora.Source]) -> dict[str, Any]:
     """Figures of the saved folder, read back by transformers, on the held-out files."""
     import torch
-    from demo_model_measure import bits_of, xz_bits_per_byte
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).to(args.device).eval()
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu"}
-    for split in ("dev", "test"):
+    model = saved(args)
+    figures = {"device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu"}
+    reader = AutoTokenizer.from_pretrained(args.out)
+    figures |= held_out(model, tokenizer, sources, ("dev", "test"))
+    return figures | parse_share(model, reader, [s.text for s in sources if s.split == "test"], args.out)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Prints bits per byte of the model that is there, on the held-out files of ``corpus.jsonl.xz``: a million bytes
+    take minutes on a CPU."""
+    from tokenizers import Tokenizer
+
+    _, sources = corpora.load(args.work / "corpus.jsonl.xz")
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+    print(json.dumps(held_out(saved(args), tokenizer, sources, (args.split,))))
+
+
+def saved(args: argparse.Namespace) -> Any:
+    """The model of the folder, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).to(args.device).eval()
+
+
+def held_out(model: Any, tokenizer: Any, sources: list[corpora.Source], splits: tuple[str, ...]) -> dict[str, Any]:
+    """By split, and by what of it is the standard library's: bits per byte, and what xz needs."""
+    from demo_model_measure import bits_of, xz_bits_per_byte
+
+    figures: dict[str, Any] = {}
+    for split in splits:
         for scope, prefix in ((split, ""), (f"{split}_cpython", "cpython/")):
             texts = [s.text for s in sources if s.split == split and s.name.startswith(prefix)]
             size = sum(len(text.encode()) for text in texts)
@@ -124,13 +153,12 @@ def measured(args: argparse.Namespace, tokenizer: Any, sources: list[corpora.Sou
                 lambda ids: model(ids).logits,
                 encoded(tokenizer, texts),
                 model.config.max_position_embeddings,
-                args.device,
+                str(model.device),
             )
             xz = xz_bits_per_byte(texts)
             figures[scope] = {"files": len(texts), "bytes": size, "bits_per_byte": round(bits / size, 4)}
             figures[scope] |= {f"xz_{name}": round(value, 4) for name, value in xz.items()}
-    reader = AutoTokenizer.from_pretrained(args.out)
-    return figures | parse_share(model, reader, [s.text for s in sources if s.split == "test"], args.out)
+    return figures
 
 
 def parse_share(model: Any, tokenizer: Any, texts: list[str], folder: Path) -> dict[str, Any]:
@@ -186,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = top.add_subparsers(required=True)
-    for name, function in (("collect", collect), ("train", train), ("card", card)):
+    for name, function in (("collect", collect), ("train", train), ("card", card), ("measure", measure)):
         step = steps.add_parser(name, help=function.__doc__)
         step.set_defaults(run=function)
         step.add_argument("--work", type=Path, default=Path(".carry"), help="folder of the corpus")
@@ -195,8 +223,12 @@ def parser() -> argparse.ArgumentParser:
             step.add_argument("--vocab", type=int, default=8192)
         if name == "card":
             step.add_argument("--sample", type=Path, default=Path("tests/data/held_out.jsonl"), help="held-out files")
+        if name in ("train", "measure"):
+            default = "cuda" if name == "train" else "cpu"
+            step.add_argument("--device", default=default, choices=("cuda", "cpu"))
+        if name == "measure":
+            step.add_argument("--split", default="test", choices=("dev", "test"), help="which files (default test)")
         if name == "train":
-            step.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
             step.add_argument("--sizes", default="{}", help="JSON of NetConfig fields that differ from its defaults")
             step.add_argument("--trial", action="store_true", help="only say what the dev files come to; write nothing")
             step.add_argument("--optimizer", choices=("adamw", "muon"))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from processes import Processes
+from processes import MARK, Processes
+from shoal.client.cli.demo import PROMPT
 
 pytestmark = [pytest.mark.swarm, pytest.mark.executed, pytest.mark.calm, pytest.mark.timeout(180)]
 
@@ -35,6 +40,28 @@ def test_demo_json_and_nothing_left() -> None:
         at = stop
     assert at == 12
     assert "is online with blocks" in done.stderr
+
+
+def test_the_script_streams_a_text_then_says_by_which_way_and_how_fast() -> None:
+    script, tokens = Path(__file__).resolve().parents[2] / "scripts" / "demo", 24
+    with Processes() as processes:
+        demo = subprocess.Popen(
+            [script, "--max-new-tokens", str(tokens)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, MARK: processes.mark, "OMP_NUM_THREADS": "1", "SHOAL_PYTHON": sys.executable},
+        )  # fmt: skip
+        pieces = list(iter(lambda: os.read(demo.stdout.fileno(), 65536).decode(), ""))
+        errors = demo.communicate(timeout=60)[1].decode()
+        assert demo.returncode == 0, errors
+        assert processes.left() == {}
+    text, _, figures = "".join(pieces).partition("\n\nroute: ")
+    assert text.startswith(f"\n{PROMPT}")
+    assert len(text) > len(PROMPT) + 20
+    assert len(pieces) > tokens / 2  # as they come, though two may come in one
+    spans = [tuple(map(int, span)) for span in re.findall(r"> \S+ \[(\d+):(\d+)\]", figures)]
+    assert [0, *(stop for _, stop in spans)] == [*(start for start, _ in spans), 12]
+    assert re.search(rf"^speed: +\d+\.\d tokens/s \({tokens} tokens\)$", figures, re.MULTILINE)
+    assert re.search(r"^time to first token: \d+\.\d\d s$", figures, re.MULTILINE)
+    assert errors.count("is online with blocks") == 4
 
 
 @pytest.mark.parametrize(

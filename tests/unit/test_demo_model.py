@@ -20,6 +20,7 @@ ACCOUNT = json.loads((MODEL / "training.json").read_text())
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import demo_model_corpus as corpora  # noqa: E402
+import train_demo_model  # noqa: E402
 from demo_model_fit import Fit, Recipe, fit, shortened  # noqa: E402
 from demo_model_measure import Stub, bits_of, completed, parses, stubs_of, windows_of  # noqa: E402
 from demo_model_net import DemoNet, NetConfig, as_llama  # noqa: E402
@@ -88,6 +89,16 @@ def test_bits_per_byte_of_the_sample_are_what_the_account_says(model, tokenizer,
     stated = ACCOUNT["sample"]
     assert stated["bytes"] == size
     assert bits / size == pytest.approx(stated["bits_per_byte"], abs=stated["tolerance"])
+
+
+def test_the_model_that_is_there_can_be_measured_anew(held_out, tmp_path, capsys):
+    sources = [corpora.Source(**row) for row in held_out]
+    corpora.save(corpora.Corpus(sources=sources), tmp_path / "corpus.jsonl.xz")
+    arguments = train_demo_model.parser().parse_args(["measure", "--work", str(tmp_path), "--out", str(MODEL)])
+    arguments.run(arguments)
+    found, stated = json.loads(capsys.readouterr().out)["test"], ACCOUNT["sample"]
+    assert (found["files"], found["bytes"]) == (len(sources), stated["bytes"])
+    assert found["bits_per_byte"] == pytest.approx(stated["bits_per_byte"], abs=stated["tolerance"])
 
 
 def test_account_reaches_the_bar():
