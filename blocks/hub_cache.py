@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.blocks.errors import CheckpointError
+from shoal.blocks.whole_file import replacing, write_whole
+
+_log = logging.getLogger(__name__)
 
 MAIN = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -30,10 +33,6 @@ def lock_of(blob: Path) -> Path:
     """The lock that the hub library takes too while it writes this blob."""
     folder = blob.parent.parent
     return folder.parent / ".locks" / folder.name / f"{blob.name}.lock"
-
-
-def _fresh_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 @dataclass(frozen=True)
@@ -60,24 +59,28 @@ class RepoCache:
         target = os.path.relpath(blob, pointer.parent)
         if pointer.is_symlink() and pointer.readlink() == Path(target):
             return
-        fresh = _fresh_name(pointer)
-        fresh.symlink_to(target)
-        fresh.replace(pointer)
+        with replacing(pointer) as fresh:
+            fresh.symlink_to(target)
 
     def remember(self, revision: str, commit: str) -> None:
-        """Note the commit that a branch or tag stood for, for when the hub cannot be asked."""
+        """Note the commit that a branch or tag stood for, for when the hub cannot be asked; nothing else needs it."""
         if is_commit(revision):
             return
         ref = self.folder / "refs" / revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        fresh = _fresh_name(ref)
-        fresh.write_text(commit)
-        fresh.replace(ref)
+        try:
+            if self.remembered(revision) != commit:
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(ref, commit.encode(), 0o666)
+        except OSError as error:
+            _log.warning(
+                "%s cannot be written (%s), so that %s does not load while the hub is out of reach: free some space, "
+                "or set HF_HOME to another disk.", ref, error.strerror, self.repo,
+            )  # fmt: skip
 
     def remembered(self, revision: str) -> str | None:
         """The commit of a revision as far as this cache knows."""
         if is_commit(revision):
             return revision
         ref = self.folder / "refs" / revision
-        commit = ref.read_text().strip() if ref.is_file() else ""
+        commit = ref.read_text(errors="replace").strip() if ref.is_file() else ""
         return commit if is_commit(commit) else None

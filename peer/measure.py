@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import logging
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.blocks.formats import row_bytes
+from shoal.blocks.whole_file import write_whole
 from shoal.peer.engine import Piece
 from shoal.routing.knowledge import CHUNK_MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from shoal.peer.engine import Engine
 
+logger = logging.getLogger("shoal.peer")
+
 DECODE_STEPS = 12
 WARM_UP = 3
+# While a peer serves, nothing corrects what it announces, and where nobody tries it, nobody finds out. So a start on a
+# busy machine, or a driver since replaced, is to mislead the swarm for a day, and starts in a row still measure once.
+MAX_AGE_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +71,32 @@ def _piece(engine: Engine, dtype: str, count: int, position: int) -> Piece:
 
 
 async def measured(engine: Engine, dtype: str, facts: Mapping[str, str], cache: Path) -> tuple[Throughput, bool]:
-    """Cached figures of a machine and span described by `facts`, else new ones; True if from the cache."""
+    """Cached figures of a machine and span described by `facts`, up to a day old, else new ones; True if from the
+    cache."""
     path = cache / f"{hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:24]}.json"
-    try:
-        stored = json.loads(path.read_text())
-        known = Throughput(float(stored["decode_s"]), float(stored["prefill_s"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        throughput = await measure(engine, dtype)
-    else:
+    if (known := _read(path)) is not None:
         await _warm_up(engine, dtype)
         return known, True
-    _store(path, {**asdict(throughput), "facts": dict(facts)})
+    throughput = await measure(engine, dtype)
+    _store(path, {**asdict(throughput), "measured_at": time.time(), "facts": dict(facts)})
     return throughput, False
 
 
+def _read(path: Path) -> Throughput | None:
+    """What the file says; None if it is missing, damaged, too old, or from a time that has yet to come."""
+    try:
+        stored = json.loads(path.read_text())
+        known = Throughput(float(stored["decode_s"]), float(stored["prefill_s"]))
+        age_s = time.time() - float(stored["measured_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return known if 0.0 <= age_s <= MAX_AGE_S else None
+
+
 def _store(path: Path, content: Mapping[str, object]) -> None:
-    """Write to a temporary name and rename; a full disk costs the cache, not the start."""
+    """Keep the figures; a disk that takes no more costs the next start's measuring, not this start."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(json.dumps(content))
-        Path(file.name).replace(path)
-    except OSError:
-        return
+        write_whole(path, json.dumps(content).encode())
+    except OSError as error:
+        logger.info("the measured speed is not kept, and the next start measures again: %s", error)

@@ -18,6 +18,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from shoal.blocks.whole_file import write_whole
+
 _log = logging.getLogger(__name__)
 
 COMPILERS = ("cc", "gcc", "clang")
@@ -72,7 +74,10 @@ def _compile(source: Path, options: tuple[str, ...]) -> Path:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise CompileError(f"there is no C compiler ({', '.join(COMPILERS)})")
-    handle, target = tempfile.mkstemp(suffix=".so")
+    try:
+        handle, target = tempfile.mkstemp(suffix=".so")
+    except OSError as error:
+        raise CompileError(f"there is no room for what {compiler} makes ({error.strerror})") from error
     os.close(handle)
     said = ""
     for extra in _IF_KNOWN:
@@ -86,24 +91,22 @@ def _compile(source: Path, options: tuple[str, ...]) -> Path:
             _log.debug("%s", " ".join(command))
             return Path(target)
         said = said or done.stderr
-    Path(target).unlink()
+    Path(target).unlink(missing_ok=True)  # most linkers have removed what they could not make
     raise CompileError(f"{compiler} does not compile {source.name}: {' '.join(said.split())[:300]}")
 
 
 def _keep(made: Path, folders: tuple[Path, ...], file: str) -> Path:
     """Put it in the first folder that takes it, in one step: others may be looking for it."""
+    refused: OSError | None = None
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=folder)
-            with os.fdopen(handle, "wb") as out:
-                out.write(made.read_bytes())
-            Path(name).chmod(0o755)
-            Path(name).replace(folder / file)
+            write_whole(folder / file, made.read_bytes(), 0o755)
         except OSError as error:
-            _log.debug("%s is not kept in %s: %s", file, folder, error)
+            refused = error
             continue
         return folder / file
+    _log.info("%s cannot be kept and is compiled at each start: %s", file, refused)
     return made
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from shoal.blocks.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 _FILE = "choices.json"
 _REPEATS = 7
@@ -44,8 +43,20 @@ class Tuner:
             raise RuntimeError(f"No way to compute {key} works.")
         best = min(times, key=lambda name: times[name])
         self._known[key] = best
-        _write(self._path, {**_read(self._path), key: best})
+        self._keep(key, best)
         return best
+
+    def _keep(self, key: str, best: str) -> None:
+        """Note a choice in the file; one that cannot be written costs the next start's measuring, and is told once."""
+        if self._path is None:
+            return
+        content = json.dumps({**_read(self._path), key: best}, indent=1, sort_keys=True)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, content.encode())
+        except OSError as error:
+            self._path = None
+            _log.info("The choice of kernels is not kept, and the next start measures again: %s", error)
 
     def _time(self, name: str, run: Callable[[], object]) -> float | None:
         try:
@@ -87,17 +98,3 @@ def _read(path: Path | None) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in held.items() if isinstance(v, str)} if isinstance(held, dict) else {}
-
-
-def _write(path: Path | None, choices: dict[str, str]) -> None:
-    """Replace the file in one step; a folder that cannot be written costs only the next start's measuring."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_FILE)
-        with os.fdopen(handle, "w") as file:
-            json.dump(choices, file, indent=1, sort_keys=True)
-        Path(name).replace(path)
-    except OSError as error:
-        _log.info("The choice of kernels is not kept: %s", error)

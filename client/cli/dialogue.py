@@ -6,10 +6,10 @@ The file is JSON: `messages` as OpenAI's API writes them, a system message first
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from shoal.blocks.whole_file import write_whole
 from shoal.client.cli.complaint import CommandError
 from shoal.client.generation import GenerationError, GenerationOptions
 from shoal.client.sampling import Sampling, SamplingError
@@ -87,9 +87,7 @@ class Dialogue:
         """Write it as a whole. Errors: `OSError`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         text = json.dumps({"messages": [*system, *self.messages], "settings": self.settings()}, indent=1)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.write_text(text + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, f"{text}\n".encode(), 0o666)
 
     def load(self, path: Path) -> None:
         """Go on from a file; nothing changes if it is not one of ours. Errors: `OSError`, `CommandError`."""

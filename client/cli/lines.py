@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shoal.blocks.whole_file import write_whole
 from shoal.client.cli.surroundings import utf8
 
 if TYPE_CHECKING:
@@ -119,16 +120,10 @@ def _append(path: Path, message: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     entries = _entries(path)
     if len(entries) >= 2 * MAX_HISTORY:
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        _open(fresh, "".join(json.dumps(entry) + "\n" for entry in entries[-MAX_HISTORY:]))
-        fresh.replace(path)
-    _open(path, json.dumps(message) + "\n")
-
-
-def _open(path: Path, text: str) -> None:
+        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries[-MAX_HISTORY:]).encode())
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(json.dumps(message) + "\n")
 
 
 def _entries(path: Path) -> list[str]:

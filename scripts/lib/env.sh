@@ -51,8 +51,9 @@ _use_given() {
   local missing
   missing="$("$PYTHON" - <<'PY'
 from importlib.util import find_spec
-needed = ("aiohttp", "bitsandbytes", "cryptography", "hivemind", "huggingface_hub", "msgpack", "multiaddr", "numpy",
-          "psutil", "rich", "safetensors", "tokenizers", "torch", "transformers")
+needed = ("aiohttp", "bitsandbytes", "cryptography", "hivemind", "huggingface_hub", "jinja2", "llguidance", "msgpack",
+          "multiaddr", "numpy", "prometheus_client", "psutil", "rich", "safetensors", "shtab", "tokenizers", "torch",
+          "transformers")
 print(" ".join(name for name in needed if find_spec(name) is None))
 PY
 )" || die "SHOAL_PYTHON=$SHOAL_PYTHON does not run."

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
+from full_disk import full_disk
 from shoal.client.cli.complaint import CommandError
 from shoal.client.cli.conversation import COMMANDS, Conversation, Voice
 from shoal.client.cli.dialogue import Dialogue
@@ -72,6 +73,17 @@ def test_a_file_brings_everything_back(tmp_path: Path) -> None:
     assert (again.system, again.messages, again.options) == (dialogue.system, dialogue.messages, dialogue.options)
 
 
+def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    Dialogue("Be brief.").save(path)
+    with full_disk(), pytest.raises(OSError, match=str(path)):
+        talked().save(path)
+    again = Dialogue()
+    again.load(path)
+    assert (again.system, again.messages) == ("Be brief.", [])
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     "stored",
     [
@@ -127,6 +139,19 @@ def test_history_is_kept_for_its_user_only_once_each_and_not_for_ever(tmp_path, 
     assert readline.get_history_item(readline.get_current_history_length()) == "5"
 
 
+def test_a_history_that_a_full_disk_cannot_shorten_is_left_as_it_was(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("shoal.client.cli.lines.MAX_HISTORY", 3)
+    path = tmp_path / "history"
+    keyboard = Keyboard(path, lambda _: [])
+    for text in map(str, range(6)):
+        keyboard.remember(text)
+    kept = path.read_bytes()
+    with full_disk(4):
+        keyboard.remember("one more")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == kept
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +179,7 @@ def test_commands_without_a_model(conversation, capsys) -> None:
         ("/system off", "no system message"), ("/undo", "taken back: two?"), ("/save", "name a file"),
         ("/save a.json", "kept in a.json"), ("/save", "kept in a.json"), ("/new", ""), ("/undo", "nothing has been"),
         ("/load a.json", "1 answer so far"), ("/load none.json", "none.json: No such file"), ("/route", "nothing has"),
-        ("/nonsense", "/help lists them"),
+        ("/nonsense", "/help lists them"), ("/save .", "shoal: .: "),
     ):  # fmt: skip
         conversation._take(text)
         out, err = capsys.readouterr()

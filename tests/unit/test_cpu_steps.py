@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from full_disk import full_disk
 from shoal.blocks import parts
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.cpu import compiled, short
@@ -166,14 +167,16 @@ def test_sizes_that_are_no_whole_vectors_go_through_torch(tmp_path) -> None:
     assert (load(tmp_path)._short is None) == bool(24 % library("step.c").lanes())
 
 
-@pytest.mark.parametrize("compiler", ["missing", "refuses"])
+@pytest.mark.parametrize("compiler", ["missing", "refuses", "removes"])
 def test_without_a_compiler_torch_does_it_and_one_line_says_so(compiler, llama, monkeypatch, tmp_path, caplog) -> None:
     own = tmp_path / "broken-cc"
-    own.write_text("#!/bin/sh\necho no such target >&2\nexit 1\n")
+    remove = 'for each; do case $each in *.so) rm -f "$each" ;; esac; done'  # as linkers do
+    own.write_text(f"#!/bin/sh\n{remove if compiler == 'removes' else ':'}\necho no such target >&2\nexit 1\n")
     own.chmod(0o755)
-    monkeypatch.setattr(compiled, "COMPILERS", (str(own),) if compiler == "refuses" else ())
+    monkeypatch.setattr(compiled, "COMPILERS", () if compiler == "missing" else (str(own),))
     monkeypatch.setattr(compiled, "_processor", lambda: compiler)  # nothing is kept for it
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     compiled.library.cache_clear()
     try:
         with caplog.at_level(logging.INFO):
@@ -181,8 +184,9 @@ def test_without_a_compiler_torch_does_it_and_one_line_says_so(compiler, llama, 
         assert span._short is None
         assert span.forward(states(span, 1), [Row([0], 0, 1)]).isfinite().all()
         (line,) = (record.getMessage() for record in caplog.records if record.name.startswith("shoal.blocks.cpu"))
-        assert ("no such target" if compiler == "refuses" else "there is no C compiler") in line
+        assert ("there is no C compiler" if compiler == "missing" else "no such target") in line
         assert "\n" not in line
+        assert list(tmp_path.iterdir()) == [own]
     finally:
         compiled.library.cache_clear()
 
@@ -196,6 +200,27 @@ def test_what_is_compiled_is_kept_where_there_is_room(tmp_path) -> None:
     assert kept == tmp_path / "cache" / "step-1.so"
     assert compiled._load(kept).lanes() in (4, 8, 16)
     made.unlink()
+
+
+def test_a_full_disk_keeps_nothing_half_and_what_was_compiled_is_used(tmp_path, caplog) -> None:
+    made = tmp_path / "made.so"
+    made.write_bytes(bytes(100))
+    folders = tmp_path / "first", tmp_path / "second"
+    with caplog.at_level(logging.INFO), full_disk():
+        assert compiled._keep(made, folders, "step-1.so") == made
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "compiled at each start" in line
+    assert str(folders[1]) in line
+
+
+def test_without_room_for_temporary_files_there_is_no_library(monkeypatch) -> None:
+    def full(**_: str) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")  # as tempfile says it
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    with pytest.raises(compiled.CompileError, match=r"no room.*No usable temporary directory"):
+        compiled._compile(compiled.Path(compiled.__file__).with_name("step.c"), ())
 
 
 def test_a_library_that_was_spoilt_is_compiled_anew(monkeypatch, tmp_path) -> None:

@@ -3,13 +3,13 @@
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from full_disk import full_disk
 from hub_loopback import COMMIT, Hub, git_blob_id, serving
 from huggingface_hub.utils import close_session
 from rich.console import Console
@@ -203,19 +203,29 @@ def test_too_small_a_disk_is_noticed_before_anything_is_fetched(server, tmp_path
 
 
 def test_a_disk_that_fills_on_the_way_is_reported_and_nothing_half_is_loaded(server, tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (60_000, hard)
-    )  # the kernel refuses to write past this, as on a full disk
-    try:
-        with pytest.raises(NoSpace, match=f"takes no more of {FIRST}.*will go on from there"):
-            fetch(server, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(60_000), pytest.raises(NoSpace, match=f"takes no more of {FIRST}.*will go on from there"):
+        fetch(server, tmp_path)
     assert not list(tmp_path.rglob(FIRST))
     snapshot = fetch(server, tmp_path)
     assert server.ranges(FIRST) == [None, "bytes=60000-"]
     assert (snapshot.path / FIRST).read_bytes() == server.files[FIRST]
+
+
+def test_a_model_that_is_here_loads_from_a_full_disk_and_what_could_not_be_noted_is_told(server, tmp_path, caplog):
+    snapshot = fetch(server, tmp_path)
+    with full_disk():
+        assert fetch(server, tmp_path) == snapshot
+    assert not caplog.records, "what is noted already needs no room"
+    (ref,) = tmp_path.rglob("refs/main")
+    ref.write_bytes(b"\xff")  # no commit at all
+    with full_disk():
+        assert fetch(server, tmp_path) == snapshot
+    assert list(ref.parent.iterdir()) == [ref]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert str(ref) in line
+    assert "free some space" in line
+    fetch(server, tmp_path)
+    assert ref.read_text() == COMMIT
 
 
 def test_without_the_hub_the_cache_serves_what_it_has(tmp_path, monkeypatch):

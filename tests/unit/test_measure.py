@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 
-from shoal.peer.measure import measured
+import pytest
+from full_disk import full_disk
+from shoal.peer.measure import MAX_AGE_S, measured
 
 from tests.sim.toy import ToyEngine
 
@@ -40,3 +43,27 @@ async def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path):
     throughput, cached = await measured(ToyEngine(0, 1, step_s=0.0), "float32", FACTS, file / "cache")
     assert throughput.decode_s > 0
     assert not cached
+
+
+async def test_a_full_disk_costs_only_the_cache_and_one_line_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.INFO), full_disk():
+        _, cached = await measured(ToyEngine(0, 1, step_s=0.0), "float32", FACTS, tmp_path)
+    assert not cached
+    assert list(tmp_path.iterdir()) == []
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "the next start measures again" in line
+    assert str(tmp_path) in line
+
+
+@pytest.mark.parametrize(("older_s", "kept"), [(0.9 * MAX_AGE_S, True), (1.1 * MAX_AGE_S, False), (-3600.0, False)])
+async def test_a_machine_that_was_busy_is_measured_anew_after_a_day(tmp_path, older_s: float, kept: bool):
+    """Nor do figures count that a clock since set right dates to the future."""
+    await measured(ToyEngine(0, 1, step_s=0.0), "float32", FACTS, tmp_path)
+    (path,) = tmp_path.iterdir()
+    stored = json.loads(path.read_text())
+    slow = {"decode_s": 9.0, "measured_at": stored["measured_at"] - older_s}
+    path.write_text(json.dumps({**stored, **slow}))
+    for turn in range(2):
+        found, cached = await measured(ToyEngine(0, 1, step_s=0.0), "float32", FACTS, tmp_path)
+        assert cached == (kept or turn == 1)
+        assert (found.decode_s == 9.0) == kept

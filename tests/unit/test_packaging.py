@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,21 @@ def test_the_container_file_s_commands_run(tmp_path):
     assert arguments[0] == "peer"
     given = cli._parser().parse_args(["--join", "i", *arguments[1:]]).port
     assert [given, given + 1] == [int(port) for port in of("EXPOSE")[0].split()]  # the second one: direct streams
+
+
+def test_a_python_that_lacks_our_packages_is_told_all_of_them(tmp_path):
+    """An empty environment as SHOAL_PYTHON. What the code does without, if need be, is not asked for."""
+    (tmp_path / "scripts/lib").mkdir(parents=True)
+    for name in ("pyproject.toml", "scripts/lib/env.sh"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    done = subprocess.run(
+        ["bash", "-euc", "source scripts/lib/env.sh; shoal_env"], capture_output=True, text=True, check=False,
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "SHOAL_PYTHON": str(tmp_path / "bare/bin/python")},
+    )  # fmt: skip
+    found = re.fullmatch(r"shoal: SHOAL_PYTHON=\S+ lacks: (.+)\. Install them, or unset SHOAL_PYTHON\.\n", done.stderr)
+    assert found, done.stderr
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
+    assert set(found[1].split()) == needed - {"nvidia-ml-py", "uvloop"}
+    assert done.returncode == 1
