@@ -25,6 +25,39 @@ class Memory:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A device by its name, and why it is this one; `instead`: of a better one that is there and does not work."""
+
+    name: str
+    why: str
+    instead: bool = False
+
+
+def choose_device() -> Choice:
+    """The best device of this machine that computes."""
+    faults = []
+    for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        fault = _fault(torch.device(name)) if there else ""
+        if fault is None:
+            seen = torch.cuda.get_device_name() if name == "cuda" else "a Metal GPU"
+            return Choice(name, f"torch sees {seen} (--device cpu leaves it alone)")
+        faults += [f"{name} computes nothing ({fault})"] if there else []
+    if faults:
+        return Choice("cpu", "; ".join(faults), instead=True)
+    built = torch.version.cuda or torch.version.hip or torch.backends.mps.is_built()
+    return Choice("cpu", "torch sees no GPU" if built else "this torch is built for CPUs alone")
+
+
+def _fault(device: torch.device) -> str | None:
+    """Why a device computes nothing, in a line: a driver may list cards for which this torch has no code."""
+    try:
+        (torch.ones(8, device=device) * 2).sum().item()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
 def check_device(name: str) -> torch.device:
     """The device of that name; raises UnsupportedDevice if Shoal does not serve it or this machine has none."""
     try:
@@ -32,7 +65,7 @@ def check_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in _KINDS:
-        raise UnsupportedDevice(f"{name!r} is no device that Shoal computes on: use cpu, cuda, cuda:1 or mps")
+        raise UnsupportedDevice(f"{name!r} is no device that Shoal computes on: use auto, cpu, cuda, cuda:1 or mps")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -54,6 +87,12 @@ def device_memory(device: torch.device) -> Memory:
         taken = int(torch.mps.driver_allocated_memory())
         return Memory(max(0, min(host.free, total - taken)), total)
     return host
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's memory ran out. torch's allocator has a type for it; the driver, whose own memory graphs and
+    kernels take, says it in words, which reach us by several libraries."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
 def host_memory() -> Memory:

@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 MAX_GRAPHS = 128
 USES_BEFORE_CAPTURE = 1  # kernels must have been compiled and chosen; and what is tried once is not worth a capture
 _POLL_S = 2e-5
-USES_BEFORE_RETRY = 256  # after a capture that found too little memory
+STEPS_BEFORE_RETRY = 256  # without a capture, after memory ran out
+STEPS_BEFORE_MORE = 4096  # until one graph more is kept, where memory was found for few
 
 
 class Graphs:
-    """Steps of `span`: eager the first times, then by graphs, of which the least used go when there are many."""
+    """Steps of `span`: eager the first times, then by graphs, of which the least used go when there are many.
+
+    All of them go when the device's memory runs out (`give_way`): steps get on without, more slowly.
+    """
 
     def __init__(self, span: FusedSpan, width: int) -> None:
         self._span, self._width = span, width
         self._graphs: OrderedDict[tuple[Size, bool], _Graph] = OrderedDict()
+        self._most, self._steps, self._captures_after = MAX_GRAPHS, 0, 0
         self._pool = torch.cuda.graph_pool_handle()
         self._room = torch.zeros((ROWS_BESIDE[-1] + CHUNKS[-1], width), dtype=span.dtype).pin_memory()
 
@@ -46,19 +51,37 @@ class Graphs:
         """Page-locked rows `[count, H]`: steps fetch by themselves what lies there until they end. None: too many."""
         return self._room[:count] if count <= len(self._room) else None
 
+    @property
+    def hold_memory(self) -> bool:
+        """Whether any are there, if only as a size's inputs."""
+        return bool(self._graphs)
+
+    def give_way(self) -> None:
+        """Free what graphs hold on the device. After a while steps are captured again, at first half as many."""
+        torch.cuda.synchronize(self._span.kv.device)  # the last step may still be reading its inputs
+        if captured := len(self):
+            self._most = max(1, captured // 2)
+        self._captures_after = self._steps + STEPS_BEFORE_RETRY
+        self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
     def step(self, size: Size, step: Step, hidden: torch.Tensor, turns: Turns) -> torch.Tensor:
         """Hidden states `[T, H]` of a step, decodes first, through the blocks of `size`; `turns` as in `Inputs`."""
+        self._steps += 1
+        if self._steps % STEPS_BEFORE_MORE == 0:
+            self._most = min(self._most + 1, MAX_GRAPHS)
         n = len(step.decodes)
         fetches = hidden.data_ptr() == self._room.data_ptr() and (not step.chunks or n == size.decodes)
         graph = self._graphs.get((size, fetches))
         if graph is None:
             source = self._room[: size.tokens] if fetches else None
             graph = self._graphs[size, fetches] = _Graph(size, self._span, self._width, source)
-            if len(self._graphs) > MAX_GRAPHS:
+            if len(self._graphs) > self._most:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end((size, fetches))
         graph.fill(step, hidden, turns)
-        out = graph.run(self._pool)
+        out = graph.run(self._pool if self._steps > self._captures_after else None)
         if not step.chunks or n == size.decodes:
             return out[: len(hidden)].clone()
         return torch.cat([out[:n], out[size.decodes : size.decodes + len(hidden) - n]])
@@ -124,9 +147,10 @@ class _Graph:
         target[at : at + len(source) - n].copy_(source[n:], non_blocking=True)
 
     def run(self, pool: Any) -> torch.Tensor:
-        """The step's output `[tokens, H]`, overwritten by the next step of this size."""
+        """The step's output `[tokens, H]`, overwritten by the next step of this size. `pool`: the memory of captures;
+        None: none now."""
         self._uses += 1
-        if self._graph is None and self._uses > USES_BEFORE_CAPTURE:
+        if self._graph is None and pool is not None and self._uses > USES_BEFORE_CAPTURE:
             if self._eager_in != threading.get_ident():
                 self._forward()  # what a thread makes when it first computes, as cuBLAS's handle, cannot be captured
             self._capture(pool)
@@ -139,12 +163,8 @@ class _Graph:
     def _capture(self, pool: Any) -> None:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._ints.device)
-        try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                out = self._forward()
-        except torch.OutOfMemoryError:
-            self._uses = -USES_BEFORE_RETRY  # a step without a graph needs less
-            return
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            out = self._forward()
         self._graph, self._out = graph, out
 
     def _forward(self) -> torch.Tensor:

@@ -5,7 +5,7 @@ rich is imported when there is something to draw: most commands download nothing
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LINE_EACH = 10  # lines for a whole file, where there is no terminal
 LINES_FROM_BYTES = 1 << 26  # a smaller file gets none
+
+_drawn: list[RichProgress] = []  # bars that are on the terminal, and have its cursor hidden
 
 
 class Progress(Protocol):
@@ -51,12 +53,12 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            _stop(self._bars)
 
     def start(self, name: str, total_bytes: int, done_bytes: int) -> None:
         if self._bars is None:
-            self._bars = self._drawn()
-            self._bars.start()
+            self._bars = self._columns()
+            _start(self._bars)
         self._task = self._bars.add_task(name, total=total_bytes, completed=done_bytes)
 
     def update(self, done_bytes: int) -> None:
@@ -66,7 +68,7 @@ class Bar:
     def finish(self) -> None:
         self._task = None
 
-    def _drawn(self) -> RichProgress:
+    def _columns(self) -> RichProgress:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -121,9 +123,30 @@ def counted(what: str, total: int, console: Console | None = None) -> Iterator[C
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console or Console(stderr=True), transient=True) as bars:
+    bars = Progress(*columns, console=console or Console(stderr=True), transient=True)
+    _start(bars)
+    try:
         task = bars.add_task(what, total=total)
         yield lambda done: bars.update(task, completed=done)
+    finally:
+        _stop(bars)
+
+
+def stop_drawing() -> None:
+    """Leave the terminal as it was, from any thread, whatever still goes on."""
+    for bars in tuple(_drawn):
+        _stop(bars)
+
+
+def _start(bars: RichProgress) -> None:
+    _drawn.append(bars)
+    bars.start()
+
+
+def _stop(bars: RichProgress) -> None:
+    bars.stop()
+    with suppress(ValueError):  # it was stopped before
+        _drawn.remove(bars)
 
 
 def _to_stderr(line: str) -> None:

@@ -77,8 +77,9 @@ def load_parts(
     """
     config = copy.deepcopy(spec.config)
     config._attn_implementation = IMPLEMENTATION if spec.family.attention == "interface" else "sdpa"
-    # One expert after the other reads the fewest weights, but waits for the device to learn which: not on a GPU.
-    config._experts_implementation = "eager" if placement.device.type == "cpu" else "grouped_mm"
+    # One expert after the other reads the fewest weights, but waits for the device to learn which: not on a GPU, where
+    # torch multiplies for all of them at once; but it has no such operation for Apple's.
+    config._experts_implementation = "grouped_mm" if placement.device.type == "cuda" else "eager"
     rotary = _rotary(spec, config, placement.device)
     make = functools.partial(_empty, config, spec)
     # A captured graph asks for no block, and streamed blocks wait for the bus anyway: the library's layers will do.

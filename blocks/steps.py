@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from shoal.blocks.batch import Row, make_batch
+from shoal.blocks.devices import out_of_memory
 from shoal.blocks.fused_cuda import FusedSpan
 from shoal.blocks.graphs import USES_BEFORE_CAPTURE, Graphs, inputs_of
 from shoal.blocks.kv import PAGE_TOKENS
@@ -39,8 +40,17 @@ class Steps:
     def forward(self, hidden: torch.Tensor, rows: Sequence[Row], run: range) -> torch.Tensor:
         """Hidden states `[T, H]` of rows through the blocks of `run`: `[T, H]` on the device.
 
-        Raises ValueError for a row that does not fit.
+        If memory runs out, graphs go, and the step runs again without. Raises ValueError for a row that does not fit.
         """
+        try:
+            return self._forward(hidden, rows, run)
+        except RuntimeError as error:
+            if not (out_of_memory(error) and self.graphs.hold_memory):
+                raise
+        self.graphs.give_way()  # not before the error has let go of what the step had on the device
+        return self._forward(hidden, rows, run)
+
+    def _forward(self, hidden: torch.Tensor, rows: Sequence[Row], run: range) -> torch.Tensor:
         held = self._arrays.of(rows)
         turns, step = self._turns(held), split(held)
         size = size_of(run, step, self._span.group)

@@ -79,7 +79,7 @@ class Handover:
 
     def on_message(self, peer_id: str, message: Message) -> HopError | None:
         """A new hop spoke; what is wrong with it, if anything."""
-        link = self._fresh(peer_id)
+        link = self.fresh(peer_id)
         if self.chain is None or link is None or getattr(message, "epoch", -1) != self.chain.epoch:
             return None
         if isinstance(message, Refused):
@@ -96,9 +96,10 @@ class Handover:
         lost = isinstance(error, HopRefused) and error.reason is Reason.NEXT_HOP_LOST
         return self.chain.links[index + 1].peer_id if lost else None
 
-    def holds(self, peer_id: str) -> bool:
-        """Whether a peer is one of the new hops."""
-        return self._fresh(peer_id) is not None
+    def fresh(self, peer_id: str) -> Link | None:
+        """The new hop that a peer is to be, if it is one."""
+        links = self.chain.links if self.chain is not None else []
+        return next((link for link in links if link.fresh and link.peer_id == peer_id), None)
 
     def complete(self) -> bool:
         """Whether every new hop has confirmed."""
@@ -124,7 +125,3 @@ class Handover:
         chain, self.chain, self._planning, self._due, self._hushed = self.chain, None, False, retry, None
         gone = [link.peer_id for link in chain.links if link.fresh] if chain is not None else []
         return [Send(peer_id, chain.close()) for peer_id in gone if chain is not None and peer_id != dead]
-
-    def _fresh(self, peer_id: str) -> Link | None:
-        links = self.chain.links if self.chain is not None else []
-        return next((link for link in links if link.fresh and link.peer_id == peer_id), None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.client.apart import Apart
@@ -17,7 +16,7 @@ from shoal.peer.errors import HopClosed, HopRefused, Reason
 from shoal.routing.chunks import LEAST_MORE
 from shoal.routing.cost import HOP_OVERHEAD_S
 from shoal.routing.health import Health
-from shoal.routing.knowledge import CHUNK_MEASURED, DEFAULT_LEG_S, Knowledge, Speed
+from shoal.routing.knowledge import CHUNK_MEASURED, Knowledge, Speed, middle_leg_s
 from shoal.routing.legs import believed_byte_s, client_byte_s, sent_s
 
 if TYPE_CHECKING:
@@ -138,14 +137,14 @@ class Measured:
         known = {peer_id: peer for peer_id, peer in self._peers.items() if now - peer.at < MEMORY_S}
         base = Knowledge(
             rtts_s=distances, penalties=self.health.penalties(now), banned=self.health.banned(now),
-            default_leg_s=_middle_leg_s(distances), via_client=self.apart.pairs(now), upload_bps=upload_bps,
+            default_leg_s=middle_leg_s(distances), via_client=self.apart.pairs(now), upload_bps=upload_bps,
             rates=rates or {},
         )  # fmt: skip
         found = explain(columns, base, _without_bytes(columns, base, known))
         hidden_s = found.hidden_s
         lately = {peer_id: peer for peer_id, peer in known.items() if now - peer.at < RUSH_S}
         return replace(
-            base, rtts_s=found.rtts_s, legs_s=found.legs_s, default_leg_s=_middle_leg_s(found.rtts_s),
+            base, rtts_s=found.rtts_s, legs_s=found.legs_s, default_leg_s=middle_leg_s(found.rtts_s),
             speeds={peer_id: peer.speed(hidden_s[peer_id]) for peer_id, peer in known.items()},
             waits_s={i: _or_zero(peer.wait_s.figure) for i, peer in lately.items()}, hidden_s=hidden_s,
         )  # fmt: skip
@@ -155,10 +154,6 @@ def _keep_newest(known: dict[str, Any]) -> None:
     """Those that were used last stand last."""
     for peer_id in list(known)[: max(0, len(known) - MAX_PEERS)]:
         del known[peer_id]
-
-
-def _middle_leg_s(rtts_s: Mapping[str, float]) -> float:
-    return median(rtts_s.values()) / 2 if rtts_s else DEFAULT_LEG_S
 
 
 def _without_bytes(columns: Columns, base: Knowledge, known: Mapping[str, _Peer]) -> dict[str, dict[str, float]]:

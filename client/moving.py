@@ -68,8 +68,8 @@ class MovingSession(Session):
 
     def on_message(self, peer_id: str, message: Message, now: float) -> list[Action]:
         """See `Session`."""
-        if self._handover.holds(peer_id):
-            return self._on_new_hop(peer_id, message, now)
+        if (new := self._handover.fresh(peer_id)) is not None:
+            return self._on_new_hop(new, message, now)
         index = self._chain.index_of(peer_id)
         spoke = [] if index is None else self._heard(index, message, now)
         return [*spoke, *super().on_message(peer_id, message, now), *self._seek()]
@@ -77,8 +77,7 @@ class MovingSession(Session):
     def _heard(self, index: int, message: Message, now: float) -> list[Action]:
         link = self._chain.links[index]
         if isinstance(message, Leaving):
-            link.leaving = True
-            self.avoided.failed(link.peer_id)
+            self._leaves(link)
         elif getattr(message, "epoch", -1) != self._chain.epoch:
             return []
         if isinstance(message, Receipt):
@@ -87,9 +86,13 @@ class MovingSession(Session):
             self._tempo.answered(message.step)
         return self._handover.spoke(link) if link.silent else []
 
+    def _leaves(self, link: Link) -> None:
+        link.leaving = True
+        self.avoided.failed(link.peer_id)
+
     def on_closed(self, peer_id: str, why: str, now: float = 0.0) -> list[Action]:
         """See `Session`."""
-        if self._handover.holds(peer_id):
+        if self._handover.fresh(peer_id) is not None:
             error = HopClosed(peer_id, why)
             return [Blame(error), *self._stay(now, dead=peer_id)]
         return super().on_closed(peer_id, why)
@@ -128,7 +131,11 @@ class MovingSession(Session):
             link.slow_s, link.silent = 0.0, False
         return self._handover.drop(dead, now + RETRY_S)
 
-    def _on_new_hop(self, peer_id: str, message: Message, now: float) -> list[Action]:
+    def _on_new_hop(self, link: Link, message: Message, now: float) -> list[Action]:
+        peer_id = link.peer_id
+        if isinstance(message, Leaving):
+            self._leaves(link)  # it serves still: once it has its place, others are looked for
+            return []
         error = self._handover.on_message(peer_id, message)
         if error is not None and (target := self._handover.cut_off(peer_id, error)) is not None:
             return [Apart(peer_id, target), *self._stay(now)]  # the next attempt knows

@@ -4,7 +4,6 @@ link does not. Somebody who looks on keeps links to the peers of the view open. 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class Presence:
     def there(self, view: View) -> View:
         """The view without the peers that are gone."""
         gone = self.gone()
-        return replace(view, peers=tuple(peer for peer in view.peers if peer.peer_id not in gone))
+        return view.with_peers(peer for peer in view.peers if peer.peer_id not in gone)
 
     def refreshed(self, view: View) -> None:
         """Forget peers that are in the view no more; for an onlooker, try those without a link."""

@@ -101,16 +101,18 @@ class Swarm:
         records = await self._place.directory.lookup(within_s)
         now = self._place.wall()
         fresh, self._other_revisions = [], {}
+        known = {(peer.peer_id, peer.sequence, peer.expiry): peer for peer in self._view.peers}
         for record in records:
             if record.revision != self.model.revision:
                 self._other_revisions[record.peer_id] = record.revision
                 continue
             try:
-                fresh.append(decode(record, self.model.n_blocks))
+                same = known.get((record.peer_id, record.sequence, record.expiry))
+                fresh.append(same or decode(record, self.model.n_blocks))
             except AnnouncementError:
                 continue  # one bad record hides no other
         withdrawn = {peer.peer_id for peer in self._view.peers} - {peer.peer_id for peer in fresh}
-        old = replace(self._view, peers=tuple(p for p in self._view.peers if p.peer_id not in withdrawn))
+        old = self._view.with_peers(peer for peer in self._view.peers if peer.peer_id not in withdrawn)
         self._view = fold(old, fresh, now)
         self._met.greet(self._view, self._place.directory.nodes())
         self.presence.refreshed(self._view)

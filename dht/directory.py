@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,13 +18,14 @@ from shoal.dht.envelope import Envelope
 from shoal.dht.errors import JoinError
 from shoal.dht.identity import PUBLIC_BYTES
 from shoal.dht.keys import SHARDS, record_key, shard_key
+from shoal.dht.maddr import is_loopback, is_relayed
 from shoal.dht.node import Node, Sighting, open_node
 from shoal.dht.opening import Backlog, Opened, Opener
 from shoal.dht.record import Record, public_key_in, seal
 from shoal.dht.twin import answers_at
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from shoal.dht.host import Host
     from shoal.dht.identity import Identity
@@ -73,10 +74,11 @@ class DHTDirectory:
 
     async def announce(self, body: bytes, ttl_s: float) -> None:
         """See `Directory`."""
+        with suppress(OSError, EOFError):  # the network daemon is going; others notice that
+            await self._node.host.look()
         (sighting,) = await self._node.look(self._key)
         await self.refuse_twin(sighting)
-        here = self._node.host.maddrs[0].rpartition("/p2p/")[0] if self._node.host.maddrs else ""
-        content = Envelope(self._run, here, self._revision, body).encode()
+        content = Envelope(self._run, _place(self._node.host.maddrs), self._revision, body).encode()
         expiry = self._node.now() + min(ttl_s, MAX_TTL_S)
         await self._publish(
             self._invite.encrypt(content, self._opener.context(self._identity.peer_id)), expiry, sighting
@@ -190,6 +192,12 @@ async def open_directory(
             yield directory
         finally:
             directory.close()
+
+
+def _place(maddrs: Sequence[str]) -> str:
+    """Where a twin on another machine would look for us: an address of ours that leads there directly; "" if none."""
+    direct = sorted((maddr for maddr in maddrs if not is_relayed(maddr)), key=is_loopback)
+    return direct[0].rpartition("/p2p/")[0] if direct else ""
 
 
 async def watch(directory: Directory, period_s: float) -> AsyncIterator[list[Record]]:

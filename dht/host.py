@@ -8,35 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import ipaddress
 import logging
-import os
-import shutil
 import socket
-import stat
-import tempfile
-import time
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.dht.errors import HostError
+from shoal.dht.folder import private_folder
 from shoal.dht.identity import Identity
 from shoal.dht.maddr import endpoint, is_loopback, is_relayed, pack
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
 
     from shoal.dht.foreign import P2P
 
 logger = logging.getLogger(__name__)
 
-FOLDER_PREFIX = "shoal-host-"
-LOCK_NAME = "lock"
-SWEEP_AGE_S = 60.0
-MAX_PARENT_CHARS = 50  # a unix socket's path has at most 107 characters
 DAEMON_IDLE_S = 10.0  # the daemon ends if nobody has opened its control connection by then
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 2.0
@@ -75,16 +66,17 @@ class HostConfig:
         return Identity.load_or_create(self.identity_path) if self.identity_path else Identity.generate()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Host:
-    """A running daemon. maddrs: full addresses at the start, each ending in `/p2p/ID`. died: set soon after the
-    daemon's death. reach: how others get here, as far as it was found out (`dht.reach`). told: its addresses are those
-    that its owner named. outside: where others got here though the daemon knew no such address, "" if nowhere."""
+    """A running daemon. maddrs: full addresses, each ending in `/p2p/ID`, as they were when somebody last looked. died:
+    set soon after the daemon's death. reach: how others get here, as far as it was found out (`dht.reach`). told: its
+    addresses are those that its owner named. outside: where others got here though the daemon knew no such address, ""
+    if nowhere; it comes first among the addresses."""
 
     p2p: P2P
     identity: Identity
     maddrs: tuple[str, ...]
-    died: asyncio.Event = field(compare=False)
+    died: asyncio.Event
     relayed: bool = False
     reach: Reach = "unknown"
     told: bool = False
@@ -130,13 +122,20 @@ class Host:
         _, maddrs = await self.p2p._client.identify()
         return _full(maddrs, self.peer_id)
 
+    async def look(self) -> tuple[str, ...]:
+        """`maddrs`, after asking the daemon for them. Errors: `OSError` and `EOFError` if it dies."""
+        maddrs = await self.current_maddrs()
+        if self.relayed or not all(map(is_loopback, maddrs)):  # else we are in no network just now, and may come back
+            self.maddrs = tuple(dict.fromkeys((self.outside, *maddrs) if self.outside else maddrs))
+        return self.maddrs
+
 
 @asynccontextmanager
 async def open_host(config: HostConfig) -> AsyncIterator[Host]:
     """Start a daemon and stop it at the end. HostError, with a sentence, if it does not start or its port is taken."""
     identity = config.resolve_identity()
     check_port(config.listen, config.port)
-    with _private_folder() as folder:
+    with private_folder() as folder:
         key_file = folder / "identity"
         key_file.touch(mode=0o600)
         key_file.write_bytes(identity.to_bytes())
@@ -228,36 +227,6 @@ def free_or_any(listen: str, port: int) -> int:
 def _full(maddrs: Iterable[Any], peer_id: str) -> tuple[str, ...]:
     tail = f"/p2p/{peer_id}"
     return tuple(dict.fromkeys(text if text.endswith(tail) else text + tail for text in map(str, maddrs)))
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder of mode 0700 whose path is short enough for a unix socket; removed with all in it."""
-    parent = Path(tempfile.gettempdir())
-    if len(str(parent)) > MAX_PARENT_CHARS:
-        parent = Path("/tmp")  # noqa: S108  mkdtemp makes the folder ours alone
-    _sweep(parent)
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
-    try:
-        with (folder / LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the folders of processes that were killed: those whose lock nobody holds any more."""
-    for folder in parent.glob(FOLDER_PREFIX + "*"):
-        with suppress(OSError):
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-                continue  # of somebody else, who may have laid a link to a file of ours in it
-            if found.st_mtime > time.time() - SWEEP_AGE_S:
-                continue  # its owner may not have locked it yet
-            with os.fdopen(os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _start_daemon(config: HostConfig, folder: Path, key_file: Path) -> Any:

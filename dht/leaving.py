@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from shoal.dht.ending import end_soon
+from shoal.dht.starting import INTERRUPTED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
+
+T = TypeVar("T")
 
 
 def on_leave(leave: Callable[[], None]) -> None:
@@ -42,12 +47,37 @@ def leave_on_signals(tell: Callable[[], None]) -> asyncio.Event:
 
     def on_signal() -> None:
         if leave.is_set():
+            end_soon(INTERRUPTED)
             raise KeyboardInterrupt
         tell()
         leave.set()
 
     on_leave(on_signal)
     return leave
+
+
+async def unless(leave: asyncio.Event, work: Awaitable[T]) -> T | None:
+    """What `work` gives; None once `leave` is set, which cancels it. It runs in the caller's own task.
+
+    Errors: those of `work`, but for what breaks on the way out.
+    """
+    try:
+        async with asyncio.timeout(None) as limit:
+            watching = asyncio.create_task(_end_at(leave, limit))
+            try:
+                found = await work
+            finally:
+                watching.cancel()
+    except Exception:
+        if leave.is_set():
+            return None
+        raise
+    return None if leave.is_set() else found
+
+
+async def _end_at(leave: asyncio.Event, limit: asyncio.Timeout) -> None:
+    await leave.wait()
+    limit.reschedule(asyncio.get_running_loop().time())
 
 
 def _let_go(descriptors: Iterable[int]) -> None:

@@ -36,7 +36,7 @@ def in_our_network(maddrs: Iterable[str], ours: Iterable[str]) -> list[str]:
 async def meet_nearby(host: Host, peer_id: str, maddrs: Iterable[str]) -> None:
     """Go over to a direct connection if a peer that we reach through relays alone listens in our own network. What
     still runs over the relays is lost then. Errors: `OSError`, `EOFError` and `P2PDaemonError` if the daemon dies."""
-    near = in_our_network(maddrs, host.maddrs)
+    near = in_our_network(maddrs, await host.look())
     if not near or await host.direct_to(peer_id):
         return
     for maddr in near:

@@ -12,12 +12,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from shoal.dht.allowance import NAMES_BYTES, Allowance
 from shoal.dht.errors import RecordError
 from shoal.dht.foreign import CALL_ERRORS, DHTID, DHTProtocol, P2PContext, PeerID, dht_pb2
 from shoal.dht.keys import KEY_BYTES, network_of, node_key
 from shoal.dht.packing import DIGESTS, cut, digests_in, is_asked, pack, some_of, unpack
 from shoal.dht.steady import steady
-from shoal.dht.store import RecordStore
+from shoal.dht.store import DIGEST_BYTES, RecordStore
 from shoal.dht.table import LimitedTable
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
     clock: SwarmClock
     routing_table: LimitedTable
     _shunned: dict[PeerID, float]
+    _allowance: Allowance
 
     @classmethod
     async def open(cls, host: Host, clock: SwarmClock, *, guest: bool) -> ShoalDHT:
@@ -79,7 +81,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
             parallel_rpc=64,
             client_mode=True,  # the handlers are added below, once the fields that they use are there
         )
-        self.clock, self.store, self._shunned = clock, RecordStore(), {}
+        self.clock, self.store, self._shunned, self._allowance = clock, RecordStore(), {}, Allowance()
         self.routing_table = LimitedTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
         self.client_mode = guest or host.relayed
         if not self.client_mode:
@@ -111,13 +113,18 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         return dht_pb2.StoreResponse(store_ok=stored, peer=self.node_info)
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        """Give the records under up to 64 keys, within 3 MiB in all, and the nearest nodes known. What follows a key
-        asks for the digests of its records (DIGESTS), or for those with the digests that follow (SOME)."""
+        """Give the records under up to 64 keys, within 3 MiB in all and what the asker may draw, and the nearest nodes
+        known. What follows a key asks for the digests of its records (DIGESTS), or for those with the digests that
+        follow (SOME)."""
         wanted = [(key[:KEY_BYTES], key[KEY_BYTES : KEY_BYTES + 1], key[KEY_BYTES + 1 :]) for key in request.keys]
         if not 0 < len(wanted) <= MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES or not all(map(is_asked, wanted)):
             return dht_pb2.FindResponse(peer=self.node_info)
-        budget = REPLY_BUDGET_BYTES // len(wanted)
+        asker, now = str(context.remote_id), steady()
+        if (left := self._allowance.left(asker, now)) <= 0:
+            return dht_pb2.FindResponse(peer=self.node_info)
+        budget = max(0, min(REPLY_BUDGET_BYTES, left - NAMES_BYTES)) // len(wanted)
         results = [self._result(*each, budget, context.remote_id) for each in wanted]
+        self._allowance.draw(asker, sum(result.ByteSize() for result in results), now)
         await self._met(request.peer, context.remote_id)
         return dht_pb2.FindResponse(results=results, peer=self.node_info)
 
@@ -134,7 +141,7 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
 
     def _result(self, key: bytes, what: bytes, digests: bytes, budget_bytes: int, asker: PeerID) -> dht_pb2.FindResult:
         if what == DIGESTS:
-            value = b"".join(self.store.digests(key, self.now()))
+            value = b"".join(self.store.digests(key, self.now())[: budget_bytes // DIGEST_BYTES])
         else:
             some, now = frozenset(cut(digests)), self.now()
             value = pack(self.store.some(key, some, now) if what else self.store.get(key, now), budget_bytes)

@@ -65,7 +65,8 @@ async def open_reachable(config: HostConfig) -> AsyncIterator[Host]:
             if host.reach != "relayed":  # some may still get here directly, from the same local network say
                 await stack.aclose()
                 host = await stack.enter_async_context(open_host(config))
-        yield _with_answers(host, answers)
+        note_answers(host, answers)
+        yield host
 
 
 class DialBackService:
@@ -123,15 +124,16 @@ def reach_of(answers: Iterable[DialBack]) -> Literal["open", "closed", "unknown"
 
 
 async def find_reach(host: Host, nodes: Iterable[str]) -> tuple[Reach, tuple[str, ...]]:
-    """How others get to a running host now, and the addresses to tell them: a machine may be given new ones meanwhile.
-    Errors: `OSError` and `EOFError` if the daemon dies."""
-    maddrs = await host.current_maddrs()
+    """How others get to a running host now, and the addresses to tell them: a machine may be given new ones meanwhile,
+    and the host knows them from then on. Errors: `OSError` and `EOFError` if the daemon dies."""
+    maddrs = await host.look()
     if host.relayed:
-        return ("relayed" if any(map(is_relayed, maddrs)) else "unknown"), shareable(maddrs)
-    if not all(map(is_loopback, maddrs)):  # else this machine is in no network just now, and may come back
-        host = replace(host, maddrs=maddrs)
-    answers = await ask_reach(host, nodes)
-    return ("direct" if reach_of(answers) == "open" else "unknown"), shareable(_with_answers(host, answers).maddrs)
+        host.reach = "relayed" if any(map(is_relayed, maddrs)) else "unknown"
+    else:
+        answers = await ask_reach(host, nodes)
+        host.reach = "unknown"
+        note_answers(host, answers)
+    return host.reach, shareable(host.maddrs)
 
 
 async def relays_lost(host: Host, nodes: Iterable[str]) -> None:
@@ -171,16 +173,16 @@ def shareable(maddrs: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _with_answers(host: Host, answers: Sequence[DialBack]) -> Host:
-    """The host with what the answers prove; an address at which it was reached and that it did not know comes first,
+def note_answers(host: Host, answers: Sequence[DialBack]) -> None:
+    """Let a host know what the answers prove; an address at which it was reached and that it did not know comes first,
     and stays as long as nobody gets here at another."""
     seen = next((answer.seen_at for answer in answers if answer.reached), None)
-    if seen is not None:
-        port = port_of(host)
-        known = host.told or any(endpoint(maddr) == (seen, port) for maddr in host.maddrs)
-        found = "" if known else f"/ip{6 if ':' in seen else 4}/{seen}/tcp/{port}/p2p/{host.peer_id}"
-        host = replace(host, reach="direct", outside=found)
-    return replace(host, maddrs=tuple(dict.fromkeys((host.outside, *host.maddrs)))) if host.outside else host
+    if seen is None:
+        return
+    port, own = port_of(host), tuple(maddr for maddr in host.maddrs if maddr != host.outside)
+    known = host.told or any(endpoint(maddr) == (seen, port) for maddr in own)
+    host.outside = "" if known else f"/ip{6 if ':' in seen else 4}/{seen}/tcp/{port}/p2p/{host.peer_id}"
+    host.maddrs, host.reach = (own if known else (host.outside, *own)), "direct"
 
 
 async def seen_at(host: Host, peer_id: str) -> str | None:

@@ -17,6 +17,14 @@ FIRST_S, LONGEST_S = 15.0, 600.0
 WELL_S = 600.0  # without a fault for so long, the next one counts as the first
 
 
+def lost(device: str) -> str:
+    """What its owner is told of a device that is."""
+    return (
+        f"{device} stopped working and this peer left the swarm; its clients go on elsewhere. Look at the driver's "
+        "messages (dmesg, nvidia-smi), then start the peer again"
+    )
+
+
 async def rest_after_faults(faulted: asyncio.Event, pausing: Pausing) -> None:
     """Pause each time `faulted` is set; until cancelled."""
     loop, rest_s = asyncio.get_running_loop(), FIRST_S

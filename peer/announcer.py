@@ -81,6 +81,10 @@ class Announcer:
             announcement, ttl_s = moved(announcement, self.moving.start, self.moving.stop), LOADING_S
         await self._directory.announce(encode(announcement), ttl_s)
 
+    def stay(self) -> None:
+        """This peer does not move after all; `run` says so soon."""
+        self.moving = self._announced = None
+
     async def withdraw(self) -> None:
         """Tell the swarm that this peer is gone."""
         await self._directory.withdraw()

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 
 from shoal.dht.errors import DhtError
 from shoal.routing.announcement import Announcement, AnnouncementError, decode, encode
-from shoal.routing.knowledge import Knowledge, Speed
+from shoal.routing.knowledge import Knowledge, Speed, middle_leg_s
 from shoal.routing.placement import place_span
 from shoal.routing.view import View, fold
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from shoal.dht.directory import Directory
+
+    # round trips in seconds to peers of a view, those that are known among them
+    Survey = Callable[[View, Mapping[str, float]], Awaitable[Mapping[str, float]]]
 
 logger = logging.getLogger("shoal.peer")
 
@@ -43,30 +48,32 @@ class Seat:
     name: str
 
 
-async def choose(directory: Directory, seat: Seat) -> range:
+async def choose(directory: Directory, seat: Seat, survey: Survey) -> range:
     """The span that helps the swarm most. It is announced as `joining`, so that the next one to look chooses others.
 
     Of two peers that looked at the same moment and chose the same blocks, the one with the greater id chooses again.
     """
     rng = random.Random()  # noqa: S311 - spreads joiners, no secret
+    rtts_s = await survey(await _look(directory, seat), {}) if seat.capacity < seat.n_blocks else {}
     await asyncio.sleep(rng.random() * SPREAD_S)
-    span = await _take(directory, seat, await _look(directory, seat), rng)
+    span = await _take(directory, seat, await _look(directory, seat), rtts_s, rng)
     await asyncio.sleep(SETTLED_S)
     view = await _look(directory, seat)
     if any(_comes_before(peer, seat, span) for peer in view.peers):
         logger.info("another peer took these blocks at the same moment; choosing again")
-        span = await _take(directory, seat, view, rng)
+        span = await _take(directory, seat, view, rtts_s, rng)
     return span
 
 
-async def keep_announced(directory: Directory, seat: Seat, span: range) -> None:
-    """Say again and again that these blocks are about to be served, until cancelled: a download may take hours."""
+async def keep_announced(directory: Directory, seat_now: Callable[[], Seat], span: range) -> None:
+    """Say again and again that these blocks are about to be served, until cancelled: a download may take hours, in
+    which the machine may be given another address."""
     speed = None
     while True:
         await asyncio.sleep(LOADING_S / 4)
         try:
-            speed = speed or presumed(await _look(directory, seat))
-            await directory.announce(encode(_joining(seat, span, speed)), LOADING_S)
+            speed = speed or presumed(await _look(directory, seat_now()))
+            await directory.announce(encode(_joining(seat_now(), span, speed)), LOADING_S)
         except DhtError as error:
             logger.debug("could not announce what is being loaded: %s", error)
 
@@ -77,9 +84,14 @@ def presumed(view: View) -> Speed:
     return Speed(*claims[len(claims) // 2]) if claims else ASSUMED
 
 
-async def _take(directory: Directory, seat: Seat, view: View, rng: random.Random) -> range:
+def knowing(rtts_s: Mapping[str, float]) -> Knowledge:
+    """What a joining peer knows that has measured these round trips."""
+    return Knowledge(own=ASSUMED, rtts_s=rtts_s, default_leg_s=middle_leg_s(rtts_s))
+
+
+async def _take(directory: Directory, seat: Seat, view: View, rtts_s: Mapping[str, float], rng: random.Random) -> range:
     speed = presumed(view)
-    placement = place_span(view, seat.capacity, speed, view.at, rng, Knowledge(own=ASSUMED))
+    placement = place_span(view, seat.capacity, speed, view.at, rng, knowing(rtts_s))
     logger.info("taking blocks %d:%d: %s", placement.start, placement.stop, placement.reason)
     await directory.announce(encode(_joining(seat, range(placement.start, placement.stop), speed)), LOADING_S)
     return range(placement.start, placement.stop)

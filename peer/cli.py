@@ -7,9 +7,10 @@ import asyncio
 import ipaddress
 import logging
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
+from shoal.blocks.choices import BEST_DEVICE, DEVICES, DTYPES, KV_DTYPES, QUANTIZATIONS
 from shoal.dht.arguments import Parser, add_join, echoed, file, port, rate, seconds, size, whole
 from shoal.dht.errors import InviteError
 from shoal.dht.invite import check_maddr
@@ -21,6 +22,8 @@ from shoal.routing.names import MAX_NAME_CHARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+logger = logging.getLogger("shoal.peer")
 
 MOST_DIGITS = 9  # of a block's number
 STAND_IN = "1" * 46  # where a peer's id would be
@@ -44,12 +47,14 @@ def peer(argv: list[str]) -> int:
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     with at_once():
-        _check_device(config)
+        from shoal.peer.loading import open_and_fit
         from shoal.peer.preview import preview
         from shoal.peer.serve import serve
 
-        run = _runner()
-    return asyncio.run(preview(config)) if arguments.dry_run else run(serve(config))
+        config, run = _placed(config), _runner()
+    if arguments.dry_run:
+        return asyncio.run(preview(config, *open_and_fit(config)))
+    return run(serve(config))
 
 
 def _runner() -> Callable[[Coroutine[Any, Any, int]], int]:
@@ -126,7 +131,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant", choices=QUANTIZATIONS, default="none", help="quantization of the weights (default none)"
     )
-    parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 or mps (default cpu)")
+    parser.add_argument("--device", default=BEST_DEVICE, metavar="D", help=DEVICES)
     parser.add_argument("--dtype", choices=DTYPES, help="of activations and KV (default: the checkpoint's own)")
     parser.add_argument(
         "--max-batch", type=whole(2), metavar="N", help="sessions in one step of the device at most (default 256)"
@@ -203,9 +208,15 @@ def _span(text: str) -> range:
     return range(int(start), int(stop))
 
 
-def _check_device(config: PeerConfig) -> None:
-    from shoal.blocks.devices import check_device
+def _placed(config: PeerConfig) -> PeerConfig:
+    """With a device that is there."""
+    from shoal.blocks.devices import check_device, choose_device
 
+    if config.device == BEST_DEVICE:
+        found = choose_device()
+        logger.log(logging.WARNING if found.instead else logging.INFO, "computing on %s: %s", found.name, found.why)
+        config = replace(config, device=found.name)
     device = check_device(config.device)
     if config.offload and device.type != "cuda":
         raise PeerError(f"--offload is for GPUs: on {device.type} blocks are in host memory anyway, so leave it out")
+    return config

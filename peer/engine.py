@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from shoal.dht.ending import leave_behind
 from shoal.peer.order import EngineFault, Order, fault_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ T = TypeVar("T")
 MAX_BATCH = 256  # rows of one step
 STEP_TOKENS, STEP_TOKENS_CUDA = 512, 2048
 SHORT_TOKENS, SHORT_S = 64, 0.02  # of a quick step: up to so many tokens, and the last like it took less
+PATIENCE_S = 30.0  # with a step under way when the engine is closed
+LAST_STEP_S = 0.5  # the same where nobody needs what it computes any more
 _KNOWN = 512
 
 
@@ -177,11 +180,13 @@ class DeviceEngine:
         """Copy KV pages to others. Errors: `EngineFault`."""
         await self._do(lambda: self.span.kv.copy(source, target))
 
-    def close(self) -> None:
+    def close(self, patience_s: float = PATIENCE_S) -> None:
         """End the device thread once it is idle. The span's memory goes, even if somebody still knows this engine."""
         self._work.put(None)
-        self._thread.join(timeout=0 if self.broken else 30)
-        if not self._thread.is_alive():
+        self._thread.join(timeout=0 if self.broken else patience_s)
+        if self._thread.is_alive():
+            leave_behind(self._thread)
+        else:
             for name in ("span", "_transfer"):
                 self.__dict__.pop(name, None)
 

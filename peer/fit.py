@@ -23,6 +23,7 @@ class Figures:
     """A model and a machine. Bytes; `weights` and `kv` (a token's) by block. `reserve`: what weights and KV must leave.
 
     `shared`: the device computes in host memory. `most_tokens`: KV that the device could make use of, in tokens.
+    `context`: what this process had of the device, by its driver, before `free` was looked at.
     """
 
     weights: tuple[int, ...]
@@ -33,6 +34,7 @@ class Figures:
     shared: bool
     most_tokens: int
     page_tokens: int
+    context: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ class _Fitting:
 
     def __init__(self, figures: Figures, wishes: Wishes) -> None:
         self.figures, self.wishes = figures, wishes
-        self.may_use = min(figures.free, wishes.vram or figures.free)
+        self.context = 0 if wishes.vram is None else figures.context
+        self.may_use = max(0, min(figures.free, (wishes.vram or figures.free) - self.context))
         self.usable = max(0, self.may_use - figures.reserve)
         chosen = wishes.blocks or range(len(figures.weights))
         self.weights = figures.weights[chosen.start : chosen.stop]
@@ -169,9 +172,12 @@ class _Fitting:
         kv = _heaviest(self.kv, count) * room.tokens
         text = (
             f"{self._which(count)}: {size(held)} of {size(self.may_use)} for weights, {size(kv)} for {room.tokens} "
-            f"tokens of KV, {size(self.figures.reserve)} kept free"
+            f"tokens of KV, {size(self.figures.reserve)} kept free{self._beside()}"
         )
         return f"{text}; {count - here} of them are streamed from {size(streamed)} of host memory" if streamed else text
+
+    def _beside(self) -> str:
+        return f" beside {size(self.context)} for the GPU's driver" if self.context else ""
 
     def _which(self, count: int) -> str:
         if blocks := self.wishes.blocks:
@@ -186,8 +192,8 @@ class _Fitting:
         what = f"blocks {blocks.start}:{blocks.stop}" if blocks and len(blocks) > 1 else "one block"
         return (
             f"too little memory for {what}: {size(weights)} for weights, {size(kv)} for {tokens} tokens of KV and "
-            f"{size(self.figures.reserve)} to work in are needed, {size(self.may_use)} may be used; quantize "
-            f"(--quant nf4), take fewer blocks or tokens of KV, or give it more (--vram)"
+            f"{size(self.figures.reserve)} to work in are needed, {size(self.may_use)} may be used{self._beside()}; "
+            f"quantize (--quant nf4), take fewer blocks or tokens of KV, or give it more (--vram)"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from shoal.dht.directory import Directory
     from shoal.dht.host import Host, Reach
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from shoal.peer.config import PeerConfig
     from shoal.peer.loading import Model
     from shoal.peer.transport import P2PTransport
+    from shoal.routing.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class Net:
     """A peer's place in the network. `nodes`: peer ids of those that say whether others get here; `direct_addrs`:
-    where direct streams are taken at the start; `ports`: the TCP ports for libp2p and for them, 0 for none."""
+    where direct streams were taken at the start; `ports`: the TCP ports for libp2p and for them, 0 for none."""
 
     host: Host
     directory: Directory
@@ -32,22 +33,29 @@ class Net:
 
     @property
     def addrs(self) -> tuple[str, ...]:
-        """What others are told: as much as there is room for."""
-        from shoal.dht.reach import shareable
-
-        return shareable((*self.direct_addrs, *self.host.maddrs))
-
-    async def look(self) -> tuple[Reach, tuple[str, ...]]:
-        """How others get here now, and the addresses to tell them. Errors: `OSError`, `EOFError` if the daemon dies."""
+        """What others are told, by what the host knows now: as much as there is room for."""
         from shoal.dht.maddr import direct_maddr, endpoint
-        from shoal.dht.reach import find_reach, shareable
+        from shoal.dht.reach import shareable
         from shoal.peer.direct import MAX_ADDRS
 
-        reach, addrs = await find_reach(self.host, self.nodes)
+        addrs = shareable(self.host.maddrs)
         # Where nobody got to the port for direct streams at the start, it is not announced later either.
         here = dict.fromkeys(found[0] for found in map(endpoint, addrs) if found) if self.direct_addrs else ()
         direct = [direct_maddr(address, self.ports[1], self.host.peer_id) for address in here][:MAX_ADDRS]
-        return reach, shareable((*direct, *addrs))
+        return shareable((*direct, *addrs))
+
+    async def look(self) -> tuple[Reach, tuple[str, ...]]:
+        """How others get here now, and the addresses to tell them. Errors: `OSError`, `EOFError` if the daemon dies."""
+        from shoal.dht.reach import find_reach
+
+        reach, _ = await find_reach(self.host, self.nodes)
+        return reach, self.addrs
+
+    async def survey(self, view: View, known: Mapping[str, float]) -> dict[str, float]:
+        """See `Surveyor`."""
+        from shoal.peer.greet import Surveyor
+
+        return await Surveyor(self.transport).survey(view, known)
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from shoal.blocks.spec import spec_of
 from shoal.peer.config import PeerError
 from shoal.peer.engine import STEP_TOKENS, STEP_TOKENS_CUDA
 from shoal.peer.fit import Figures, Fit, Wishes, fit
+from shoal.peer.matching import check_invited
 
 if TYPE_CHECKING:
     from shoal.blocks.checkpoint import Checkpoint
@@ -32,11 +33,13 @@ logger = logging.getLogger("shoal.peer")
 WARM_ROWS, WARM_TOKENS = 32, 1024  # decode steps up to which a GPU is made ready before the first user comes
 
 # What a GPU needs beside weights, KV and activations: kernels that are loaded when they are first used, cuBLAS's
-# workspaces, what the choice of kernels is measured in, the pools of CUDA graphs; 0.9 GB were measured on an H100. The
-# context itself is there when free memory is asked for. Then a part of the whole, for what the allocator cannot use and
-# for the desktop that grows.
+# workspaces, what the choice of kernels is measured in, the pools of CUDA graphs; 0.9 GB were measured on an H100. Then
+# a part of the whole, for what the allocator cannot use and for the desktop that grows.
 GPU_BYTES = 1024 * 2**20
 GPU_PART = 50
+# The context, which is there when free memory is asked for, so that it counts towards --vram alone. On an H100 the
+# driver named 526 MiB for a process that had asked for nothing yet; smaller cards' contexts are smaller.
+CUDA_CONTEXT_BYTES = 528 * 2**20
 # On a CPU: the allocator's arenas, and a part of the whole that stays with whoever owns the machine.
 CPU_BYTES = 256 * 2**20
 CPU_PART = 16
@@ -55,13 +58,21 @@ class Model:
 
 
 def open_model(config: PeerConfig) -> Model:
-    """Read a model's config. Errors: `PeerError` for blocks that it has not, `BlocksError`."""
+    """Read a model's config. Errors: `PeerError` for another model than the invite's and for blocks that it has not,
+    `BlocksError`."""
+    check_invited(config)
     checkpoint = resolve(config.model, wanted=lambda _name: False, revision=config.revision)
     spec = spec_of(checkpoint)
     if config.blocks is not None and not 0 <= config.blocks.start < config.blocks.stop <= spec.n_blocks:
         wanted = f"{config.blocks.start}:{config.blocks.stop}"
         raise PeerError(f"{config.model} has blocks 0:{spec.n_blocks}; {wanted} is no span of it")
     return Model(checkpoint, spec)
+
+
+def open_and_fit(config: PeerConfig) -> tuple[Model, Fit]:
+    """A model's shape, and what of it this machine has room for. Errors: as `open_model` and `fit_model`."""
+    model = open_model(config)
+    return model, fit_model(config, model)
 
 
 class Terms(Protocol):
@@ -140,7 +151,7 @@ def figures_of(config: Terms, spec: ModelSpec) -> Figures:
         weights=tuple(block_bytes(shape, config.quantization, dtype) for shape in shapes),
         kv=tuple(kv_bytes_per_token(spec, range(i, i + 1), dtype, config.kv_dtype) for i in range(spec.n_blocks)),
         reserve=own + workspace, free=memory.free, host_free=host_memory().free, shared=not on_gpu,
-        most_tokens=max(useful, 8192), page_tokens=PAGE_TOKENS,
+        most_tokens=max(useful, 8192), page_tokens=PAGE_TOKENS, context=CUDA_CONTEXT_BYTES if on_gpu else 0,
     )  # fmt: skip
 
 

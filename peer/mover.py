@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 from shoal.blocks.errors import BlocksError
 from shoal.dht.errors import DhtError
 from shoal.peer.choose import LOADING_S, SETTLED_S, look_up
-from shoal.routing.knowledge import Knowledge, Speed
+from shoal.routing.knowledge import Knowledge, Speed, middle_leg_s
 from shoal.routing.rebalance import Move, Stake, moved, rebalance, yields_to
 from shoal.routing.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from shoal.dht.directory import Directory
     from shoal.peer.announcer import Announcer
+    from shoal.peer.choose import Survey
 
     Fetch = Callable[[range], Awaitable[None]]
 
@@ -46,13 +47,19 @@ class Habit:
 class Mover:
     """Watches the swarm of `n_blocks` for one running peer. `fetch` brings blocks to this machine: before the peer says
     that it moves, since that may take hours, in which it serves on. What cannot be had is no reason to give up what is
-    served now."""
+    served now. `survey` measures how far others are, if it comes to a move."""
 
     def __init__(
-        self, directory: Directory, announcer: Announcer, n_blocks: int, habit: Habit, fetch: Fetch | None = None
+        self,
+        directory: Directory,
+        announcer: Announcer,
+        n_blocks: int,
+        habit: Habit,
+        fetch: Fetch | None = None,
+        survey: Survey | None = None,
     ) -> None:
         self._directory, self._announcer, self._n_blocks, self.habit = directory, announcer, n_blocks, habit
-        self._fetch = fetch
+        self._fetch, self._survey = fetch, survey
 
     async def run(self) -> Move:
         """Wait until this peer should move; it is announced as joining there then, and no longer where it is."""
@@ -69,7 +76,12 @@ class Mover:
     async def look(self) -> Move | None:
         """Look once: where to go, if it pays and this peer has the right of way."""
         seed = self.habit.rng.getrandbits(64)
-        found, before = await self._decide(seed)
+        before = await self._view()
+        rtts_s: Mapping[str, float] = dict(self._announcer.announcement().rtts)  # of the links that stand
+        found = self._find(before, seed, rtts_s)
+        if found is not None and self._survey is not None:  # where exactly is worth knowing the distances
+            rtts_s = await self._survey(before, rtts_s)
+            found = self._find(before, seed, rtts_s)
         if found is None:
             return None
         if self._fetch is not None:
@@ -80,33 +92,45 @@ class Mover:
                 logger.warning("staying, since blocks %d:%d cannot be had: %s", found.start, found.stop, error)
                 return None
             if asyncio.get_running_loop().time() - began > STALE_S:
-                again, before = await self._decide(seed)
+                before = await self._view()
+                again = self._find(before, seed, rtts_s)
                 if again is None or (again.start, again.stop) != (found.start, found.stop):
                     logger.info("staying: the swarm changed while blocks %d:%d were fetched", found.start, found.stop)
                     return None
             if self._announcer.state != "online":
                 return None
-        self._announcer.moving = range(found.start, found.stop)
-        await self._announcer.announce()
-        await asyncio.sleep(SETTLED_S)
-        if yields_to(before, await self._view(), moved(self._announcer.announcement(), found.start, found.stop)):
+        if not await self._goes(found, before):
             logger.info("another peer moves from these blocks; staying")
-            self._announcer.moving = None
             await self._announcer.announce()
             return None
         logger.info("moving to blocks %d:%d: %s", found.start, found.stop, found.reason)
         return found
 
-    async def _decide(self, seed: int) -> tuple[Move | None, View]:
-        """What this peer should do now, and by which view; of equally good moves `seed` chooses."""
-        view, me = await self._view(), self._announcer.announcement()
+    async def _goes(self, found: Move, before: View) -> bool:
+        """Say where this peer goes, and whether others leave it the right of way. Only then does it stay said."""
+        announcer, goes = self._announcer, False
+        announcer.moving = range(found.start, found.stop)
+        try:
+            await announcer.announce()
+            await asyncio.sleep(SETTLED_S)
+            me = moved(announcer.announcement(), found.start, found.stop)
+            goes = not yields_to(before, await self._view(), me)
+        finally:
+            if not goes:
+                announcer.stay()
+        return goes
+
+    def _find(self, view: View, seed: int, rtts_s: Mapping[str, float]) -> Move | None:
+        """What this peer should do now, by that view and those round trips; of equally good moves `seed` chooses."""
+        me = self._announcer.announcement()
         stake, speed = Stake(self.habit.loading_s, me.queue), Speed(me.decode_s, me.prefill_s)
         rng = random.Random(seed)  # noqa: S311 - spreads movers, no secret
-        found = rebalance(view, me, speed, stake, rng, Knowledge(rtts_s=dict(me.rtts)))
+        knowledge = Knowledge(rtts_s=rtts_s, default_leg_s=middle_leg_s(rtts_s))
+        found = rebalance(view, me, speed, stake, rng, knowledge)
         if isinstance(found, Move):
-            return found, view
+            return found
         logger.debug("staying: %s", found.reason)
-        return None, view
+        return None
 
     async def _view(self) -> View:
         """All peers of our revision, this one as it is now."""

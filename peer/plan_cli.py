@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.blocks.choices import DTYPES, KV_DTYPES, QUANTIZATIONS
+from shoal.blocks.choices import BEST_DEVICE, DEVICES, DTYPES, KV_DTYPES, QUANTIZATIONS
 from shoal.dht.arguments import Parser, add_join, size, whole
 from shoal.dht.starting import at_once
 from shoal.dht.swarms import VARIABLE, find_invite
@@ -50,9 +50,13 @@ def plan(argv: list[str]) -> int:
         parser.error(f"name a model, or a swarm with --join (or {VARIABLE})")
     invite = None if arguments.join is None else find_invite(arguments.join)
     with at_once():  # torch's import takes seconds
-        from shoal.blocks import devices, span  # noqa: F401
+        from shoal.blocks import span  # noqa: F401
+        from shoal.peer.plan import open_shape
         from shoal.peer.plan_words import as_json, words
-    found = asyncio.run(_plan(arguments, invite))
+
+        arguments.device = _device(arguments.device)
+    shape = open_shape(arguments.model or _model_of(invite), arguments.revision)
+    found = asyncio.run(_plan(arguments, invite, shape))
 
     sys.stdout.write(json.dumps(as_json(found)) + "\n" if arguments.json else words(found))
     return 0
@@ -66,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_join(parser, needed=False)
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit")
-    parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 or mps (default cpu)")
+    parser.add_argument("--device", default=BEST_DEVICE, metavar="D", help=DEVICES)
     parser.add_argument("--dtype", choices=DTYPES, help="of activations and KV (default: the checkpoint's own)")
     parser.add_argument(
         "--quant", choices=QUANTIZATIONS, action="append", help=f"look at this one only (default: {', '.join(KINDS)})"
@@ -82,12 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _plan(arguments: argparse.Namespace, invite: Invite | None) -> Plan:
-    from shoal.blocks.devices import check_device
-    from shoal.peer.plan import Terms, Work, hold, open_shape, swarm
+async def _plan(arguments: argparse.Namespace, invite: Invite | None, shape: Shape) -> Plan:
+    from shoal.peer.plan import Terms, Work, hold, swarm
 
-    check_device(arguments.device)
-    shape = open_shape(arguments.model or _model_of(invite), arguments.revision)
     work = Work(arguments.prompt_tokens, arguments.new_tokens)
     held, base = [], Terms(arguments.device, arguments.dtype, arguments.kv_dtype, arguments.vram)
     for kind in arguments.quant or KINDS:
@@ -109,6 +110,7 @@ async def _look(invite: Invite, shape: Shape) -> tuple[View, dict[str, float]]:
     from shoal.dht.identity import Identity
     from shoal.peer.greet import round_trips
     from shoal.peer.plan import view_of
+    from shoal.peer.transport import P2PTransport
 
     identity = Identity.generate()
     config = HostConfig(identity=identity, listen=listen_for(invite.peers), bootstrap=invite.peers)
@@ -117,7 +119,20 @@ async def _look(invite: Invite, shape: Shape) -> tuple[View, dict[str, float]]:
         open_directory(host, identity, invite, shape.revision or "", guest=True) as directory,
     ):
         view = view_of(await directory.lookup(), shape, time.time())
-        return view, await round_trips(host, view.peers)
+        return view, await round_trips(P2PTransport(host), view.peers)
+
+
+def _device(name: str) -> str:
+    """One that is there."""
+    from shoal.blocks.devices import check_device, choose_device
+
+    if name == BEST_DEVICE:
+        chosen = choose_device()
+        name = chosen.name
+        if chosen.instead:
+            _tell(chosen.why)
+    check_device(name)
+    return name
 
 
 def _model_of(invite: Invite | None) -> str:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from shoal.dht.identity import Identity
 from shoal.dht.remembered import Remembered
-from shoal.peer.choose import ASSUMED, look_up, presumed
+from shoal.peer.choose import knowing, look_up, presumed
 from shoal.peer.config import cache_folder
 from shoal.peer.join import join
-from shoal.routing.knowledge import Knowledge
+from shoal.peer.matching import warn_of_others
 from shoal.routing.placement import Gain, gain_of, place_span
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shoal.peer.config import PeerConfig
     from shoal.peer.fit import Fit
     from shoal.peer.loading import Model
@@ -41,30 +43,29 @@ class Preview:
     gain: Gain
 
 
-async def preview(config: PeerConfig) -> int:
-    """Look at this machine and at the swarm, and print what a peer would do. Errors: as `serve`."""
-    from shoal.peer.loading import fit_model, open_model
-
-    model = await asyncio.to_thread(open_model, config)
-    room = await asyncio.to_thread(fit_model, config, model)
+async def preview(config: PeerConfig, model: Model, room: Fit) -> int:
+    """Look at the swarm, and print what a peer would do that has so much room for this model. Errors: as `serve`."""
     identity = Identity.generate()  # nobody is to take this look for the peer itself
     remembered = Remembered(cache_folder() / "swarms" / config.invite.namespace.hex())
     async with join(config, identity, model, remembered) as net:
         revision, n_blocks = model.checkpoint.revision, model.spec.n_blocks
+        await warn_of_others(net.directory, net.host.peer_id, config, revision)
         view = await look_up(net.directory, net.host.peer_id, revision, n_blocks, time.time())
-    found = await asyncio.to_thread(_preview, config, model, room, view)
+        rtts_s = await net.survey(view, {})
+    found = await asyncio.to_thread(_preview, config, model, room, view, rtts_s)
     sys.stdout.write(json.dumps(_flat(found)) + "\n" if config.json else _words(found))
     return 0
 
 
-def _preview(config: PeerConfig, model: Model, room: Fit, view: View) -> Preview:
+def _preview(config: PeerConfig, model: Model, room: Fit, view: View, rtts_s: Mapping[str, float]) -> Preview:
     from shoal.peer.loading import memory_of
 
-    speed, knowledge = presumed(view), Knowledge(own=ASSUMED)
+    speed, knowledge = presumed(view), knowing(rtts_s)
     alike = ", as with the other peers" if view.peers else ""
+    measured = f"measured are the ways to {len(rtts_s)} of {len(view.peers)} peers, " if rtts_s else ""
     assumed = (
-        f"a block takes {1e3 * speed.decode_s:.3g} ms a token here{alike}; ways to others that nobody has measured "
-        "take 25 ms"
+        f"a block takes {1e3 * speed.decode_s:.3g} ms a token here{alike}; {measured}ways to others that nobody has "
+        f"measured take {1e3 * knowledge.default_leg_s:.3g} ms"
     )
     blocks, why = config.blocks, "they were asked for"
     if blocks is None:

@@ -13,7 +13,8 @@ import torch
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.parts import library
 from shoal.blocks.span import SpanOptions, load_span
-from shoal.peer.engine import DeviceEngine
+from shoal.dht.threads import in_thread
+from shoal.peer.engine import LAST_STEP_S, DeviceEngine
 from shoal.peer.loading import dtype_of
 from shoal.peer.measure import measure
 from shoal.routing.knowledge import CHUNK_MEASURED, Speed
@@ -58,11 +59,11 @@ async def time_block(config: Mapping[str, Any], spec: ModelSpec, terms: Terms) -
         dtype=dtype, kv_dtype=terms.kv_dtype,
     )  # fmt: skip
     made_up = cast("Checkpoint", MadeUp(config, spec))
-    engine = DeviceEngine(load_span(made_up, range(1), options), PAGE_TOKENS)
+    engine = DeviceEngine(await in_thread(load_span, made_up, range(1), options), PAGE_TOKENS)
     try:
         found = await measure(engine, str(dtype).removeprefix("torch."))
     finally:
-        engine.close()
+        engine.close(LAST_STEP_S)
     return Speed(found.decode_s, found.prefill_s)
 
 

@@ -7,26 +7,29 @@ import json
 import logging
 import platform
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
+from shoal.blocks.hub_progress import stop_drawing
 from shoal.dht.background import background
 from shoal.dht.errors import HostError, JoinError
 from shoal.dht.identity import Identity
-from shoal.dht.leaving import leave_on_signals
+from shoal.dht.leaving import leave_on_signals, unless
 from shoal.dht.remembered import Remembered
+from shoal.dht.threads import in_thread
 from shoal.dht.version import shoal_version
 from shoal.peer.account import Account
-from shoal.peer.ailing import rest_after_faults
+from shoal.peer.ailing import lost, rest_after_faults
 from shoal.peer.announcer import Announcer, Facts
 from shoal.peer.choose import Seat, choose, keep_announced
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
 from shoal.peer.courtesy import courteous
-from shoal.peer.engine import DeviceEngine
+from shoal.peer.engine import LAST_STEP_S, PATIENCE_S, DeviceEngine
 from shoal.peer.farewell import hand_over, say_goodbye, withdraw
 from shoal.peer.join import join
 from shoal.peer.log import report
+from shoal.peer.matching import warn_of_others
 from shoal.peer.measure import measured
 from shoal.peer.mover import Habit, Mover
 from shoal.peer.node import Node
@@ -39,7 +42,6 @@ from shoal.peer.watchdog import LIMITS_S, Watchdog
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shoal.dht.directory import Directory
     from shoal.dht.host import Host
     from shoal.peer.config import PeerConfig
     from shoal.peer.duty import Duty
@@ -63,11 +65,11 @@ async def serve(config: PeerConfig) -> int:
     leave = leave_on_signals(lambda: logger.info(LEAVING))
     identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
     logger.info("reading the shape of %s", config.model)
-    from shoal.peer.loading import fit_model, open_model
+    from shoal.peer.loading import open_and_fit
 
-    model = await asyncio.to_thread(open_model, config)
-    room = await asyncio.to_thread(fit_model, config, model)
-    life = _Life(config, identity, model, room, leave)
+    if (found := await unless(leave, in_thread(open_and_fit, config))) is None:
+        return 0
+    life = _Life(config, identity, *found, leave)
     try:
         async with (
             controlled(identity.peer_id, life.account.answer),
@@ -80,7 +82,8 @@ async def serve(config: PeerConfig) -> int:
             error = error.exceptions[0]
         raise error from group
     finally:
-        life.close()
+        stop_drawing()  # a thread that is left behind would go on
+        life.close(LAST_STEP_S)
 
 
 class _Life:
@@ -112,13 +115,16 @@ class _Life:
             if not self.leave.is_set() and not broken:
                 await self._wait_to_rejoin()
         if broken:
-            raise PeerError(_broken(self.config.device))
+            raise PeerError(lost(self.config.device))
         logger.info("left the swarm")
         return 0
 
     async def _run_once(self) -> bool:
         """From joining until we leave, the daemon dies or the device is lost; True for the last."""
-        async with join(self.config, self.identity, self.model, self.remembered, self._ports) as net:
+        async with AsyncExitStack() as stack:
+            joining = join(self.config, self.identity, self.model, self.remembered, self._ports)
+            if (net := await unless(self.leave, stack.enter_async_context(joining))) is None:
+                return False
             self._ports = net.ports
             return await self._serve_spans(net)
 
@@ -134,13 +140,12 @@ class _Life:
     async def _serve_spans(self, net: Net) -> bool:
         """Serve, here and then where the swarm needs this peer more; True if the device is lost."""
         while not self.leave.is_set():
-            engine = await self._engine(net)
-            if self.leave.is_set():
+            if (engine := await unless(self.leave, self._engine(net))) is None:
                 break
             if (move := await self._serve(net, engine)) is None:
                 return engine.broken
             del engine
-            await asyncio.to_thread(self._unload, range(move.start, move.stop))
+            await in_thread(self._unload, range(move.start, move.stop))
         await withdraw(net.directory)  # what it was about to load is announced
         return False
 
@@ -154,23 +159,23 @@ class _Life:
         if self.config.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def close(self) -> None:
+    def close(self, patience_s: float = PATIENCE_S) -> None:
         """End the device thread."""
         if self.watchdog is not None:
             self.watchdog.stop()
         if self.engine is not None:
-            self.engine.close()
+            self.engine.close(patience_s)
 
     async def _engine(self, net: Net) -> DeviceEngine:
         """The loaded span, measured; made at the first join, since the swarm decides which blocks it holds."""
         if self.engine is None:
-            self.blocks = blocks = self.blocks or await choose(net.directory, self._seat(net))
+            self.blocks = blocks = self.blocks or await choose(net.directory, self._seat(net), net.survey)
             began = asyncio.get_running_loop().time()
             from shoal.blocks.kv import PAGE_TOKENS
             from shoal.peer.loading import load
 
-            async with background(keep_announced(net.directory, self._seat(net), blocks)):
-                span = await asyncio.to_thread(load, self.config, self.model, blocks, self.room)
+            async with background(keep_announced(net.directory, lambda: self._seat(net), blocks)):
+                span = await in_thread(load, self.config, self.model, blocks, self.room)
                 self.engine = DeviceEngine(span, PAGE_TOKENS)
                 if (limit_s := LIMITS_S.get(span.device.type)) is not None:
                     self.watchdog = Watchdog(self.engine, limit_s)
@@ -238,16 +243,17 @@ class _Life:
         async with asyncio.TaskGroup() as tasks:
             work = announcer.run(), announcer.follow(net.look), report(node, logger), self.pausing.run(node, announcer)
             ails = rest_after_faults(node.steps.faulted, self.pausing)
-            chores = [tasks.create_task(part) for part in (*work, ails)]
+            others = warn_of_others(net.directory, net.host.peer_id, self.config, self.model.checkpoint.revision)
+            chores = [tasks.create_task(part) for part in (*work, ails, others)]
             ends = [tasks.create_task(event.wait()) for event in (self.leave, net.host.died, node.broken)]
             alone = tasks.create_task(relays_lost(net.host, net.nodes))
-            moving = tasks.create_task(self._move(net.directory, announcer))
+            moving = tasks.create_task(self._move(net, announcer))
             await asyncio.wait([*ends, alone, moving], return_when=asyncio.FIRST_COMPLETED)
             for task in (*chores, *ends, alone, moving):
                 task.cancel()
         return moving.result() if not moving.cancelled() else None
 
-    async def _move(self, directory: Directory, announcer: Announcer) -> Move:
+    async def _move(self, net: Net, announcer: Announcer) -> Move:
         """Wait until this peer should serve other blocks, and has them at hand: for ever, if it was told which to
         serve."""
         if self.config.blocks is not None or not self.config.rebalance_s:
@@ -255,10 +261,10 @@ class _Life:
         from shoal.peer.loading import fetch
 
         async def bring(blocks: range) -> None:
-            await asyncio.to_thread(fetch, self.config, self.model, blocks)
+            await in_thread(fetch, self.config, self.model, blocks)
 
         habit = Habit(self.config.rebalance_s, self.loading_s)
-        return await Mover(directory, announcer, self.model.spec.n_blocks, habit, bring).run()
+        return await Mover(net.directory, announcer, self.model.spec.n_blocks, habit, bring, net.survey).run()
 
     @property
     def _speed(self) -> Throughput:
@@ -287,10 +293,3 @@ def _print(event: Mapping[str, object]) -> None:
 
 
 _CALMER = "take fewer blocks (--num-blocks), less KV (--kv-tokens) or less of the device (--vram)"
-
-
-def _broken(device: str) -> str:
-    return (
-        f"{device} stopped working and this peer left the swarm; its clients go on elsewhere. Look at the driver's "
-        "messages (dmesg, nvidia-smi), then start the peer again"
-    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003  (dataclass field type)
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Final
 
 DEFAULT_LEG_S: Final = 0.025
@@ -48,3 +49,8 @@ class Knowledge:
     via_client: frozenset[tuple[str, str]] = frozenset()
     upload_bps: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict)
+
+
+def middle_leg_s(rtts_s: Mapping[str, float]) -> float:
+    """Return the leg to peers in the middle of those measured: what one counts as that was not."""
+    return median(rtts_s.values()) / 2 if rtts_s else DEFAULT_LEG_S

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from shoal.routing.bounds import BLOCK_S, LEG_S
-from shoal.routing.cost import HOP_OVERHEAD_S, price
+from shoal.routing.cost import HOP_OVERHEAD_S, Costs, price
 from shoal.routing.legs import between
 from shoal.routing.planner import problem_of
 from shoal.routing.route import RouteRequest
@@ -35,8 +35,7 @@ class Pace:
     def of(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64], n_blocks: int) -> Pace:
         """Return the pace of the peers `rows`; `knowledge` is that of the peer that looks for a place."""
         default_leg_s = LEG_S.clamp(knowledge.default_leg_s)
-        costs = price(columns, RouteRequest(0, n_blocks, knowledge=replace(knowledge, rtts_s={})), rows)
-        costs = costs.at(shortlist(columns, costs, n_blocks))
+        costs = candidates(columns, knowledge, rows, n_blocks)
         legs_s = [LEG_S.clamp(knowledge.rtts_s[i] / 2) if i in knowledge.rtts_s else default_leg_s for i in columns.ids]
         problem = problem_of(costs, between(columns, knowledge, costs.rows), n_blocks)
         return Pace(problem, np.array(legs_s)[costs.rows], default_leg_s)
@@ -64,3 +63,9 @@ class Pace:
         )
         tiles = cheapest(joined)
         return None if tiles is None else total_of(joined, tiles)
+
+
+def candidates(columns: Columns, knowledge: Knowledge, rows: NDArray[np.int64], n_blocks: int) -> Costs:
+    """Return those of the peers `rows` over which such a token may go."""
+    costs = price(columns, RouteRequest(0, n_blocks, knowledge=replace(knowledge, rtts_s={})), rows)
+    return costs.at(shortlist(columns, costs, n_blocks))

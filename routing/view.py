@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 class View:
     """The peers of a model of `n_blocks` blocks, as known at `at` (seconds since the epoch), sorted by peer id.
 
-    A block counts as held when an *online* peer that had not expired at `at` announces it.
+    A block counts as held when an *online* peer that had not expired at `at` announces it. `former`: columns of much
+    the same peers, to make these from.
     """
 
     n_blocks: int
     peers: tuple[Announcement, ...] = ()
     at: float = 0.0
+    former: Columns | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def columns(self) -> Columns:
         """The same peers as arrays, made once per view: what planning over thousands of peers reads."""
-        return columns_of(self.peers)
+        return columns_of(self.peers, self.former)
+
+    def with_peers(self, peers: Iterable[Announcement]) -> View:
+        """Return the view as it would be with these peers instead, most of them the same."""
+        return View(self.n_blocks, tuple(peers), self.at, self.__dict__.get("columns", self.former))
 
     def holders(self, block: int) -> tuple[Announcement, ...]:
         """Return the online peers that hold `block`."""
@@ -55,7 +61,7 @@ class View:
 
     def without(self, peer_id: str) -> View:
         """Return the view as it would be if `peer_id` were not there."""
-        return View(self.n_blocks, tuple(peer for peer in self.peers if peer.peer_id != peer_id), self.at)
+        return self.with_peers(peer for peer in self.peers if peer.peer_id != peer_id)
 
     def _is_online(self, peer: Announcement) -> bool:
         return peer.state == "online" and peer.expiry > self.at
@@ -71,7 +77,7 @@ def fold(view: View, announcements: Iterable[Announcement], now: float) -> View:
         if _rank(peer) > _rank(newest.get(peer.peer_id)):
             newest[peer.peer_id] = peer
     kept = (peer for peer in newest.values() if peer.expiry > now and 0 <= peer.start < peer.stop <= view.n_blocks)
-    return View(view.n_blocks, tuple(sorted(kept, key=lambda peer: peer.peer_id)), now)
+    return replace(view.with_peers(sorted(kept, key=lambda peer: peer.peer_id)), at=now)
 
 
 def fold_records(view: View, records: Iterable[Record], now: float) -> View:
@@ -87,7 +93,7 @@ def fold_records(view: View, records: Iterable[Record], now: float) -> View:
         except AnnouncementError:
             continue
     known = (*view.peers, *announcements)
-    return fold(View(view.n_blocks), (p for p in known if p.sequence > withdrawn.get(p.peer_id, -1)), now)
+    return fold(view.with_peers(()), (p for p in known if p.sequence > withdrawn.get(p.peer_id, -1)), now)
 
 
 def _rank(peer: Announcement | None) -> tuple[int, float]:

@@ -5,7 +5,7 @@
     scripts/train_demo_model.py train --work .carry --out blocks/demo_model
     scripts/train_demo_model.py card --work .carry --out blocks/demo_model
 
-`measure` says what the model that is there comes to on the held-out files that `collect` finds here, and writes nothing.
+`measure` says what the model that is there comes to on the held-out files of `collect`, and writes nothing.
 
 Owns the order of the steps and the model's folder; each step's substance is in the demo_model_*.py beside it.
 """

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
@@ -47,8 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Tests of swarms start their processes as forks, fixtures' too, but for those that are about the start."""
-    if item.get_closest_marker("swarm") is None or item.get_closest_marker("executed") is not None:
+    """Tests of swarms start their processes as forks, fixtures' too, but for those that are about the start; and all
+    see no GPU, which peers would take: what is checked is a CPU's, and guides type commands as they stand."""
+    if item.get_closest_marker("swarm") is None:
         return (yield)
-    with forked():
+    executed = item.get_closest_marker("executed") is not None
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""), nullcontext() if executed else forked():
         return (yield)

@@ -1,12 +1,14 @@
 """Bounds on time, on a machine whose processors its host lends to others as well.
 
 Where the host took back a part of the processors' time, a bound on seconds says nothing of the product. A test that is
-marked `alone` or `calm` and fails in such a time runs again, twice at most, all its fixtures new. Fails it each time,
-and by a bound that `in_time` holds alone, it is skipped with what was taken; any other failure stays one.
+marked `alone` or `calm` and fails by time in such a time, by a bound that `in_time` holds or by a wait that was given
+up, runs again, twice at most, all its fixtures new. Fails it each time, and by `in_time` alone, it is skipped with what
+was taken. No other failure is the machine's, a wrong token least of all: it stands at once.
 """
 
 from __future__ import annotations
 
+import queue
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from _pytest.runner import call_and_report
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 TRIES = 3
 STARVED = 0.1
@@ -66,25 +68,35 @@ class Processors:
 
 
 _late = pytest.StashKey[bool]()
+_by_time = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None], item: pytest.Item) -> Generator[None, object, object]:
-    """Note whether all that failed of a test is late."""
+    """Note whether all that failed of a test is late, and whether what failed last may be blamed on the machine."""
     if call.excinfo is not None:
-        item.stash[_late] = item.stash.get(_late, True) and _only_late(call.excinfo.value)
+        errors = list(_single(call.excinfo.value))
+        item.stash[_late] = item.stash.get(_late, True) and all(isinstance(error, LateError) for error in errors)
+        item.stash[_by_time] = all(map(_is_by_time, errors))
     return (yield)
 
 
-def _only_late(error: BaseException) -> bool:
+def _single(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        return all(map(_only_late, error.exceptions))
-    return isinstance(error, LateError)
+        for each in error.exceptions:
+            yield from _single(each)
+    else:
+        yield error
+
+
+def _is_by_time(error: BaseException) -> bool:
+    """A bound on time, or a wait that was given up: subprocess, Playwright and httpx have each a name of their own."""
+    return isinstance(error, LateError | queue.Empty) or any("Timeout" in kind.__name__ for kind in type(error).__mro__)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run what minds the machine until it passes, fails on a machine that was there, or has failed TRIES times."""
+    """Run what minds the machine until it passes, fails not by time, or on a machine that was there, or TRIES times."""
     if not any(item.iter_markers("alone")) and not any(item.iter_markers("calm")):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -108,7 +120,7 @@ def _tried(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestR
             reports.append(call_and_report(item, "call", log=False))
         withheld, took_s = Processors.now().withheld_since(before), time.monotonic() - began
         starved = reports[-1].failed and withheld >= STARVED
-        again = starved and left > 0 and time.monotonic() + took_s < end
+        again = starved and item.stash.get(_by_time, False) and left > 0 and time.monotonic() + took_s < end
         done = call_and_report(item, "teardown", log=False, nextitem=None if again else nextitem)
         item._request, item.funcargs = False, None  # type: ignore[attr-defined]
         note = f"the host withheld {withheld:.0%} of the processors' time"

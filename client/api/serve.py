@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 import os
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from shoal.client.local import load_model
 from shoal.client.options import Model
 from shoal.client.serving import Serving
 from shoal.client.swarm import join_swarm
-from shoal.dht.leaving import leave_on_signals
+from shoal.dht.leaving import leave_on_signals, unless
+from shoal.dht.threads import in_thread
 
 if TYPE_CHECKING:
     from socket import socket
@@ -53,14 +54,17 @@ async def serve(config: ServeConfig, listening: socket) -> None:
     if not os.environ.get("SHOAL_DEBUG"):  # it tells a stack for every line of bad HTTP; our own faults are told anyway
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     tell(f"reading {config.model}")
-    model = await asyncio.to_thread(load_model, config.model, config.dtype, config.revision)
+    model = await unless(leave, in_thread(load_model, config.model, config.dtype, config.revision))
+    if model is None:
+        return
     gc.freeze()  # a collector's round through all that is loaded would hold every answer up for a tenth of a second
     tell("joining the swarm")
     spec = model.ends.spec
     shape = Model(spec.n_blocks, spec.hidden_size, model.checkpoint.revision)
-    async with join_swarm(config.invite, shape) as swarm:
-        app = make_app(Serving(swarm, model), config.options)
-        await _answer(app, listening, config, leave)
+    async with AsyncExitStack() as stack:
+        swarm = await unless(leave, stack.enter_async_context(join_swarm(config.invite, shape)))
+        if swarm is not None:
+            await _answer(make_app(Serving(swarm, model), config.options), listening, config, leave)
 
 
 async def _answer(app: web.Application, listening: socket, config: ServeConfig, leave: asyncio.Event) -> None:

@@ -49,9 +49,16 @@ def _torch() -> Finding:
 
 def _device(name: str) -> Iterator[Finding]:
     import torch
-    from shoal.blocks.devices import check_device, device_memory
+    from shoal.blocks.choices import BEST_DEVICE
+    from shoal.blocks.devices import check_device, choose_device, device_memory
     from shoal.blocks.errors import UnsupportedDevice
+    from shoal.blocks.kernels.toolchain import missing
 
+    if name == BEST_DEVICE:
+        chosen = choose_device()
+        name = chosen.name
+        if chosen.instead:
+            yield Finding("gpu", "note", chosen.why, "look at the driver (nvidia-smi, dmesg), or install another torch")
     try:
         device = check_device(name)
         memory = device_memory(device)
@@ -63,8 +70,11 @@ def _device(name: str) -> Iterator[Finding]:
         first = str(error).partition("\n")[0]
         yield Finding("device", "broken", f"{name} computes nothing: {first}", "look at the driver (nvidia-smi, dmesg)")
         return
-    label = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
+    on_gpu = device.type == "cuda"
+    label = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or device.type
     yield Finding("device", "ok", f"{name}: {label}")
+    if on_gpu and (lack := missing(device)) is not None:
+        yield Finding("kernels", "note", f"{name} computes through PyTorch alone, which is slower", lack)
     text = f"{memory.free / GIB:.1f} of {memory.total / GIB:.1f} GiB are free on {name}"
     if memory.free < LITTLE_BYTES:
         yield Finding("memory", "note", text, "end other programs, or serve few blocks: --num-blocks 1 --quant nf4")

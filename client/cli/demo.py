@@ -24,6 +24,7 @@ from shoal.client.cli.terminal import (
 )
 from shoal.dht.arguments import Parser, whole
 from shoal.dht.invite import Invite
+from shoal.dht.threads import in_thread
 
 if TYPE_CHECKING:
     import argparse
@@ -135,7 +136,7 @@ async def _swarm(device: str) -> AsyncIterator[DemoSwarm]:
             tell(f"starting {len(SPANS)} peers (some seconds: each loads its blocks and measures its speed)")
             async with asyncio.TaskGroup() as starting:
                 tasks = [starting.create_task(_peer(children, n, invite, device, folder)) for n in range(len(SPANS))]
-                model = starting.create_task(asyncio.to_thread(_client_model))
+                model = starting.create_task(in_thread(_client_model))
             yield DemoSwarm(Invite.parse(invite), [task.result() for task in tasks], model.result())
             tell("stopping everything")
 

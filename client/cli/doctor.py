@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from shoal.blocks.choices import BEST_DEVICE
 from shoal.client.cli.checkup import machine, network
 from shoal.client.cli.finding import Finding
 from shoal.client.cli.terminal import quiet_libraries, run_async, write
@@ -49,7 +50,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("doctor", SUMMARY, EXAMPLE)
     add_join(parser, needed=False, help_text="look at this swarm too: an invite or a kept name (default: $SHOAL_JOIN)")
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
-    parser.add_argument("--device", default="cpu", metavar="D", help="that a peer would use (default cpu)")
+    parser.add_argument(
+        "--device", default=BEST_DEVICE, metavar="D", help="look at this one (default auto: that a peer would use)"
+    )
     parser.add_argument("--host", default="", metavar="A", help="address that a peer would listen on")
     parser.add_argument("--port", type=port, default=0, metavar="N", help="TCP port that a peer would listen on")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, at the end")
@@ -70,6 +73,7 @@ async def _swarm(arguments: argparse.Namespace) -> list[Finding]:
     from shoal.client.cli.status import local_shape
     from shoal.client.cli.swarm_checkup import swarm
     from shoal.dht.host import HostConfig, listen_for
+    from shoal.dht.threads import in_thread
 
     try:
         invite = find_invite(arguments.join)
@@ -78,7 +82,8 @@ async def _swarm(arguments: argparse.Namespace) -> list[Finding]:
     kind = "private" if invite.secret else "public"
     readable = Finding("invite", "ok", f"it leads to the {kind} swarm {invite.swarm!r} of {invite.model}")
     config = HostConfig(listen=arguments.host or listen_for(invite.peers), port=arguments.port)
-    return [readable, *await swarm(invite, config, *local_shape(arguments.model, invite.model))]
+    shape = await in_thread(local_shape, arguments.model, invite.model)  # fetched, where it is a model of the hub
+    return [readable, *await swarm(invite, config, *shape)]
 
 
 def _show(found: Iterable[Finding], arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from shoal.dht.ending import ending
 from shoal.dht.starting import INTERRUPTED, at_once
 
 if TYPE_CHECKING:
@@ -32,22 +33,11 @@ Examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line; the exit status: 0 well, 1 an error that was told, 2 misuse, 130 interrupted."""
+    """Run one command line; the exit status: 0 well, 1 an error that was told, 2 misuse, 130 interrupted. None: that
+    of this process, which ends with it."""
     # The interpreter's last search for garbage in all that torch brings takes seconds, and the system frees it anyway.
     atexit.register(gc.freeze)
-    arguments = sys.argv[1:] if argv is None else argv
-    first = arguments[0] if arguments else "--help"
-    if first in ("-h", "--help", "help"):
-        return run(lambda: show_help, [])
-    if first in ("-V", "--version", "version"):
-        return run(lambda: show_version, [])
-    with at_once():
-        from shoal.client.cli.commands import find_commands
-
-        commands = find_commands()
-        if first not in commands:
-            return _misused(first, commands)
-    return run(commands[first].load, arguments[1:])
+    return ending(_run(sys.argv[1:])) if argv is None else _run(argv)
 
 
 def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
@@ -98,6 +88,21 @@ def show_version(_: list[str]) -> int:
 
     sys.stdout.write(f"shoal {shoal_version()}\n")
     return 0
+
+
+def _run(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help", "help"):
+        return run(lambda: show_help, [])
+    if first in ("-V", "--version", "version"):
+        return run(lambda: show_version, [])
+    with at_once():
+        from shoal.client.cli.commands import find_commands
+
+        commands = find_commands()
+        if first not in commands:
+            return _misused(first, commands)
+    return run(commands[first].load, arguments[1:])
 
 
 def _misused(name: str, commands: Mapping[str, Command]) -> int:

@@ -11,7 +11,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, TypeVar
 
-from shoal.dht.starting import at_once
+from shoal.dht.ending import end_soon
+from shoal.dht.starting import INTERRUPTED, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -95,6 +96,7 @@ async def _interruptible(work: Coroutine[object, object, T], interrupted: thread
 
     def on_interrupt() -> None:
         if interrupted.is_set() or me is None:
+            end_soon(INTERRUPTED)
             raise KeyboardInterrupt
         interrupted.set()
         me.cancel()
@@ -103,7 +105,8 @@ async def _interruptible(work: Coroutine[object, object, T], interrupted: thread
     try:
         return await work
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        if not interrupted.is_set():  # else a second one is heard until the loop has closed
+            loop.remove_signal_handler(signal.SIGINT)
 
 
 def _runner() -> Callable[[Coroutine[object, object, T]], T]:

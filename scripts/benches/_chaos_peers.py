@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 from _chaos_schedule import SPANS
-from _swarm import tell
+from _swarm import PEER, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +90,7 @@ class ChaosError(Exception):
 
 def peers_of(children: Children, invite: str, folder: Path) -> list[Peer]:
     """One peer for each span, not started yet."""
-    shared = ["peer", "--model", "demo", "--join", invite, "--json", "--dtype", "float32", "--kv-tokens", "8192"]
+    shared = [*PEER, "--model", "demo", "--join", invite, "--dtype", "float32", "--kv-tokens", "8192"]
     return [
         Peer(number, children, [*shared, "--blocks", f"{start}:{stop}", "--identity", str(folder / f"{number}.key")])
         for number, (start, stop) in enumerate(SPANS)

@@ -28,17 +28,18 @@ TABLE = 1024
 REQUESTS, PROMPT, NEW = 64, 512, 128
 CLIENTS = 8
 MOST_NEW = 4096  # tokens that the lease of an endless session asks for
-DECODERS, LONG_PROMPT = 32, 8192
-GUEST = 100  # the number of a session that only brings a prompt; others are below
+NUMBERS = 128  # sessions' numbers are below
 
 
 @dataclass(slots=True)
 class Request:
-    """One session: a prompt `[P, hidden]` and the tokens that it shall generate after it."""
+    """One session: a prompt `[P, hidden]` and the tokens that it shall generate after it. `owner`: its client, if it is
+    none of those among whom sessions are spread."""
 
     number: int
     prompt: torch.Tensor
     new: int
+    owner: str = ""
     position: int = 0
     made: int = 0
     pages: tuple[int, ...] = ()
@@ -49,7 +50,7 @@ class Request:
 
     @property
     def client(self) -> str:
-        return f"client {self.number % CLIENTS}"
+        return self.owner or f"client {self.number % CLIENTS}"
 
     def room_after(self, taken: int) -> int:
         """Pages that it will want one day, beyond those it has and `taken` more; as a lease's max_tokens says."""
@@ -85,12 +86,19 @@ class Load:
         self.unused: list[float] = []  # of the slots set aside after each step, the part that holds no token
         self._jobs: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
-        self._next = torch.zeros(GUEST + 1, table.shape[1], dtype=table.dtype, device=table.device)
+        self._next = torch.zeros(NUMBERS, table.shape[1], dtype=table.dtype, device=table.device)
 
     def add(self, request: Request) -> None:
         """Its prompt waits from now on."""
         self.running[request.number] = request
         self._queue(request, len(request.prompt))
+
+    def drop(self, request: Request) -> None:
+        """Forget one that still waits."""
+        for job in self.scheduler.drop(request.session):
+            del self._jobs[job]
+        self.allocator.release(request.pages)
+        del self.running[request.number]
 
     def step(self) -> list[Request]:
         """One engine step; returns the requests that got a token in it.
@@ -224,66 +232,3 @@ def requests(bench: Bench) -> Figures:
         "kv_waste_percent": statistics.mean(load.unused) * 100,
         "kv_waste_worst_percent": max(load.unused) * 100,
     }
-
-
-def stall(bench: Bench) -> Figures:
-    """Time between a session's tokens, 32 of them decoding at 1,024: alone, and while prompts of 8,192 tokens arrive
-    one after the other without a pause. Alone is measured before and after, since contexts grow on the way."""
-    context, prompt = bench.size(1024, 32), bench.size(LONG_PROMPT, 200)
-    decoders, alone_steps, steps = bench.size(DECODERS, 4), bench.size(60, 5), bench.size(200, 15)
-    pages_tokens = decoders * (context + 2 * alone_steps + 6 * steps) + prompt + 64
-    span = bench.span(bench.size(8, 2), pages_tokens)
-    load = Load(span, table_of(span))
-    for index in range(decoders):
-        load.add(Request(index, states(context, load.span, seed=10 + index), new=1 << 30))
-    long_prompt = states(prompt, load.span, seed=9)
-    load.run_until(lambda: all(request.made > 4 for request in load.running.values()))
-    Gaps(load, long_prompt).measure(steps // 4)  # a warm-up: kernels are chosen, graphs captured, costs learnt
-    tell(f"  {decoders} sessions decode; prompts of {prompt} tokens arrive ...")
-    alone = Gaps(load, None)
-    alone.measure(alone_steps)
-    beside = Gaps(load, long_prompt)
-    beside.measure(steps)
-    alone.measure(alone_steps)
-    middle = statistics.median(alone.gaps_s)
-    return {
-        "stall_alone_ms": middle * 1e3,
-        "stall_with_prompts_ms": statistics.median(beside.gaps_s) * 1e3,
-        "stall_ratio": statistics.median(beside.gaps_s) / middle,
-        "stall_p95_ratio": statistics.quantiles(beside.gaps_s, n=20)[-1] / middle,
-        "stall_worst_ratio": max(beside.gaps_s) / middle,
-        "stall_prefill_tokens_per_s": beside.prefilled / beside.seconds,
-        "stall_chunk_tokens": beside.prefilled / steps,
-    }
-
-
-class Gaps:
-    """Seconds between tokens of each decoding session while one prompt after the other (or none) is prefilled."""
-
-    def __init__(self, load: Load, prompt: torch.Tensor | None) -> None:
-        self._load, self._prompt = load, prompt
-        self.gaps_s: list[float] = []
-        self.prefilled, self.seconds = 0, 0.0
-
-    def measure(self, steps: int) -> None:
-        """Watch so many steps; the prompt that is under way at their end is then finished unwatched."""
-        load, last_s = self._load, {}
-        guest = self._arrive() if self._prompt is not None else None
-        started = time.perf_counter()
-        for _ in range(steps):
-            told, now = load.step(), time.perf_counter()
-            self.gaps_s += [now - last_s[one.number] for one in told if one.number in last_s]
-            last_s |= {one.number: now for one in told if one is not guest}
-            if guest is not None and guest.made:
-                self.prefilled += guest.position
-                guest = self._arrive()
-        self.seconds += time.perf_counter() - started
-        if guest is not None:
-            self.prefilled += guest.position
-            load.run_until(lambda: guest.number not in load.running)
-
-    def _arrive(self) -> Request:
-        assert self._prompt is not None
-        guest = Request(GUEST, self._prompt, new=1)
-        self._load.add(guest)
-        return guest

@@ -93,7 +93,10 @@ def copy_rate(device: torch.device, n_bytes: int = COPY_BYTES) -> float:
 
 
 def graphed(work: Callable[[], object], device: torch.device, rounds: int = 7) -> float:
-    """Milliseconds of a replay of `work`, captured as one CUDA graph: what its kernels take, without their launches."""
+    """Milliseconds of a replay of `work`, captured as one CUDA graph: what its kernels take, without their launches.
+    Where there are no such graphs, of a call."""
+    if device.type != "cuda":
+        return once(work, 1, device).device_ms
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):

@@ -44,6 +44,20 @@ def bound(capacities: Sequence[int], speeds: Sequence[float], n_blocks: int) -> 
     return able / n_blocks
 
 
+def over_routes(services_s: Sequence[Mapping[str, float]]) -> float:
+    """Tokens/s that fixed routes carry, each as many as is best: none of their peers is busy for more than its time.
+
+    `services_s`: seconds that a token keeps each peer of a route.
+    """
+    peers = {peer: i for i, peer in enumerate(sorted({peer for service in services_s for peer in service}))}
+    busy = np.zeros((len(peers), len(services_s)))
+    for route, service in enumerate(services_s):
+        for peer, seconds in service.items():
+            busy[peers[peer], route] = seconds
+    found = linprog(-np.ones(len(services_s)), A_ub=busy, b_ub=np.ones(len(peers)), method="highs")
+    return float(-found.fun)
+
+
 def together(legs_s: Sequence[float], services_s: Sequence[Mapping[str, float]]) -> list[float]:
     """Tokens/s of sessions that run for ever over fixed routes: `legs_s` on the network, `services_s` in each peer.
 

@@ -9,13 +9,14 @@ from itertools import count, pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import _plan_petals as petals
-from _plan_flow import bound, carried, together
+from _plan_flow import bound, carried, over_routes, together
 from _plan_swarm import NOW, Machine, announcement, machines, nearest, rtt_s
 from shoal.routing.cost import HOP_OVERHEAD_S
-from shoal.routing.knowledge import Knowledge, Speed
+from shoal.routing.knowledge import Knowledge, Speed, middle_leg_s
 from shoal.routing.placement import place_span
 from shoal.routing.planner import NoRoute, RouteRequest, plan_route
 from shoal.routing.rebalance import Move, Stake, rebalance
+from shoal.routing.survey import worth_measuring
 from shoal.routing.view import View
 
 if TYPE_CHECKING:
@@ -89,16 +90,21 @@ class Ours:
 
     def place(self, swarm: Swarm, me: Machine) -> range:
         """See `place_span`."""
-        rtts = dict(swarm.rtts.get(me.peer_id) or nearest(me, list(swarm.machines.values())))
-        placed = place_span(swarm.view(), me.capacity, _speed(me), NOW, swarm.rng, Knowledge(rtts_s=rtts))
+        view = swarm.view()
+        placed = place_span(view, me.capacity, _speed(me), NOW, swarm.rng, self._knows(swarm, view, me))
         return range(placed.start, placed.stop)
 
     def move(self, swarm: Swarm, me: Machine) -> range | None:
         """See `rebalance`."""
-        stake = Stake(LOAD_BLOCK_S * len(swarm.spans[me.peer_id]), 1)
-        knowledge = Knowledge(rtts_s=dict(swarm.rtts[me.peer_id]))
-        found = rebalance(swarm.view(), swarm.announced(me.peer_id, {}), _speed(me), stake, swarm.rng, knowledge)
+        stake, view = Stake(LOAD_BLOCK_S * len(swarm.spans[me.peer_id]), 1), swarm.view()
+        knowledge = self._knows(swarm, view.without(me.peer_id), me)
+        found = rebalance(view, swarm.announced(me.peer_id, {}), _speed(me), stake, swarm.rng, knowledge)
         return range(found.start, found.stop) if isinstance(found, Move) else None
+
+    def _knows(self, swarm: Swarm, view: View, me: Machine) -> Knowledge:
+        """What a peer has measured that looks for a place."""
+        rtts = {peer.peer_id: rtt_s(me, swarm.machines[peer.peer_id]) for peer in worth_measuring(view, swarm.rng)}
+        return Knowledge(rtts_s=rtts, default_leg_s=middle_leg_s(rtts))
 
     def route(self, swarm: Swarm, client: Machine, queues: dict[str, int]) -> list[tuple[str, int, int]]:
         """See `plan_route`."""
@@ -147,11 +153,13 @@ def _rates(swarm: Swarm) -> dict[str, float]:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One look: tokens/s that the placement carries, the bound of these machines, whether all blocks were served; and
-    of as many sessions as machines, all at once, the tokens/s in all and the mean seconds a token."""
+    of as many sessions as machines, all at once, what their routes carry, the tokens/s in all and the mean seconds a
+    token."""
 
     carried: float
     bound: float
     served: float
+    routed: float
     tokens_per_s: float
     token_s: float
 
@@ -229,15 +237,19 @@ class Life:
         flow = carried(list(spans.values()), [1 / swarm.machines[i].decode_s for i in spans], self.n_blocks)
         able = list(swarm.machines.values())
         most = bound([me.capacity for me in able], [1 / me.decode_s for me in able], self.n_blocks)
-        rates = self._sessions(swarm) if flow > 0 else []
-        token_s = sum(1 / rate for rate in rates) / len(rates) if rates else 0.0
-        return Seen(flow, most, float(flow > 0), sum(rates), token_s)
+        if flow <= 0:
+            return Seen(flow, most, 0.0, 0.0, 0.0, 0.0)
+        legs_s, services_s = self._sessions(swarm)
+        rates = together(legs_s, services_s)
+        token_s = sum(1 / rate for rate in rates) / len(rates)
+        return Seen(flow, most, 1.0, over_routes(services_s), sum(rates), token_s)
 
-    def _sessions(self, swarm: Swarm) -> list[float]:
-        """Tokens/s of as many sessions as there are machines; each client sees the queues that those before it made."""
+    def _sessions(self, swarm: Swarm) -> tuple[list[float], list[dict[str, float]]]:
+        """Of as many sessions as there are machines, the seconds of each on its legs and in each peer of its route;
+        each client sees the queues that those before it made."""
         chance = random.Random(len(swarm.spans))
         queues: dict[str, int] = {}
-        legs_s, services = [], []
+        legs_s, services_s = [], []
         for client in machines(chance, len(swarm.spans), 10_000_000):
             route = self.rules.route(swarm, client, queues)
             stops = [swarm.machines[peer_id] for peer_id, _, _ in route]
@@ -250,5 +262,5 @@ class Life:
                 service[peer_id] = service.get(peer_id, 0.0) + machine.decode_s * (stop - start)
             for peer_id in service:
                 queues[peer_id] = queues.get(peer_id, 0) + 1
-            services.append(service)
-        return together(legs_s, services)
+            services_s.append(service)
+        return legs_s, services_s

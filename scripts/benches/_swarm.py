@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shoal.client.remote import RemoteSession
 
 PROMPT = 8
+PEER = ("peer", "--device", "cpu", "--json")  # their figures are a processor's, also on a machine with a GPU
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ async def swarm_of(model: Path, spans: Sequence[str], kv_tokens: int = 16384) ->
             peers = [
                 await children.start(
                     f"peer {span}",
-                    ["peer", "--model", str(model), "--join", invite, "--blocks", span, "--json", "--dtype", "float32",
+                    [*PEER, "--model", str(model), "--join", invite, "--blocks", span, "--dtype", "float32",
                      "--kv-tokens", str(kv_tokens)],
                 )
                 for span in spans

@@ -17,6 +17,8 @@ from shoal.peer.link import Link, LinkState
 from shoal.peer.transport import P2PTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from _wan_swarm import Setting
 
 CONTEXT = 128
@@ -38,6 +40,13 @@ class Recovery:
     def bound(self) -> float:
         """What a repair may take after a kill."""
         return self.connect + self.replay + self.two_round_trips
+
+
+def verdict(figures: Mapping[str, float], setting: str) -> str:
+    """Which goals of recovery were missed in a setting, or `ok`."""
+    kill_s, bound_s, hang_s = (figures[f"{part}_s_{setting}"] for part in ("stall_kill", "bound", "stall_hang"))
+    late = ["kill"] * (kill_s > bound_s) + ["hang"] * (hang_s > HANG_GOAL_S)
+    return f"missed: {', '.join(late)}" if late else "ok"
 
 
 async def recovery(made: Stage, setting: Setting, codec: str | None) -> Recovery:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from _swarm import median
+from _swarm import PEER, median
 from shoal.client.cli.children import Child, Children
 from shoal.client.local import ClientModel, load_model
 from shoal.client.options import Model, SessionOptions
@@ -88,8 +88,8 @@ async def stage(model: str, setting: Setting, spares: Iterable[int] = (), hosts:
             places |= {f"s{number + 1}": spans[number] for number in spares}
             started = {}
             for host, (start, stop) in places.items():
-                argv = ["peer", "--model", model, "--join", invite, "--blocks", f"{start}:{stop}", "--json", "--dtype",
-                        "float32", "--kv-tokens", str(KV_TOKENS), "--host", lab.hosts[host]]  # fmt: skip
+                argv = [*PEER, "--model", model, "--join", invite, "--blocks", f"{start}:{stop}", "--dtype", "float32",
+                        "--kv-tokens", str(KV_TOKENS), "--host", lab.hosts[host]]  # fmt: skip
                 started[host] = await children.start(host, argv, within=lab.command(host))
             ids = {str((await child.event("event", "online"))["peer"]): host for host, child in started.items()}
             spec = held.ends.spec

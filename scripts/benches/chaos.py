@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from shoal.client.swarm import Swarm
 
+STALLS = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 SETTLE_S = 3.0  # without faults, so that every client is at work before the first
 
 
@@ -67,7 +68,7 @@ class Outcome:
     trouble: list[str] = field(default_factory=list)
 
     def figures(self) -> dict[str, float | int | str]:
-        """One flat object."""
+        """One flat object; stalls are 0 for a kind of fault that struck nobody."""
         failures = sum(len(client.failures) for client in self.clients) + len(self.trouble)
         found: dict[str, float | int | str] = {
             "failed": failures, "wrong": sum(client.wrong for client in self.clients),
@@ -79,10 +80,8 @@ class Outcome:
         for kind in KINDS:
             stalls = self.stalls(kind)
             found[f"faults_{kind}"] = sum(blow.fault.kind == kind for blow in self.blows)
-            if stalls:
-                found[f"stall_p50_s_{kind}"] = _percentile(stalls, 0.5)
-                found[f"stall_p99_s_{kind}"] = _percentile(stalls, 0.99)
-                found[f"stall_max_s_{kind}"] = stalls[-1]
+            for name, part in STALLS.items():
+                found[f"stall_{name}_s_{kind}"] = _percentile(stalls, part)
         return found
 
     def users(self, peer: Peer) -> tuple[Client, ...]:
@@ -96,7 +95,7 @@ class Outcome:
 
 
 def _percentile(rising: Sequence[float], part: float) -> float:
-    return rising[min(len(rising) - 1, int(part * len(rising)))]
+    return rising[min(len(rising) - 1, int(part * len(rising)))] if rising else 0.0
 
 
 async def _strike(peers: list[Peer], outcome: Outcome, options: Options) -> None:
@@ -172,7 +171,7 @@ def _report(outcome: Outcome, options: Options, path: Path | None) -> int:
     figures = outcome.figures()
     rows = [
         [kind, str(figures[f"faults_{kind}"]), str(len(outcome.stalls(kind)))]
-        + [f"{figures.get(f'stall_{name}_s_{kind}', float('nan')):.2f}" for name in ("p50", "p99", "max")]
+        + [f"{figures[f'stall_{name}_s_{kind}']:.2f}" for name in STALLS]
         for kind in KINDS
     ]
     print_table(["fault", "times", "clients struck", "stall p50 s", "p99 s", "max s"], rows)

@@ -22,7 +22,7 @@ GPU_PARTS = {
     "mixed": ("_engine_decode", "mixed"),
     "generic": ("_engine_generic", "generic"),
     "requests": ("_engine_load", "requests"),
-    "stall": ("_engine_load", "stall"),
+    "stall": ("_engine_stall", "stall"),
     "prefix": ("_engine_node", "prefix"),
     "node": ("_engine_node", "node"),
     "process": ("_engine_host", "process"),

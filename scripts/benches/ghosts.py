@@ -19,7 +19,7 @@ import torch
 from _ghosts import KINDS
 from _loop import run
 from _report import print_table, write_json
-from _swarm import Shape, median, tell
+from _swarm import PEER, Shape, median, tell
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from netlab.lab import Lab
@@ -48,7 +48,7 @@ async def swarm(lab: Lab, folder: Path, boot: str, hosts: Sequence[str]) -> Asyn
         argv = ["bootstrap", "--json", "--model", "bench", "--host", lab.hosts[boot], "--port", "4001"]
         node = await children.start(boot, argv, within=lab.command(boot))
         invite = str((await node.event("invite"))["invite"])
-        argv = ["peer", "--model", str(folder), "--join", invite, "--json", "--dtype", "float32"]
+        argv = [*PEER, "--model", str(folder), "--join", invite, "--dtype", "float32"]
         started = [
             await children.start(host, [*argv, "--host", lab.hosts[host], "--blocks", span], within=lab.command(host))
             for host, span in zip(hosts, SPANS, strict=False)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 from _loop import run
 from _report import print_table, write_json
-from _swarm import Shape, tell
+from _swarm import PEER, Shape, tell
 from shoal.client.cli.children import Child, Children
 from shoal.client.cli.complaint import CommandError
 from shoal.dht.directory import open_directory
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SHAPE = Shape(blocks=2, hidden=256, intermediate=512, heads=4)
 TOKENS = 32
 AT_ONCE = 50  # sessions of one client that vanishes
-WARM_PART = 0.2
+WARM_PART = 0.2  # of the sessions that count
 GRACE_S = 6.5  # until a lost client's leases have ended
 
 
@@ -127,14 +127,14 @@ async def sessions_of(directory: Directory) -> int:
 
 
 async def measure(sessions: int) -> dict[str, float | int]:
-    """Resident memory after the first part of the sessions and after all, when every lease has ended."""
+    """Resident memory after a warm-up and after so many sessions more, when every lease has ended."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         children = await stack.enter_async_context(Children({"OMP_NUM_THREADS": "1", "HOME": str(folder)}))
         model = SHAPE.save(folder / "model")
         node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "model"])
         invite = str((await node.event("invite"))["invite"])
-        argv = ["peer", "--model", str(model), "--join", invite, "--blocks", f"0:{SHAPE.blocks}", "--json"]
+        argv = [*PEER, "--model", str(model), "--join", invite, "--blocks", f"0:{SHAPE.blocks}"]
         child = await children.start("peer", [*argv, "--dtype", "float32", "--kv-tokens", str(8 * AT_ONCE * TOKENS)])
         await child.event("event", "online")
         host, directory = await _join(stack, invite)
@@ -153,14 +153,14 @@ async def _trial(host: Host, directory: Directory, peer: Peer, sessions: int) ->
     async def idle() -> bool:
         return await sessions_of(directory) == 0
 
-    descriptors, marks, freed_s = peer.descriptors(), list[float](), 0.0
-    warm = min(sessions, max(round(WARM_PART * sessions), AT_ONCE))  # as many at once as later
-    for count in (warm, sessions - warm):
+    descriptors, marks, dropped, freed_s = peer.descriptors(), list[float](), list[int](), 0.0
+    for count in (max(round(WARM_PART * sessions), AT_ONCE), sessions):  # warm with as many at once as later
+        dropped.append(0)
         for first in range(0, count, AT_ONCE):
             if first and not (first // AT_ONCE) % 2:
                 await asyncio.sleep(GRACE_S)  # a client may hold 128 leases
             async with using(host, peer, min(AT_ONCE, count - first)):
-                pass
+                dropped[-1] += min(AT_ONCE, count - first)
         gone = time.perf_counter()
         await asyncio.sleep(GRACE_S)  # what others see of the peer is up to two seconds old
         await until(idle, 30.0)
@@ -169,7 +169,7 @@ async def _trial(host: Host, directory: Directory, peer: Peer, sessions: int) ->
         tell(f"{marks[-1]:.1f} MiB resident, the last leases gone after {freed_s:.1f} s")
     half_open_s = await _half_open(directory, peer)
     return {
-        "sessions": sessions, "rss_mib_warm": marks[0], "rss_mib": marks[1],
+        "sessions_warm": dropped[0], "sessions": dropped[1], "rss_mib_warm": marks[0], "rss_mib": marks[1],
         "rss_growth_percent": 100 * (marks[1] / marks[0] - 1), "freed_s": freed_s, "freed_half_open_s": half_open_s,
         "descriptors_before": descriptors, "descriptors_after": peer.descriptors(),
     }  # fmt: skip
@@ -197,7 +197,9 @@ def main() -> int:
     """Measure, print, write; 1 if memory grows by 5 % or more, or leases are kept too long."""
     parser = argparse.ArgumentParser(prog="scripts/bench memory", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--sessions", type=int, default=1000, help="to open and drop (default 1000)")
+    parser.add_argument(
+        "--sessions", type=int, default=1000, help="to open and drop after a warm-up of a fifth as many (default 1000)"
+    )
     arguments = parser.parse_args()
     found: dict[str, float | int] = {}
 

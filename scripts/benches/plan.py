@@ -6,6 +6,7 @@ import argparse
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from _report import print_table, write_json
 from shoal.routing.knowledge import Knowledge, Speed
 from shoal.routing.placement import place_span
 from shoal.routing.planner import Route, RouteRequest, plan_route
-from shoal.routing.view import View
+from shoal.routing.view import View, fold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CLIENT_KNOWS = 300  # peers whose distance the client has measured
 GOALS = {"route_ms": "<= 20", "placement_ms": "<= 200", "of_max_flow": ">= 0.90", "over_petals_rules": ">= 1.2"}
 LEAST_RUNS = 5
+NEWS_EVERY = 50  # one of so many peers has announced something new between two looks
 
 
 def big_view(blocks: int, peers: int) -> tuple[View, list[Machine]]:
@@ -55,9 +57,10 @@ def timed(seconds: float, act: Callable[[int], object]) -> list[float]:
 def speed(blocks: int, peers: int, seconds: float) -> dict[str, float]:
     """How long decisions take in a swarm of `peers`; `route_ms` is the slower one of chat's and a prompt's routes."""
     view, everyone = big_view(blocks, peers)
-    begun = time.perf_counter()
-    _ = view.columns
-    columns_ms = 1e3 * (time.perf_counter() - begun)
+    columns = timed(seconds, lambda _: View(blocks, view.peers, NOW).columns)
+    news = [replace(peer, sequence=2, queue=1 + run % 3) for run, peer in enumerate(view.peers[::NEWS_EVERY])]
+    fresh, former = fold(view, news, NOW).peers, view.columns
+    again = timed(seconds, lambda _: View(blocks, fresh, NOW, former).columns)
     client = machines(random.Random(2), 1, 90_000_000)[0]
     known = {other.peer_id: rtt_s(client, other) for other in everyone[:CLIENT_KNOWS]}
     knowledge = Knowledge(rtts_s=known)
@@ -68,10 +71,18 @@ def speed(blocks: int, peers: int, seconds: float) -> dict[str, float]:
         times = timed(seconds, lambda run, request=request: _must(plan_route(view, request, NOW, random.Random(run))))
         found[f"route_{name}_ms"] = median(times)
         found[f"route_{name}_worst_ms"] = max(times)
+    prompt, new = work["chat"]
+    chat = RouteRequest(0, blocks, prompt, new, prompt + new, knowledge=knowledge, token_bytes=TOKEN_BYTES)
+    first = timed(
+        seconds, lambda run: _must(plan_route(View(blocks, fresh, NOW, former), chat, NOW, random.Random(run)))
+    )
     me = Speed(0.001, 0.0001)
     places = timed(seconds, lambda run: place_span(view, 12, me, NOW, random.Random(run), knowledge))
     slowest = max(found[f"route_{name}_ms"] for name in work)
-    return {"route_ms": slowest, "placement_ms": median(places), **found, "view_columns_ms": columns_ms}
+    return {
+        "route_ms": slowest, "placement_ms": median(places), **found, "columns_ms": median(columns),
+        "columns_again_ms": median(again), "route_after_refresh_ms": median(first),
+    }  # fmt: skip
 
 
 def _must(found: object) -> None:
@@ -88,6 +99,8 @@ def life(blocks: int, peers: int, hours: float, hourly: float) -> dict[str, floa
     return {
         "of_max_flow": sum(seen.carried / seen.bound for seen in mine) / len(mine),
         "of_max_flow_least": min(seen.carried / seen.bound for seen in mine),
+        "routes_of_max_flow": routed(mine),
+        "petals_routes_of_max_flow": routed(other),
         "petals_of_max_flow": sum(seen.carried / seen.bound for seen in other) / len(other),
         "over_petals_rules": max(rate, pace),
         "over_petals_tokens_per_s": rate,
@@ -106,6 +119,12 @@ def life(blocks: int, peers: int, hours: float, hourly: float) -> dict[str, floa
 def mean(looks: list[Seen], name: str) -> float:
     """Over all looks; while a block has no holder nothing is carried."""
     return sum(getattr(seen, name) for seen in looks) / len(looks)
+
+
+def routed(looks: list[Seen]) -> float:
+    """What the routes carry over what the same placement could, of the looks at which it could at all."""
+    served = [seen for seen in looks if seen.served]
+    return sum(seen.routed / seen.carried for seen in served) / max(1, len(served))
 
 
 def served_s(looks: list[Seen]) -> float:
@@ -149,10 +168,15 @@ def main() -> None:
     print(
         f"""
 {peers} peers, {blocks} blocks: medians (and the worst) of single decisions, for a view whose columns are made.
+columns_ms: making them, from nothing; columns_again_ms: from those of the view before, one of {NEWS_EVERY} peers having
+announced something new; route_after_refresh_ms: that and a chat's route.
 {some} machines, {hours:g} h, {arguments.hourly:.0%} an hour leave and as many join, each loading 10 s a block.
 of_max_flow: tokens/s that the serving machines carry through all blocks, each splitting its time over its blocks as is
 best (max flow, as a linear program), over the same with every machine that is there, loading or not, free to hold any
 blocks at any moment: no placement carries more. Means over looks every 5 minutes.
+routes_of_max_flow: tokens/s that the routes of as many sessions as machines carry at the rates that are best, over what
+the same placement carries by the best routes of all; no peer serves two tokens at once, while clients plan for peers
+that do, and for few sessions over the short way.
 over_petals_rules: the better one of the two ratios below it. As many sessions as machines at once, each route planned
 in turn; ours know the queues that others announce. Same machines, legs and batching for both; their rules as published
 (arXiv 2312.08361), see scripts/benches/_plan_petals.py."""

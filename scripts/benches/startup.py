@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from _report import print_table, write_json
+from _swarm import PEER
 from shoal.client.cli.children import Children
 
 GOALS = {"import_s": 3.0, "import_all_s": None, "help_s": 0.5, "first_token_s": 4.0}
@@ -45,7 +46,7 @@ async def measure(runs: int) -> dict[str, float]:
         async with Children({"OMP_NUM_THREADS": "1", "HOME": folder}) as children:
             node = await children.start("bootstrap", ["bootstrap", "--json", "--model", "demo"])
             invite = str((await node.event("invite"))["invite"])
-            peers = [await children.start(f"peer {span}", ["peer", "--join", invite, "--blocks", span, "--json"])
+            peers = [await children.start(f"peer {span}", [*PEER, "--join", invite, "--blocks", span])
                      for span in SPANS]  # fmt: skip
             for peer in peers:
                 await peer.event("event", "online")

@@ -14,7 +14,7 @@ from _loop import run
 from _report import print_table, write_json
 from _swarm import Shape, median, tell
 from _wan_ideal import Alone, ideal_decode, ideal_prefill, legs_of, mean, unpipelined_prefill
-from _wan_recovery import HANG_GOAL_S, Recovery, recovery
+from _wan_recovery import HANG_GOAL_S, Recovery, recovery, verdict
 from _wan_swarm import SETTINGS, decode_s, prefill_s, stage
 from netlab.measure import round_trips
 from netlab.namespace import why_not
@@ -150,8 +150,10 @@ def show(figures: dict[str, float], arguments: argparse.Namespace) -> None:
     if "recovery" in arguments.only:
         parts = ("stall_kill", "bound", "connect", "replay", "two_round_trips", "stall_hang")
         shown = [setting.name for setting in arguments.settings if f"bound_s_{setting.name}" in figures]
-        rows = [[name, *(f"{figures[f'{part}_s_{name}']:.2f}" for part in parts)] for name in shown]
-        print_table(["recovery (s)", *(part.replace("_", " ") for part in parts)], rows)
+        rows = [
+            [name, *(f"{figures[f'{part}_s_{name}']:.2f}" for part in parts), verdict(figures, name)] for name in shown
+        ]
+        print_table(["recovery (s)", *(part.replace("_", " ") for part in parts), "goals"], rows)
         print(f"bound = connect + replay + two round trips; a hang may take {HANG_GOAL_S:g} s.\n")
     print("3 peers and a client, fp32, one thread a process, all on this machine's cores, each on an emulated host.")
     print("ideal decode: 4 measured one-way legs + compute without a network: all spans in one process, one after")

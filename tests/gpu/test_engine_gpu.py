@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ pytestmark = [
 BLOCKS = 2
 
 
-def new_span(pages: int = 24):
-    return load_span(resolve("demo"), range(BLOCKS), SpanOptions(kv_pages=pages, device="cuda", dtype=torch.bfloat16))
+def new_span(pages: int = 24, blocks: int = BLOCKS):
+    return load_span(resolve("demo"), range(blocks), SpanOptions(kv_pages=pages, device="cuda", dtype=torch.bfloat16))
 
 
 @pytest.fixture
@@ -86,6 +87,38 @@ async def test_steps_of_one_size_after_the_other_give_what_the_span_gives(engine
         (output,) = engine.run_now(step) if here and engine.quick(0, BLOCKS, count) else await engine.run(step)
         wanted = reference.forward(hidden.cuda(), [row])
         assert close(rows_of(engine, output), wanted), number
+
+
+async def test_a_session_through_a_part_of_the_span_gets_a_graph_at_its_second_step(engine):
+    reference, captured = new_span(), []
+    for number in range(4):
+        hidden = states(engine, 1, number)
+        (output,) = await engine.run([replace(piece(hidden, (3,), number), start=1)])
+        wanted = reference.forward(hidden.cuda(), [Row((3,), number, 1)], 1, BLOCKS)
+        assert close(rows_of(engine, output), wanted), number
+        captured.append([(size.start, size.stop) for (size, _), one in engine.span._steps.graphs._graphs.items()
+                         if one.captured])  # fmt: skip
+    assert captured == [[], *[[(1, BLOCKS)]] * 3]
+
+
+def replayed_calls(blocks: int) -> int:
+    """Python's calls in a step of one token, bytes to bytes, once its graph is there."""
+    from tests.unit.counted_calls import calls_of  # not found by the processes that some tests here start
+
+    engine = DeviceEngine(new_span(blocks=blocks), PAGE_TOKENS)
+    pages = (0,)
+    steps = [[replace(piece(states(engine, 1, at), pages, at), stop=blocks)] for at in range(9)]
+    try:
+        for step in steps[:4]:
+            engine.run_now(step)
+        assert len(engine.span._steps.graphs) == 1
+        return min(calls_of(lambda step=step: engine.run_now(step)) for step in steps[4:])  # it may look more than once
+    finally:
+        engine.close()
+
+
+def test_a_step_is_the_same_python_for_any_number_of_blocks():
+    assert replayed_calls(2) == replayed_calls(8)
 
 
 async def test_decodes_beside_the_largest_chunk_are_fetched_as_well(engine):

@@ -15,14 +15,19 @@ if not torch.cuda.is_available():
 from processes import Processes
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.errors import NoMemory
+from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
 from shoal.dht.invite import Invite
 from shoal.peer.config import PeerConfig
+from shoal.peer.engine import DeviceEngine
 from shoal.peer.loading import fit_model, open_model
+from shoal.peer.measure import measured
+from transformers import LlamaConfig, LlamaForCausalLM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from shoal.blocks.offload import Streamed
     from shoal.blocks.span import Span
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
@@ -58,6 +63,56 @@ def forwards(span: Span) -> list[torch.Tensor]:
         outputs.append(span.forward(hidden, [Row(tuple(range(8)), position, count)], start, stop).clone())
         position += count
     return outputs
+
+
+class Zeros:
+    """A Llama whose blocks take 100 MiB each: the bus is busy with them for milliseconds, whatever Python does."""
+
+    def __init__(self, blocks: int) -> None:
+        config = LlamaConfig(
+            hidden_size=2048, intermediate_size=6144, num_hidden_layers=blocks, num_attention_heads=16,
+            num_key_value_heads=16, vocab_size=64,
+        )  # fmt: skip
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config)
+        self.config = config.to_dict()
+        self.shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
+
+    def tensor_names(self) -> frozenset[str]:
+        return frozenset(self.shapes)
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        return {name: torch.zeros(self.shapes[name], dtype=torch.bfloat16) for name in names}
+
+
+async def test_the_announced_speed_is_no_better_than_the_bus(tmp_path) -> None:
+    """Every step brings all streamed blocks: their bytes, at the rate at which this machine copies them."""
+    options = SpanOptions(kv_pages=KV_TOKENS // PAGE_TOKENS, device="cuda", dtype=torch.bfloat16, host_blocks=6)
+    span = load_span(Zeros(8), range(8), options)
+    engine = DeviceEngine(span, PAGE_TOKENS)
+    try:
+        found, _ = await measured(engine, "bfloat16", {}, tmp_path)
+    finally:
+        engine.close()
+    assert span._parts.layers.host_bytes > 6 * 100 * MIB
+    assert 8 * found.decode_s >= 0.98 * copying_s(span._parts.layers)  # two measurements, and this one is the best of 5
+
+
+def copying_s(layers: Streamed) -> float:
+    """Seconds of one copy of all streamed blocks to the device."""
+    masters = [block.master for block in layers._blocks.values()]
+    place = torch.empty(max(map(len, masters)), dtype=torch.uint8, device="cuda")
+    times = []
+    for _ in range(5):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        began.record()
+        for master in masters:
+            place[: len(master)].copy_(master, non_blocking=True)
+        ended.record()
+        ended.synchronize()
+        times.append(began.elapsed_time(ended) / 1e3)
+    return min(times)
 
 
 def test_a_peer_with_too_little_memory_streams_the_rest_and_says_so(processes: Processes) -> None:

@@ -261,10 +261,18 @@ def test_our_layers_are_as_near_to_fp32_as_transformers_are(variant, sizes) -> N
     assert error(mixed_run(fused), exact) < 1.5 * generic_error + 0.002
 
 
+def captured(span: Span, start: int, stop: int) -> int:
+    """How many steps of one token through these blocks, and no others, have a graph."""
+    held = span._steps.graphs._graphs.items()
+    sizes = [size for (size, _), graph in held if graph.captured]
+    return sum((size.start, size.stop, size.decodes, size.chunk) == (start, stop, 1, 0) for size in sizes)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_sub_ranges_compose(large, spans, kind) -> None:
     span, exact = spans(kind), exact_span(large, kind)
     (text,) = texts_of(span, [60])
+    parts = [(0, 1), (1, 3), (3, N_BLOCKS)]
     cuts = [0, 20, 50, *range(51, 61)]
     for first, last in pairwise(cuts):
         rows, hidden = [Row(text.pages, first, last - first)], text.hidden[first:last]
@@ -273,6 +281,8 @@ def test_sub_ranges_compose(large, spans, kind) -> None:
         part = span.forward(span.forward(span.forward(hidden, rows, stop=1), rows, 1, 3), rows, start=3)
         assert error(whole, wanted) < OWN[kind]
         assert error(part, wanted) < OWN[kind]
+        if first > 50:  # the second step of its size
+            assert [captured(span, *blocks) for blocks in parts] == [1, 1, 1]
     part = span.forward(text.hidden[-1:], [Row(text.pages, 59, 1)], 1, 3)
     assert error(part, exact.forward(text.hidden[-1:], [Row(text.pages, 59, 1)], 1, 3)) < OWN[kind]
 
@@ -356,6 +366,35 @@ async def test_a_full_device_is_named_and_the_engine_lives_on(large) -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         engine.close()
+
+
+def test_on_a_full_device_graphs_give_way_to_steps(large) -> None:
+    from shoal.blocks.graphs import STEPS_BEFORE_RETRY  # needs Triton
+
+    span = cuda_span(large)
+    for block in span.blocks:
+        for numbers, _ in span.kv.block(block).pairs:
+            numbers.zero_()
+
+    def run(count: int) -> torch.Tensor:
+        rows = [Row((index,), 3, 1) for index in range(count)]
+        return span.forward(states(count, 256, count), rows).float().cpu()
+
+    counts = (1, 2, 4, 8, 12, 16, 24, 32)
+    wanted = {count: run(count) for count in counts}
+    for count in counts[:4]:
+        run(count)
+    assert len(span._steps.graphs) == 4
+    torch.cuda.empty_cache()
+    ballast = rest_of_the_device()
+    for count in counts[4:] + counts:
+        assert error(run(count), wanted[count]) < 0.02
+    assert len(span._steps.graphs) == 0
+    ballast.clear()
+    torch.cuda.empty_cache()
+    for _ in range(STEPS_BEFORE_RETRY):
+        run(1)
+    assert len(span._steps.graphs) == 1
 
 
 def rest_of_the_device() -> list[torch.Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing_swarms import NOW, peer, peer_ids, swarm, views
+from routing_swarms import NOW, announcements, peer, peer_ids, swarm, views
 from shoal.dht.record import Record
-from shoal.routing.announcement import encode
+from shoal.routing.announcement import Announcement, encode
+from shoal.routing.columns import Columns, columns_of
 from shoal.routing.view import View, fold, fold_records
 
 SPANS = st.tuples(st.integers(0, 9), st.integers(1, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))
@@ -82,3 +84,43 @@ def test_an_empty_record_withdraws_what_came_before_it():
     assert gone == swarm(10, b)
     back = dataclasses.replace(a, sequence=7)
     assert fold_records(gone, [record_of(back), record_of(a, b"", sequence=6)], NOW) == swarm(10, back, b)
+
+
+@st.composite
+def changes(draw, view: View) -> list[Announcement]:
+    """Announcements that come after those of `view`: of peers that are there, and of others."""
+    ids = [f"peer{number}" for number in range(9)]
+    named = draw(st.lists(st.sampled_from(ids), max_size=4, unique=True))
+    found = [draw(announcements(name, ids, view.n_blocks)) for name in named]
+    return [dataclasses.replace(each, sequence=draw(st.integers(1, 3))) for each in found]
+
+
+def same(a: Columns, b: Columns) -> bool:
+    pairs = ((getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(Columns))
+    arrays = all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs if isinstance(x, np.ndarray))
+    rest = all(getattr(a, name) == getattr(b, name) for name in ("peers", "ids", "index", "rtts_s", "rates"))
+    return arrays and rest
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_columns_made_from_former_ones_are_those_made_from_nothing(data):
+    view = data.draw(views(max_peers=7, max_blocks=5))
+    for _ in range(data.draw(st.integers(1, 3))):
+        if data.draw(st.booleans()):
+            _ = view.columns  # not every view is planned over
+        if view.peers and data.draw(st.booleans()):
+            view = view.without(data.draw(st.sampled_from(view.peers)).peer_id)
+        view = fold(view, data.draw(changes(view)), data.draw(st.sampled_from([NOW - 100, NOW - 1, NOW])))
+        assert same(view.columns, columns_of(view.peers))
+
+
+def test_a_view_in_which_little_changed_makes_little_anew():
+    crowd = [peer(f"peer{number:02}", 0, 4, rtts=(("near", 0.01),)) for number in range(40)]
+    before = swarm(4, *crowd)
+    rows = before.columns.rtts_s
+    changed = dataclasses.replace(crowd[7], sequence=2, rtts=(("near", 0.02),))
+    after = fold(before, [*crowd, changed, peer("peer99", 1, 3)], NOW + 1).without("peer30").columns
+    assert [a is b for a, b in zip(after.rtts_s, rows[:30] + rows[31:], strict=False)] == [i != 7 for i in range(39)]
+    assert after.rtts_s[7] == {"near": 0.02}
+    assert (after.ids[-1], after.start[-1], after.index["peer99"]) == ("peer99", 1, 39)

@@ -190,15 +190,20 @@ async def generate(
     wait_s: float = 0.0,
     each=None,
     named=False,
+    user: str = "",
+    begun=None,
 ) -> list[int]:
     """Greedy tokens through the simulated swarm; `each(number, session)` is awaited after every token. `named`: tell
-    the session its prompt, so that peers may hold its beginning from before."""
+    the session its prompt, so that peers may hold its beginning from before; `user`: as in `Prompt`. Before all,
+    `begun(session)` is called."""
     tokens = list(prompt)
     options = SessionOptions(
         max_tokens=len(prompt) + count, chunk_tokens=chunk_tokens, wait_s=wait_s,
-        prompt=Prompt(tuple(prompt)) if named else None,
+        prompt=Prompt(tuple(prompt), user=user) if named else None,
     )  # fmt: skip
     async with swarm.session(options) as session:
+        if begun is not None:
+            begun(session)
         session.recall_with(lambda a, b: states(tokens[a:b]))
         new = list(prompt)
         while len(tokens) < len(prompt) + count:

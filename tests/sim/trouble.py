@@ -55,35 +55,35 @@ class Trouble:
     # -- machines and engines -------------------------------------------------------------------------------------
 
     async def _kill(self, deed: Deed) -> None:
-        await self._kill_all([self._victim(deed)], deed)
+        await self._kill_all([self._victim(deed, leaving=True)], deed)
 
     async def _kill_two(self, deed: Deed) -> None:
-        names = self._in_use() if deed.in_use else self._running()
+        names = self._in_use(leaving=True) if deed.in_use else self._running(leaving=True)
         first = int(deed.aim * len(names))
         await self._kill_all((names[first:] + names[:first])[:2], deed)
 
     async def _kill_the_new_one(self, deed: Deed) -> None:
-        before = self._in_use()
-        await self._kill_all([self._victim(deed)], deed)
+        before = self._in_use(leaving=True)
+        await self._kill_all([self._victim(deed, leaving=True)], deed)
         await asyncio.sleep(0.01 + 0.06 * deed.aim)
         if new := [name for name in self._in_use() if name not in before]:
             await self._kill_all(new[:1], deed)
 
     async def _lose_block(self, deed: Deed) -> None:
         block = int(deed.aim * N_BLOCKS)
-        await self._kill_all([name for name in self._running() if self._holds(name, block)], deed)
+        await self._kill_all([name for name in self._running(leaving=True) if self._holds(name, block)], deed)
 
     async def _kill_all(self, names: Iterable[str | None], deed: Deed) -> None:
         for name in names:
             if name is not None:
-                self._say(f"{name} is killed, for {deed.for_s:.2f} s")
+                self._say(f"{self._who(name)} is killed, for {deed.for_s:.2f} s")
                 await self._it.kill(name)
                 self._changed()  # the deed may go on for a while
                 self._later(deed, lambda name=name: self._bring_back(name))
 
     async def _hang(self, deed: Deed) -> None:
-        if (name := self._victim(deed)) is not None:
-            self._say(f"{name} hangs for {deed.for_s:.2f} s")
+        if (name := self._victim(deed, leaving=True)) is not None:
+            self._say(f"{self._who(name)} hangs for {deed.for_s:.2f} s")
             self._it.net.hang(name)
             self._later(deed, lambda: self._resume(name))
 
@@ -261,8 +261,9 @@ class Trouble:
     def _blip(self, *names: str) -> None:
         self._reach.blip(names, asyncio.get_running_loop().time())
 
-    def _victim(self, deed: Deed) -> str | None:
-        names = (self._in_use() if deed.in_use else []) or self._running()
+    def _victim(self, deed: Deed, *, leaving: bool = False) -> str | None:
+        """`leaving`: it may be one that drains, too."""
+        names = (self._in_use(leaving=leaving) if deed.in_use else []) or self._running(leaving=leaving)
         return names[int(deed.aim * len(names))] if names else None
 
     def _pair(self, deed: Deed) -> Way | None:
@@ -284,11 +285,16 @@ class Trouble:
     def _all(self) -> list[str]:
         return sorted(self._it.stock)
 
-    def _running(self) -> list[str]:
-        return [name for name in sorted(self._it.peers) if name not in self._it.net.hung]
+    def _running(self, *, leaving: bool = False) -> list[str]:
+        names = [*self._it.peers, *(self._it.draining if leaving else ())]
+        return [name for name in sorted(names) if name not in self._it.net.hung]
 
-    def _in_use(self) -> list[str]:
-        return [name for name in self._running() if self._it.peers[name].node.book.leases]
+    def _in_use(self, *, leaving: bool = False) -> list[str]:
+        peers = {**self._it.draining, **self._it.peers}
+        return [name for name in self._running(leaving=leaving) if peers[name].node.book.leases]
+
+    def _who(self, name: str) -> str:
+        return f"{name}, which drains," if name in self._it.draining else name
 
     def _holds(self, name: str, block: int) -> bool:
         stock = self._it.stock[name]

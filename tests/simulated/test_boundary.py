@@ -35,7 +35,7 @@ def test_the_tokens_are_exact_and_a_second_session_knows_the_way(seed, apart):
             assert legs == 4 * (4 + len(apart))  # each boundary through the client is one more leg a token
             assert await generate(swarm, PROMPT, COUNT, each=each) == EXPECTED
             assert stats[-1][:2] == (0, 0)
-            assert not swarm._measured.health.banned(it.wall())
+            assert not swarm.knowledge().banned
 
     run(main())
 

@@ -40,7 +40,8 @@ def test_5_percent_loss_and_200_ms_of_jitter_fail_nobody_and_ban_nobody():
     async def one(it, number):
         async with it.client(f"client{number}") as swarm:
             tokens = [await generate(swarm, PROMPT, 6, wait_s=5.0) for _ in range(30)]
-            return tokens, swarm._measured.health.banned(it.wall()), swarm._measured.health.penalties(it.wall())
+            knowledge = swarm.knowledge()
+            return tokens, knowledge.banned, knowledge.penalties
 
     async def main():
         async with world(3, DOUBLE) as it:

@@ -6,6 +6,9 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 
+from shoal.client import swarm as swarm_module
+from shoal.routing.announcement import decode
+
 from tests.sim.clock import run
 from tests.sim.swarm import world
 
@@ -42,5 +45,22 @@ def test_other_revisions_are_those_of_now_and_few_are_named():
                 del it.table[f"other{number}"]
             await swarm.refresh()
             assert swarm.other_revisions == {"other99": "revision99"}
+
+    run(main())
+
+
+def test_what_was_read_before_is_not_read_again(monkeypatch):
+    """In a swarm of thousands that would take longer than the tokens between two looks."""
+    read = []
+    monkeypatch.setattr(swarm_module, "decode", lambda record, n: read.append(record.peer_id) or decode(record, n))
+
+    async def main() -> None:
+        async with world(3, [(0, 3), (3, 6), (0, 6)]) as it, it.client() as swarm:
+            columns = swarm.view.columns
+            await it.peers["p2"].announcer.announce()
+            read.clear()
+            await swarm.refresh()
+            assert read == ["p2"]
+            assert swarm.view.former is columns
 
     run(main())

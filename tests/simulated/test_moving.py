@@ -147,6 +147,32 @@ def test_sessions_move_once_somebody_holds_the_blocks(blamed):
     assert not blamed
 
 
+def test_a_new_hop_that_leaves_before_it_has_its_place_is_left_in_turn(blamed):
+    """p0's place is taken by two; one of them goes while the other has not answered yet. A third is there."""
+    drained = []
+
+    async def leave_in_turn(it):
+        it.net.extra_s["p2"] = 0.2
+        first = asyncio.create_task(it.stop("p0", drain_s=30.0))
+        while not (new := [name for name in ("p1", "p3") if it.peers[name].node.book.leases]):
+            await asyncio.sleep(0.005)
+        began = asyncio.get_running_loop().time()
+        drained.append(await it.stop(new[0], drain_s=30.0))
+        drained.append(await first)
+        drained.append(asyncio.get_running_loop().time() - began < 5.0)
+        it.net.extra_s.clear()
+
+    def disturb(it, session, number, tasks):
+        if number == 6:
+            tasks.create_task(leave_in_turn(it))
+
+    tokens, counts, _ = moved(1, [(0, 6), (0, 3), (3, 6), (0, 3)], disturb, count=60)
+    assert tokens == expected(PROMPT, 60)
+    assert counts == (0, 2)
+    assert drained == [True, True, True]
+    assert not blamed
+
+
 def test_new_hops_that_refuse_or_die_leave_everything_as_it_is():
     def disturb(it, session, number, tasks):
         if number == 6:

@@ -111,6 +111,14 @@ def test_another_client_finds_nothing(name):
     assert run(main()) == (expected(PROMPT, 6), 0)
 
 
+def test_users_of_one_client_find_what_they_ran_themselves_and_nothing_of_one_another():
+    async def main():
+        async with world(3, SPANS) as it, it.client() as swarm:
+            return [await complete(swarm, PROMPT, user=user) for user in ("one", "two", "", "one", "two")]
+
+    assert run(main()) == [(expected(PROMPT, 6), cached) for cached in (0, 0, 0, 128, 128)]
+
+
 def test_the_hop_that_holds_least_decides():
     async def between(it, swarm):
         await it.kill("p1")

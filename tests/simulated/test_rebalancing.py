@@ -7,6 +7,7 @@ import random
 
 import pytest
 from shoal.blocks.errors import BlocksError
+from shoal.dht.errors import JoinError
 from shoal.peer import mover as moving
 from shoal.peer.mover import Habit, Mover
 from shoal.routing.announcement import decode
@@ -83,6 +84,32 @@ def test_two_that_look_at_the_same_moment_do_not_both_go(monkeypatch):
     assert first is not None
     assert second is None
     assert {name: decode(record, N_BLOCKS).state for name, record in table.items()} == {"p0": "joining", "p1": "online"}
+
+
+def test_a_directory_that_fails_in_the_middle_leaves_the_peer_where_it_is():
+    """It has said already that it goes; since it does not, it is soon announced as what it is."""
+
+    async def main():
+        async with world(1, [(0, 3), (0, 3), (0, 3), (3, 6)]) as it:
+            mover = mover_of(it, "p0", period_s=1.0)
+            looks = SimDirectory.lookup
+
+            async def fails(directory, within_s=None):
+                if decode(it.table["p0"], N_BLOCKS).state == "joining":
+                    raise JoinError("nobody answers")
+                return await looks(directory, within_s)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(SimDirectory, "lookup", fails)
+                with pytest.raises(JoinError):
+                    await mover.look()
+            said = decode(it.table["p0"], N_BLOCKS)
+            await asyncio.sleep(5)
+            return said, decode(it.table["p0"], N_BLOCKS)
+
+    said, then = run(main())
+    assert (said.state, said.start) == ("joining", 3)
+    assert (then.state, then.start) == ("online", 0)
 
 
 def test_who_has_no_substitute_stays():

@@ -44,6 +44,13 @@ def test_seeds_that_found_a_fault_once(seed):
     assert run_trial(seed).faults == []
 
 
+@pytest.mark.parametrize(("seed", "befalls"), [(65, "is killed"), (176, "hangs")])
+def test_what_befalls_a_peer_that_drains_is_among_them(seed, befalls):
+    outcome = run_trial(seed)
+    assert outcome.faults == []
+    assert any(f", which drains, {befalls}" in line for line in outcome.journal)
+
+
 def test_a_seed_decides_everything_whatever_the_hash_seed():
     first, second = (bench("--seed", "7", "--messages", PYTHONHASHSEED=number) for number in ("1", "2"))
     assert first.returncode == 0

@@ -108,6 +108,13 @@ def test_unknown_model_as_a_process(processes: Processes, tmp_path: Path) -> Non
     assert "no-such-model" in complaint(processes, "peer", "--model", model, "--join", NOWHERE)
 
 
+@pytest.mark.parametrize("option", [[], ["--dry-run"]], ids=["serve", "dry-run"])
+def test_another_model_than_the_invite_s(refused: Callable[..., str], option: list[str]) -> None:
+    said = refused("peer", "--model", "ORG/NAME", "--join", NOWHERE, *option)
+    assert "this invite is for demo" in said
+    assert "leave --model out" in said
+
+
 @pytest.mark.parametrize("command", [["generate", "x"], ["peer"], ["status"]], ids=["generate", "peer", "status"])
 def test_wrong_invite(refused: Callable[..., str], command: list[str]) -> None:
     model = [] if command == ["status"] else ["--model", "demo"]
@@ -231,6 +238,14 @@ def test_a_swarm_that_serves_another_revision(processes: Processes, bootstrap: s
     said = complaint(processes, "generate", "x", "--model", str(mine), "--join", bootstrap)
     assert resolve(str(mine)).revision in said
     assert resolve("demo").revision in said
+    peer = processes.start("peer", "--model", str(mine), "--join", bootstrap, "--blocks", "0:1", "--json", "--quiet")
+    peer.event("event", "online")
+    theirs, ours = resolve("demo").revision, resolve(str(mine)).revision
+    warned = f"1 peer of this swarm serves revision {theirs}, this one alone {ours}"
+    end = time.monotonic() + 20
+    while not any(warned in line and "without --model" in line for line in list(peer.errors)):
+        assert time.monotonic() < end, peer.errors
+        time.sleep(0.05)
 
 
 def test_two_peers_with_one_identity(processes: Processes, bootstrap: str, key: Path) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.steadiness import in_time
+
 pytestmark = [pytest.mark.swarm, pytest.mark.alone, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
+KINDS = ("kill", "hang", "drain", "restart")
+FAULTS, LEAST_FAULTS = 12, 8  # where peers take long to come back, some faults find nobody who can be spared
 BENCH = [sys.executable, "-m", "tests.forks", "scripts/benches/chaos.py"]
 
 
@@ -22,9 +26,7 @@ def test_a_minute_of_chaos_loses_no_token(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(found.read_text())
     assert (figures["failed"], figures["wrong"]) == (0, 0)
-    assert figures["runs"] >= 4
-    assert figures["faults"] >= 4
-    assert figures["repairs"] >= 1
-    struck = [kind for kind in ("kill", "hang", "drain", "restart") if f"stall_p99_s_{kind}" in figures]
-    assert struck
-    assert all(0 < figures[f"stall_p50_s_{kind}"] <= figures[f"stall_max_s_{kind}"] for kind in struck)
+    assert figures["faults"] + figures["skipped"] == FAULTS
+    in_time(figures["faults"] >= LEAST_FAULTS and all(figures[f"faults_{kind}"] for kind in KINDS), figures)
+    in_time(figures["runs"] >= 4 and figures["repairs"] >= 1, figures)
+    in_time(all(0 < figures[f"stall_p50_s_{kind}"] <= figures[f"stall_max_s_{kind}"] for kind in KINDS), figures)

@@ -11,7 +11,7 @@ from shoal.client.cli.main import main
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(120)]
 
-HERE = ["--host", "127.0.0.1"]
+HERE = ["--host", "127.0.0.1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

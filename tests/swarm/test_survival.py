@@ -58,7 +58,7 @@ async def test_sessions_outlive_daemons_and_bootstrap_nodes_and_peers_rejoin(fol
                 await asyncio.wait(tasks)
                 daemon_of(psutil.Process().pid).kill()
             if number == 18:
-                assert not joined._measured.health.banned(time.time())
+                assert not joined.knowledge().banned
                 node.signal(signal.SIGKILL)
             if number == 24:
                 tasks.append(blown(rejoin(session.route[0].peer_id, number)))
@@ -96,8 +96,8 @@ async def test_a_hang_is_over_in_three_seconds_and_late_answers_are_nothing(fold
             for child in hung:
                 child.signal(signal.SIGCONT)
         assert tokens == expected
-        assert stats.repairs + stats.moves == 1
         in_time(max(b - a for a, b in itertools.pairwise(times)) <= 3.0)
+        in_time(stats.repairs + stats.moves == 1, stats)
 
 
 @pytest.mark.alone
@@ -128,9 +128,8 @@ async def test_a_peer_that_gets_a_twentieth_of_its_time_is_left_without_blame(fo
         finally:
             slowing[1].cancel()
         assert tokens == expected
-        assert (stats.repairs, stats.moves) == (0, 1)
-        assert left[0] <= 10 + 20
-        assert not joined._measured.health.banned(time.time())
+        in_time((stats.repairs, stats.moves) == (0, 1) and left[0] <= 10 + 20, stats, left)
+        assert not joined.knowledge().banned
 
 
 @pytest.mark.alone
@@ -154,7 +153,7 @@ async def test_a_leaving_peer_hands_its_sessions_over_and_is_gone(folder, expect
             in_time(time.monotonic() - began < 10.0)  # and not when the drain time is over
         for tokens, stats in (run.result() for run in runs):
             assert tokens == expected
-            assert stats.repairs == 0
+            in_time(stats.repairs == 0, stats)
         assert sum(run.result()[1].moves for run in runs) >= 1
 
 
@@ -162,11 +161,13 @@ async def test_a_leaving_peer_hands_its_sessions_over_and_is_gone(folder, expect
 def test_a_peer_gives_back_what_vanished_clients_held(tmp_path):
     """Leases, descriptors and memory of a real peer, by the benchmark in a small form."""
     found = tmp_path / "found.json"
-    command = [str(ROOT / "scripts" / "bench"), "memory", "--sessions", "150", "--json", str(found)]
+    command = [str(ROOT / "scripts" / "bench"), "memory", "--sessions", "100", "--json", str(found)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert found.exists(), done.stdout + done.stderr
     figures = json.loads(found.read_text())
+    assert (figures["sessions_warm"], figures["sessions"]) == (50, 100)
     in_time(figures["freed_s"] <= 10.0, figures)
     in_time(figures["freed_half_open_s"] <= 30.0, figures)
     assert figures["descriptors_after"] <= figures["descriptors_before"] + 2
     assert figures["rss_growth_percent"] < 5.0
+    assert done.returncode == 0

@@ -198,7 +198,7 @@ async def test_a_slow_reader_holds_the_writer_back(pair):
 @pytest.mark.parametrize("debug", ["", "1"])
 async def test_what_libp2p_says_of_a_failure_is_told_on_demand(pair, debug, monkeypatch):
     monkeypatch.setenv("SHOAL_DEBUG", debug)
-    with pytest.raises(HopClosed, match="^cannot open a stream") as caught:
+    with pytest.raises(HopClosed, match=r"^cannot open a stream") as caught:
         await pair[0].connect(Identity.generate().peer_id, [])
     assert ("failed to find any peer" in str(caught.value)) == bool(debug)
 

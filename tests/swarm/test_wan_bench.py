@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,10 +12,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benches"))
 
 import _wan_ideal
+import wan
 from _wan_ideal import Compute, Legs, ideal_decode, ideal_prefill, unpipelined_prefill
+from _wan_recovery import HANG_GOAL_S, verdict
 from netlab.namespace import why_not
 
+from tests.steadiness import in_time
+
 ROOT = Path(__file__).parents[2]
+KILL_MARGIN_S = 0.5  # of a bound of some 0.06 s: below, the machine decides; a death that silence has to tell takes 1 s
 COMPUTE = Compute(decode=(0.001, 0.002, 0.003), prefill=(0.1, 0.2, 0.3), ends=0.004, chunks=10, apart=0.008)
 
 
@@ -33,7 +39,22 @@ def test_an_ideal_prompt_keeps_the_slowest_part_busy(monkeypatch):
     assert ideal_prefill(COMPUTE, by_compute, 1000) == pytest.approx(0.6 + 0.3 / 10 + 0.2)
 
 
+@pytest.mark.parametrize(
+    ("kill_s", "hang_s", "said"),
+    [(0.5, 3.0, "ok"), (0.51, 1.0, "missed: kill"), (0.1, 3.01, "missed: hang"), (9.0, 9.0, "missed: kill, hang")],
+)
+def test_what_recovery_misses_is_named_in_the_table(capsys, kill_s, hang_s, said):
+    figures = dict.fromkeys((f"{part}_s_lan" for part in ("connect", "replay", "two_round_trips")), 0.1)
+    figures |= {"stall_kill_s_lan": kill_s, "bound_s_lan": 0.5, "stall_hang_s_lan": hang_s}
+    assert verdict(figures, "lan") == said
+    setting = SimpleNamespace(name="lan")
+    wan.show(figures, SimpleNamespace(models=["tiny"], settings=[setting], only=["recovery"]))
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("lan"))
+    assert row.endswith(f"  {said}")
+
+
 @pytest.mark.swarm
+@pytest.mark.calm
 @pytest.mark.timeout(160)
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_every_part_runs_small(tmp_path):
@@ -50,3 +71,5 @@ def test_every_part_runs_small(tmp_path):
     assert figures[f"tiny_decode_ideal_ms_{setting}"] > 10.0  # four legs of 2.5 ms
     assert figures[f"decode_over_ideal_{setting}"] >= 0.9
     assert figures[f"stall_hang_s_{setting}"] > 1.0
+    in_time(figures[f"stall_kill_s_{setting}"] <= figures[f"bound_s_{setting}"] + KILL_MARGIN_S, figures)
+    in_time(figures[f"stall_hang_s_{setting}"] <= HANG_GOAL_S, figures)

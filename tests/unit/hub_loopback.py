@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -22,6 +23,8 @@ class Hub:
     lfs_suffixes: tuple[str, ...] = (".safetensors", ".bin")
     gated: bool = False
     cuts: dict[str, list[int]] = field(default_factory=dict)  # after so many bytes of an answer, close the connection
+    stalls: dict[str, int] = field(default_factory=dict)  # after so many bytes, say nothing until who asked has gone
+    stalled: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)  # files that have come to that
     corrupt: set[str] = field(default_factory=set)
     sizes: dict[str, int] = field(default_factory=dict)  # sizes to claim in place of the real ones
     ignore_range: bool = False
@@ -131,8 +134,19 @@ class _Answer(BaseHTTPRequestHandler):
         if cuts:
             body = body[: cuts.pop(0)]
             self.close_connection = True
+        stalls = name in self.hub.stalls
+        body = body[: self.hub.stalls[name]] if stalls else body
         self.hub.sent[name] = self.hub.sent.get(name, 0) + len(body)
         self.wfile.write(body)
+        if stalls:
+            self.stall(name)
+
+    def stall(self, name):
+        self.close_connection = True
+        self.hub.stalled.put(name)
+        self.connection.settimeout(None)
+        with suppress(ConnectionError):
+            self.connection.recv(1)
 
     def refuse(self, status, code):
         self.send_response(status)

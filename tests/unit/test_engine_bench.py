@@ -2,21 +2,33 @@
 
 import json
 import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
+MATMUL_KEYS = {
+    *(f"mm70b_{kind}_{rows}" for kind in ("nf4_ratio", "int8_ratio", "nf4_ms") for rows in (1, 2, 4, 8, 16, 32, 64)),
+    "mm70b_bf16_ms_1", "mm70b_bitsandbytes_nf4_ratio_1", "mm70b_bf16_error", "mm70b_nf4_error", "mm70b_int8_error",
+}  # fmt: skip
 GPU_KEYS = {
     "b1_bf16_ms_per_block", "b1_bf16_over_floor", "b1_nf4_speedup", "b16_nf4_speedup", "b32_nf4_speedup",
     "b32_int8_speedup", "host_ms_per_step", "span_tokens_per_s", "node_tokens_per_s", "stall_ratio",
+    "stall_crowd_one_ratio", "stall_crowd_one_p95_ratio", "stall_crowd_many_ratio", "stall_crowd_many_p95_ratio",
     "prefix_hit_ratio", "kv_waste_percent", "kv_bytes_per_token_per_block_bf16", "hf_eager_ms_per_block",
     "bf16_32_blocks_single_tokens_per_s", "nf4_32_blocks_b32_tokens_per_s", "70b_nf4_20_blocks_b32_tokens_per_s",
     "mixed_0_16_ms", "generic_b32_ms_per_block", "error_bf16", "error_nf4_own", "error_int8", "batch_effect_nf4_32",
 }  # fmt: skip
 # All but what starts processes.
 GPU_PARTS = "floors,matmul,decode,errors,mixed,generic,requests,stall,prefix,node,deep,wide,eager"
-CPU_KEYS = {"cpu_fp32_single_speedup", "cpu_bf16_8_speedup", "ppl_kv_auto", "ppl_kv_int8"}
+CPU_KEYS = {f"cpu_{dtype}_{batch}_speedup" for dtype in ("fp32", "bf16") for batch in ("single", "8")}
+CPU_KEYS |= {"ppl_kv_auto", "ppl_kv_int8"}
+PROCESS_KEYS = {"idle_peer_beyond_weights_mb", "idle_process_rss_mb"}
 
 
 def bench(*arguments):
@@ -26,7 +38,7 @@ def bench(*arguments):
 
 @pytest.mark.parametrize(
     ("arguments", "keys"),
-    [(("--gpu", "--only", GPU_PARTS), GPU_KEYS), (("--only", "speed,perplexity"), CPU_KEYS)],
+    [(("--gpu", "--only", GPU_PARTS), GPU_KEYS | MATMUL_KEYS), (("--only", "speed,perplexity"), CPU_KEYS)],
     ids=["gpu", "cpu"],
 )
 def test_every_part_runs_on_tiny_shapes(arguments, keys, tmp_path):
@@ -53,3 +65,64 @@ def test_an_unknown_part_is_one_line():
     done = bench("--only", "speed,nothing")
     assert done.returncode == 2
     assert done.stderr == "bench engine: no part is named nothing: choose of speed,perplexity,errors,idle\n"
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """The benchmark's modules can be imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "benches"))
+
+
+def test_every_goal_is_held_against_a_figure_that_some_part_finds(parts):
+    from _engine_goals import AT_LEAST, AT_MOST
+
+    assert AT_MOST.keys() | AT_LEAST.keys() <= GPU_KEYS | MATMUL_KEYS | CPU_KEYS | PROCESS_KEYS
+
+
+@pytest.mark.parametrize(("rates", "found"), [((5.0, 7.0), 7.0), ((5.0, None), 5.0), ((None,), None)])
+def test_transformers_batching_is_a_figure_unless_no_run_ended(parts, monkeypatch, rates, found):
+    """Its own runs take too long without a GPU: here their rates are given, and None for one that fails."""
+    import _engine_hf
+    from _engine_models import Bench
+
+    left = list(rates)
+
+    def rate(*_):
+        if left[0] is None:
+            raise RuntimeError("no memory")
+        return left.pop(0)
+
+    monkeypatch.setattr(_engine_hf, "build", lambda *_: None)
+    monkeypatch.setattr(_engine_hf, "release", lambda _: None)
+    monkeypatch.setattr(_engine_hf, "_batched_rate", rate)
+    bench_on_gpu = Bench(torch.device("cuda"), tiny=True)
+    if found is None:
+        with pytest.raises(RuntimeError, match="no memory"):
+            _engine_hf.batching(bench_on_gpu)
+    else:
+        assert _engine_hf.batching(bench_on_gpu) == {"hf_cb_tokens_per_s": found}
+
+
+@contextmanager
+def running(program):
+    """The id of a Python process that has written a line."""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            yield process.pid
+        finally:
+            for child in psutil.Process(process.pid).children():
+                child.kill()
+            process.kill()
+
+
+def test_the_memory_of_a_peer_is_that_of_its_daemon_too(parts):
+    import _engine_host
+
+    idle = "import time; print(flush=True); time.sleep(60)"
+    with running(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {idle!r}])") as pid:
+        held = _engine_host._memory(SimpleNamespace(pid=pid))
+    assert min(held.process_mb, held.daemon_mb) > 4  # no Python gets on with less
+    assert held.resident_mb == held.process_mb + held.daemon_mb >= held.share_mb > 0
+    with running(idle) as pid, pytest.raises(RuntimeError, match="without its network daemon"):
+        _engine_host._memory(SimpleNamespace(pid=pid))

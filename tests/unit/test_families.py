@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+from shoal.blocks import parts
 from shoal.blocks.errors import UnsafeCheckpoint, UnsupportedFamily
 from shoal.blocks.families import FAMILIES, family_of, supported_families
-from shoal.blocks.parts import library
+from shoal.blocks.parts import Placement, library, load_parts
 from shoal.blocks.spec import spec_of
 
 SERVED = (
@@ -100,3 +102,19 @@ def test_checkpoints_without_the_usual_prefix() -> None:
     assert FAMILIES["gpt2"].end_tensors(names) == ["wte.weight"]
     assert FAMILIES["gpt2"].wants("h.1.ln_1.weight", range(1, 2), ends=False)
     assert not FAMILIES["gpt2"].wants("h.0.ln_1.weight", range(1, 2), ends=True)
+
+
+@pytest.mark.parametrize(("device", "way"), [("cpu", "eager"), ("mps", "eager"), ("cuda", "grouped_mm")])
+def test_experts_are_multiplied_together_where_torch_can(monkeypatch, device, way) -> None:
+    """Not on Apple's devices, for which neither torch nor transformers has that operation."""
+
+    class SeenError(Exception):
+        pass
+
+    def see(_spec, config, _device) -> None:
+        raise SeenError(config._experts_implementation)
+
+    monkeypatch.setattr(parts, "_rotary", see)
+    spec = spec_of(SimpleNamespace(config={"model_type": "mixtral"}))
+    with pytest.raises(SeenError, match=way):
+        load_parts(None, spec, range(1), Placement("none", torch.device(device), torch.bfloat16))

@@ -67,6 +67,22 @@ def test_wishes_are_honoured(wishes: Wishes, blocks: int) -> None:
     assert wishes.kv_tokens is None or wishes.kv_tokens <= found.kv_tokens < wishes.kv_tokens + 16
 
 
+def test_a_bound_holds_what_the_driver_takes_as_well() -> None:
+    """It is out of what is free already; so it counts where the bound is what there is to share."""
+    figures = replace(LARGE, context=512 * MIB)
+    found = fit(figures, Wishes(vram=6 * GIB))
+    assert used(figures, found) + figures.reserve + figures.context <= 6 * GIB
+    assert found.blocks == fit(LARGE, Wishes(vram=6 * GIB)).blocks - 1
+    assert "of 5.5 GiB for weights" in found.why
+    assert found.why.endswith("1.0 GiB kept free beside 512.0 MiB for the GPU's driver")
+    for wishes in (Wishes(), Wishes(vram=100 * GIB)):
+        assert fit(figures, wishes).kv_tokens == fit(LARGE, wishes).kv_tokens
+    with pytest.raises(NoMemory, match=r"1\.2 GiB may be used beside 512\.0 MiB for the GPU's driver"):
+        fit(figures, Wishes(vram=1700 * MIB))
+    with pytest.raises(NoMemory, match=r"0\.0 KiB may be used"):
+        fit(figures, Wishes(vram=100 * MIB))
+
+
 def test_blocks_of_different_sizes_fit_wherever_they_are_chosen() -> None:
     uneven = replace(LARGE, weights=(451 * MIB, 900 * MIB) * 40)
     found = fit(uneven, Wishes())
@@ -153,6 +169,7 @@ def test_unasked_swap_is_no_larger_than_the_kv_and_none_where_the_device_is_the_
     kv=st.integers(1, 50),
     free=st.integers(0, 500_000),
     reserve=st.integers(0, 1000),
+    context=st.integers(0, 1000),
     wishes=st.builds(
         Wishes,
         vram=st.none() | st.integers(1, 500_000),
@@ -162,9 +179,11 @@ def test_unasked_swap_is_no_larger_than_the_kv_and_none_where_the_device_is_the_
         offload=st.booleans(),
     ),
 )
-def test_what_is_promised_is_there(weights: list[int], kv: int, free: int, reserve: int, wishes: Wishes) -> None:
+def test_what_is_promised_is_there(
+    weights: list[int], kv: int, free: int, reserve: int, context: int, wishes: Wishes
+) -> None:
     """In units as small as you like: no choice of consecutive blocks takes more than may be used."""
-    figures = Figures(tuple(weights), (kv,) * len(weights), reserve, free, 10_000, False, 65_536, 16)
+    figures = Figures(tuple(weights), (kv,) * len(weights), reserve, free, 10_000, False, 65_536, 16, context)
     try:
         found = fit(figures, wishes)
     except NoMemory:
@@ -175,7 +194,9 @@ def test_what_is_promised_is_there(weights: list[int], kv: int, free: int, reser
     here = found.blocks - found.streamed
     spans = [weights[i : i + found.blocks] for i in range(len(weights) - found.blocks + 1)]
     held = max(sum(span[:here]) for span in spans) + (BUFFERS * max(weights) if found.streamed else 0)
-    assert held + found.blocks * kv * (found.kv_tokens + 16) <= min(free, wishes.vram or free) - reserve
+    taken = held + found.blocks * kv * (found.kv_tokens + 16) + reserve
+    assert taken <= free
+    assert wishes.vram is None or taken + context <= wishes.vram
     assert 1 <= found.blocks <= min(wishes.num_blocks or 20, len(weights))
     assert found.kv_tokens % 16 == 0
     assert found.kv_tokens >= (wishes.kv_tokens or FEWEST_TOKENS)

@@ -19,7 +19,7 @@ from shoal.blocks.checkpoint import Checkpoint
 from shoal.blocks.checkpoint_files import read_config
 from shoal.blocks.errors import CheckpointError, NoSpace, UnknownModel, UnsafeCheckpoint
 from shoal.blocks.hub import Wish
-from shoal.blocks.hub_progress import Bar, Lines, counted, downloads
+from shoal.blocks.hub_progress import Bar, Lines, counted, downloads, stop_drawing
 
 SHARDS = {
     f"model-0000{i + 1}-of-00003.safetensors": {f"layers.{i}.weight": torch.full((300, 100), i + 0.5)} for i in range(3)
@@ -324,6 +324,23 @@ def test_blocks_are_counted_on_a_terminal():
         on_block(3)
     assert "loading blocks 0:3" in shown.getvalue()
     assert "3/3" in shown.getvalue()
+
+
+def test_the_terminal_is_given_back_while_others_still_draw():
+    shown, stopped = io.StringIO(), io.StringIO()
+    with (
+        Bar(Console(file=shown, force_terminal=True, width=120)) as bar,
+        counted("loading blocks 0:3", 3, Console(file=stopped, force_terminal=True, width=120)) as on_block,
+    ):
+        bar.start("x.safetensors", 100, 50)
+        stop_drawing()
+        for screen in (shown, stopped):
+            assert screen.getvalue().rfind("\x1b[?25l") < screen.getvalue().rfind("\x1b[?25h")  # the cursor
+        said = shown.getvalue(), stopped.getvalue()
+        bar.update(60)
+        bar.start("y.safetensors", 100, 0)
+        on_block(2)
+        assert (shown.getvalue(), stopped.getvalue()) == said
 
 
 def test_the_cache_is_laid_out_as_the_hub_library_expects(server, tmp_path):

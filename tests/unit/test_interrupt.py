@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 import threading
 import time
+from typing import Self
 
 import pytest
+from shoal.client.cli import children, demo
 from shoal.client.cli.main import main, run
 from shoal.dht.identity import Identity
 from shoal.dht.invite import Invite
@@ -26,6 +29,7 @@ def press():
 
 async def work():
     threading.Thread(target=press, daemon=True).start()
+    {besides}
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asyncio.sleep(60))
@@ -44,7 +48,7 @@ sys.exit(run(lambda: lambda argv: terminal.run_async(work()), []))
 def interrupted(**how) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a command that would wait for a minute."""
     began = time.monotonic()
-    how = {"presses": 1, "cleanup_s": 0.01, "failure": "", "uvloop": True, **how}
+    how = {"presses": 1, "cleanup_s": 0.01, "failure": "", "besides": "", "uvloop": True, **how}
     done = subprocess.run(
         [sys.executable, "-c", COMMAND.format(**how)], capture_output=True, text=True, check=False, timeout=50
     )
@@ -62,8 +66,59 @@ def test_a_second_one_does_not_wait_for_that(uvloop: bool) -> None:
     assert interrupted(presses=2, cleanup_s=60, uvloop=uvloop) == (130, "", "")
 
 
+def test_a_second_one_does_not_wait_for_threads_either() -> None:
+    stuck = "asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)"
+    assert interrupted(presses=2, besides=stuck) == (130, "closed\n", "")
+
+
 def test_what_breaks_on_the_way_out_is_not_told() -> None:
     assert interrupted(failure="raise RuntimeError") == (130, "", "")
+
+
+class Alone:
+    """Stands for the demo's processes, of which none is started, and for one of them."""
+
+    def __init__(self, _environment: object) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def start(self, *_: object) -> Self:
+        return self
+
+    async def event(self, name: str, *_: object) -> dict[str, str]:
+        if name != "invite":
+            await asyncio.sleep(60)
+        return {"invite": NOWHERE}
+
+
+def test_a_demo_does_not_wait_for_the_model_that_it_reads_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, enough, threads = threading.Event(), threading.Event(), []
+
+    def read() -> None:
+        threads.append(threading.current_thread())
+        reading.set()
+        enough.wait(20)
+
+    async def swarm() -> None:
+        async with demo._swarm("cpu"):
+            raise AssertionError("no peer came online")
+
+    async def main() -> None:
+        task = asyncio.create_task(swarm())
+        assert await asyncio.to_thread(reading.wait, 20)
+        task.cancel()
+
+    monkeypatch.setattr(children, "Children", Alone)
+    monkeypatch.setattr(demo, "_client_model", read)
+    began = time.monotonic()
+    asyncio.run(main())
+    took_s = time.monotonic() - began
+    enough.set()
+    threads[0].join(20)
+    assert took_s < 10
 
 
 # -- while it starts --------------------------------------------------------------------------------------------------
@@ -109,7 +164,7 @@ def starting(module: str, argv: list[str], handler: str = "default_int_handler")
         ("shoal.client.cli.status", ["status", *JOIN]),
         ("torch", ["doctor", "--json"]),
         ("torch", ["peer", *JOIN]),
-        ("torch", ["peer", "--dry-run", *JOIN]),
+        ("shoal.peer.loading", ["peer", "--dry-run", *JOIN]),
         ("shoal.dht.cli", ["bootstrap"]),
         ("uvloop", ["demo"]),
     ],

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 
 import interpreted  # noqa: F401
 import pytest
 import torch
+from full_disk import full_disk
 from shoal.blocks.errors import QuantizationError
 from torch.nn import functional
 
@@ -193,3 +195,14 @@ def test_tuner_works_where_it_may_not_write(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     tuner = Tuner(tmp_path / "file", Clock())
     assert tuner.choose("shape", {"a": lambda: 2.0, "b": lambda: 1.0}) == "b"
+
+
+def test_tuner_leaves_nothing_half_on_a_full_disk_and_says_so_once(tmp_path, caplog) -> None:
+    clock, ways = Clock(), {"a": lambda: 2.0, "b": lambda: 1.0}
+    tuner = Tuner(tmp_path, clock)
+    with caplog.at_level(logging.INFO), full_disk(4):
+        assert [tuner.choose(key, ways) for key in ("one", "other", "one")] == ["b", "b", "b"]
+    assert clock.measured == 4
+    assert list(tmp_path.iterdir()) == []
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert str(tmp_path / "choices.json") in line

@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from shoal.dht.leaving import leave_on_signals, on_leave
+from shoal.dht.leaving import leave_on_signals, on_leave, unless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,10 +60,62 @@ async def test_the_first_signal_is_told_and_the_second_one_ends_the_process(
 ) -> None:
     called = []
     monkeypatch.setattr("shoal.dht.leaving.on_leave", called.append)
+    monkeypatch.setattr("shoal.dht.leaving.end_soon", asked.append)
     leave = leave_on_signals(lambda: asked.append("told"))
     assert not leave.is_set()
     called[0]()
     assert leave.is_set()
     with pytest.raises(KeyboardInterrupt):
         called[0]()
-    assert asked == ["told"]
+    assert asked == ["told", 130]
+
+
+# -- what is given up for it ------------------------------------------------------------------------------------------
+
+
+async def test_work_is_given_up_when_it_is_time_to_leave() -> None:
+    leave, ended = asyncio.Event(), []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(asyncio.current_task())
+
+    asyncio.get_running_loop().call_later(0.01, leave.set)
+    assert await unless(leave, work()) is None
+    assert ended == [asyncio.current_task()]  # what it opened can be closed here
+    assert await unless(leave, asyncio.sleep(0, "late")) is None
+    await asyncio.sleep(0)  # it left no cancellation behind
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ValueError])
+async def test_work_that_comes_to_an_end_tells_how(error: type[Exception]) -> None:
+    async def fail() -> None:
+        raise error
+
+    leave = asyncio.Event()
+    assert await unless(leave, asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(error):
+        await unless(leave, fail())
+
+
+async def test_what_breaks_on_the_way_out_is_not_told() -> None:
+    leave = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise ValueError
+
+    asyncio.get_running_loop().call_later(0.01, leave.set)
+    assert await unless(leave, work()) is None
+
+
+async def test_who_is_cancelled_meanwhile_is_cancelled() -> None:
+    task = asyncio.create_task(unless(asyncio.Event(), asyncio.sleep(60)))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -6,12 +6,13 @@ import logging
 from dataclasses import replace
 
 import pytest
+from shoal.blocks.devices import Memory
 from shoal.blocks.errors import NoMemory
 from shoal.blocks.held import held_bytes
 from shoal.dht.invite import Invite
 from shoal.peer import loading
 from shoal.peer.config import PeerConfig, PeerError
-from shoal.peer.loading import fit_model, load, open_model
+from shoal.peer.loading import figures_of, fit_model, load, open_model
 from torch import nn
 
 MIB = 2**20
@@ -59,6 +60,13 @@ def test_without_wishes_there_is_room_for_the_demo_model_and_its_users():
     assert (room.blocks, room.streamed, room.swap_pages) == (12, 0, 0)
     assert room.kv_tokens == loading.CPU_SESSIONS * loading.CPU_CONTEXT
     assert fit_model(replace(CONFIG, kv_tokens=100), open_model(CONFIG)).kv_tokens == 112  # whole pages
+
+
+def test_a_gpu_s_context_is_there_before_its_free_memory_is_asked_for(monkeypatch):
+    monkeypatch.setattr(loading, "device_memory", lambda _device: Memory(20 * 2**30, 24 * 2**30))
+    spec = open_model(CONFIG).spec
+    assert figures_of(replace(CONFIG, device="cuda"), spec).context == loading.CUDA_CONTEXT_BYTES
+    assert figures_of(CONFIG, spec).context == 0
 
 
 def test_blocks_that_the_model_has_not():

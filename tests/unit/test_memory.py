@@ -99,11 +99,11 @@ def test_tensors_are_found_wherever_they_hang_and_shared_memory_counts_once():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tpu", "use cpu, cuda"),
-        ("xla", "use cpu, cuda"),
-        ("", "use cpu, cuda"),
+        ("tpu", "use auto, cpu, cuda"),
+        ("xla", "use auto, cpu, cuda"),
+        ("", "use auto, cpu, cuda"),
         ("cuda:99", "CUDA devices"),
-        ("cpu:x", "use cpu"),
+        ("cpu:x", "use auto, cpu"),
     ],
 )
 def test_a_device_that_is_not_served_is_named(name, words):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.errors import NoMemory
 from shoal.blocks.held import held_bytes
-from shoal.blocks.offload import BUFFERS, Streamed, spread
+from shoal.blocks.kv import PAGE_TOKENS
+from shoal.blocks.offload import BUFFERS, Streamed, _Buffer, spread
 from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.peer.engine import DeviceEngine
+from shoal.peer.measure import measured
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,6 +50,30 @@ def test_a_span_with_streamed_blocks_gives_the_same_numbers(checkpoint, kind, st
         rows = [Row(range(4), position, count)]
         assert torch.equal(span.forward(hidden, rows, start, stop), resident.forward(hidden, rows, start, stop))
         position += count
+
+
+@pytest.mark.parametrize("streamed", [BUFFERS + 1, BLOCKS])
+async def test_what_a_peer_measures_and_announces_counts_the_way_of_streamed_blocks(
+    checkpoint, streamed, monkeypatch, tmp_path
+):
+    """By a bus that takes far longer than computing; tests/gpu/test_offload_gpu.py does it by a GPU's own."""
+    bytes_per_s, bring = 300e6, _Buffer.bring
+
+    def bring_slowly(buffer, index, master, copies):
+        if buffer._holds != index:
+            time.sleep(master.nbytes / bytes_per_s)
+        bring(buffer, index, master, copies)
+
+    monkeypatch.setattr(_Buffer, "bring", bring_slowly)
+    options = SpanOptions(kv_pages=4, dtype=torch.float16, host_blocks=streamed)
+    engine = DeviceEngine(load_span(checkpoint, range(BLOCKS), options), PAGE_TOKENS)
+    streamed_bytes = engine.span._parts.layers.host_bytes
+    try:
+        found, _ = await measured(engine, "float16", {}, tmp_path)
+    finally:
+        engine.close()
+    assert found.decode_s * BLOCKS >= streamed_bytes / bytes_per_s
+    assert found.prefill_s * BLOCKS * 4 * PAGE_TOKENS >= streamed_bytes / bytes_per_s
 
 
 @pytest.mark.parametrize(("blocks", "count"), [(range(3, 83), 10), (range(7), 3), (range(2, 6), 4), (range(5), 0)])

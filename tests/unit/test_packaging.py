@@ -19,7 +19,10 @@ from shoal.peer import cli
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "packaging" / "shoal-peer@.service"
 CONTAINER = ROOT / "packaging" / "Containerfile"
-PLACES = ("/src", "/opt/shoal", "/var/lib/shoal", "/run/shoal")
+PLACES = ("/src", "/opt/shoal", "/var/lib/shoal", "/var/lib/apt", "/run/shoal")
+APT = """#!/bin/sh
+echo "$@" >> "$0.said"
+"""
 
 
 def settings(key: str) -> list[str]:
@@ -90,13 +93,21 @@ def test_the_container_file_s_commands_run(tmp_path):
             else:
                 to.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, to)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_NO_DEPS": "1"}
+    apt = tmp_path / "bin" / "apt-get"
+    apt.parent.mkdir()
+    apt.write_text(APT)
+    apt.chmod(0o700)
+    path = os.pathsep.join([str(apt.parent), os.environ["PATH"]])
+    environment = {"PATH": path, "HOME": str(tmp_path), "PIP_NO_DEPS": "1"}
     environment |= {name: figure for name, figure in os.environ.items() if name.startswith(("PIP_", "UV_", "SSL_"))}
     for command in of("RUN"):
         done = subprocess.run(
             ["sh", "-euc", here(command)], capture_output=True, text=True, env=environment, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+    update, install = apt.with_name("apt-get.said").read_text().splitlines()
+    assert (update, install.split()[0]) == ("update", "install")
+    assert {"-y", "gcc", "libc6-dev"} <= set(install.split())  # see blocks/kernels/toolchain.py
 
     (variables,) = of("ENV")
     environment = dict(pair.split("=", 1) for pair in shlex.split(here(variables)))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "benches"))
 
 import _plan_petals as petals  # noqa: E402
-from _plan_flow import bound, carried, together  # noqa: E402
+from _plan_flow import bound, carried, over_routes, together  # noqa: E402
 
 
 def test_the_tiny_form_says_all_its_figures(tmp_path):
@@ -24,9 +24,11 @@ def test_the_tiny_form_says_all_its_figures(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
     figures = json.loads(found.read_text())
-    assert {"route_ms", "placement_ms", "of_max_flow", "over_petals_rules"} <= set(figures)
+    goals = {"route_ms", "placement_ms", "of_max_flow", "over_petals_rules"}
+    assert goals | {"columns_ms", "columns_again_ms", "routes_of_max_flow"} <= set(figures)
     assert all(value >= 0 for value in figures.values())
     assert 0 < figures["of_max_flow"] <= 1
+    assert 0 < figures["routes_of_max_flow"] <= 1 + 1e-6
     assert all(name in done.stdout for name in figures)
 
 
@@ -44,6 +46,13 @@ def test_no_placement_carries_more_than_the_bound():
         rooms, speeds = [rng.randint(1, 6) for _ in range(8)], [rng.uniform(1, 9) for _ in range(8)]
         spans = [range(start := rng.randint(0, 6 - room), start + room) for room in rooms]
         assert carried(spans, speeds, 6) <= bound(rooms, speeds, 6) * (1 + 1e-6)
+
+
+def test_routes_carry_what_their_peers_have_time_for():
+    """Two routes over a peer that has time for 10 tokens/s; a third past it, over one that has time for 4."""
+    fixed = [{"shared": 0.1, "own": 0.01}, {"shared": 0.1}, {"apart": 0.25}]
+    assert over_routes(fixed) == pytest.approx(14.0)
+    assert over_routes([{"slow": 0.2, "quick": 0.1}, {"quick": 0.1}]) == pytest.approx(10.0)
 
 
 def test_sessions_that_share_a_peer_slow_each_other():

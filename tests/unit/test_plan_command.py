@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,14 +14,17 @@ from shoal.blocks.checkpoint import DEMO_PATH, resolve
 from shoal.blocks.memory import block_bytes, block_shapes
 from shoal.blocks.spec import spec_of
 from shoal.client.cli.main import main
-from shoal.peer.plan import Held, Shape, Work, open_shape, swarm
-from shoal.peer.sample import MadeUp
+from shoal.peer import sample
+from shoal.peer.engine import DeviceEngine
+from shoal.peer.plan import Held, Shape, Terms, Work, open_shape, swarm
+from shoal.peer.sample import MadeUp, time_block
 from shoal.routing.announcement import Announcement
 from shoal.routing.knowledge import Speed
 from shoal.routing.planner import NoRoute, Route
 from shoal.routing.view import View, fold
 
 FAST = Speed(0.001, 0.0001)
+PLAN = ("plan", "--device", "cpu")  # whose figures these are
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
-    assert main(["plan", *map(str, argv), "--json"]) == 0
+    assert main([*PLAN, *map(str, argv), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -55,7 +61,7 @@ def test_without_a_timed_block_nothing_is_said_of_speed(folder, capsys) -> None:
     found = planned(capsys, folder, "--no-measure", "--quant", "nf4")
     assert [held["tokens_per_s"] for held in found["here"]] == [None]
     assert found["assumed"] == []
-    assert main(["plan", str(folder), "--no-measure", "--quant", "nf4"]) == 0
+    assert main([*PLAN, str(folder), "--no-measure", "--quant", "nf4"]) == 0
     out = capsys.readouterr().out
     assert "not measured" in out
     assert "It runs here alone with its weights as nf4\n" in out
@@ -68,7 +74,7 @@ def test_what_does_not_fit_is_said(folder, capsys) -> None:
     found = planned(capsys, folder / "big", "--no-measure", "--vram", "400MiB", "--quant", "none")
     assert 0 < found["here"][0]["fits_blocks"] < 60
     assert found["runs_here"] is False
-    assert main(["plan", str(folder / "big"), "--no-measure", "--vram", "10MiB", "--quant", "none"]) == 0
+    assert main([*PLAN, str(folder / "big"), "--no-measure", "--vram", "10MiB", "--quant", "none"]) == 0
     assert "not even one block: too little memory" in capsys.readouterr().out
 
 
@@ -144,3 +150,29 @@ def test_round_trips_that_were_measured_count(folder) -> None:
     assert far.route.token_s - near.route.token_s == pytest.approx(0.29)
     assert near.route.token_s == pytest.approx(0.01 + 0.004 * shape.spec.n_blocks, abs=0.001)
     assert near.helps == ()  # nobody knows how fast this machine is
+
+
+@pytest.mark.parametrize("slow", [(sample, "load_span"), (DeviceEngine, "_forward")], ids=["load", "compute"])
+async def test_a_block_that_is_timed_holds_nobody_up_who_leaves(slow, monkeypatch) -> None:
+    began, enough, threads = threading.Event(), threading.Event(), []
+
+    def work(*_):
+        threads.append(threading.current_thread())
+        began.set()
+        enough.wait(20)
+        return []
+
+    monkeypatch.setattr(*slow, work)
+    checkpoint = resolve("demo")
+    timing = asyncio.create_task(
+        time_block(checkpoint.config, spec_of(checkpoint), Terms("cpu", None, "auto", None, "none"))
+    )
+    assert await asyncio.to_thread(began.wait, 20)
+    timing.cancel()
+    at = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await timing
+    took_s = time.monotonic() - at
+    enough.set()
+    threads[0].join(20)
+    assert took_s < 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,22 @@ def test_numbers_that_run_together_stay_apart():
 def test_all_that_the_kv_depends_on_is_in_the_key(changes, upstream):
     assert not set(replace(PREFIX, **changes).keys(upstream)) & set(PREFIX.keys(UPSTREAM))
     assert replace(PREFIX).keys(UPSTREAM) == PREFIX.keys(UPSTREAM)
+
+
+def test_users_of_one_client_share_no_name_neither_with_hops_nor_in_its_own_memory():
+    one, other, nobody = (replace(PREFIX, prompt=Prompt(TOKENS, user=user)) for user in ("one", "other", ""))
+    for mine, theirs in itertools.permutations((one, other, nobody), 2):
+        for begun, ended in ((mine, theirs), (mine, theirs.after(TOKENS)), (mine.after(TOKENS), theirs)):
+            assert not set(begun.groups) & set(ended.groups)
+            assert not set(begun.keys(UPSTREAM)) & set(ended.keys(UPSTREAM))
+
+
+def test_a_user_finds_what_the_same_user_left():
+    one = replace(PREFIX, prompt=Prompt(TOKENS, user="one"))
+    again = replace(PREFIX, prompt=Prompt((*TOKENS, *range(90)), awaited=True, user="one"))
+    left = one.after(TOKENS)
+    assert left.groups == again.groups[: len(left.groups)]
+    assert left.keys(UPSTREAM) == again.keys(UPSTREAM)[:4]
 
 
 def test_only_tokens_that_begin_so_and_go_on_may_use_what_hops_hold():

@@ -13,7 +13,7 @@ from tests.steadiness import Processors
 
 ROOT = Path(__file__).parents[2]
 TESTS = """
-import asyncio, os, pytest
+import asyncio, os, pytest, subprocess
 from tests import steadiness
 from tests.steadiness import in_time
 
@@ -37,7 +37,32 @@ async def test_is_always_late():
 
 @pytest.mark.calm
 def test_is_wrong():
-    assert False
+    runs.append("wrong")
+    assert runs.count("wrong") > 1
+
+@pytest.mark.alone
+async def test_is_late_and_wrong_at_once():
+    runs.append("both")
+    async def check(tokens):
+        assert tokens == [1, 2]
+    async def hurry():
+        in_time(False)
+    if runs.count("both") == 1:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(check([1, 3]))
+            tasks.create_task(hurry())
+
+@pytest.mark.calm
+def test_waits_for_nothing():
+    runs.append("waits")
+    if runs.count("waits") == 1:
+        raise TimeoutError
+    if runs.count("waits") == 2:
+        raise subprocess.TimeoutExpired("shoal", 20.0)
+
+@pytest.mark.calm
+def test_waits_in_vain():
+    raise TimeoutError
 
 @pytest.mark.calm
 def test_is_late_and_then_wrong():
@@ -85,6 +110,9 @@ def test_on_a_starved_machine_what_minds_it_runs_again_and_lateness_alone_is_no_
         "passes_in_the_end": "PASSED",
         "is_always_late": "SKIPPED",
         "is_wrong": "FAILED",
+        "is_late_and_wrong_at_once": "FAILED",
+        "waits_for_nothing": "PASSED",
+        "waits_in_vain": "FAILED",
         "is_late_and_then_wrong": "FAILED",
         "minds_nothing": "FAILED",
         "has_no_time_left": "SKIPPED",
@@ -92,7 +120,8 @@ def test_on_a_starved_machine_what_minds_it_runs_again_and_lateness_alone_is_no_
     assert "no verdict on its time: the host withheld 40% of the processors' time" in said
     again = [line.split("::test_")[1].split(":")[0] for line in said.splitlines() if line.startswith("RAN AGAIN")]
     assert again == [
-        *["passes_in_the_end"] * 2, *["is_always_late"] * 2, *["is_wrong"] * 2, *["is_late_and_then_wrong"] * 2
+        *["passes_in_the_end"] * 2, *["is_always_late"] * 2, *["waits_for_nothing"] * 2, *["waits_in_vain"] * 2,
+        "is_late_and_then_wrong",
     ]  # fmt: skip
 
 

@@ -9,8 +9,8 @@ import time
 import pytest
 from shoal.client.cli.complaint import complaint
 from shoal.dht.daemon import Handling
+from shoal.dht.folder import sweep
 from shoal.dht.foreign import CALL_ERRORS, dht_pb2
-from shoal.dht.host import _sweep
 from shoal.peer.errors import HopRefused, Reason
 
 
@@ -25,7 +25,7 @@ def test_a_link_in_a_folder_that_looks_like_ours_leads_to_no_file_of_ours(tmp_pa
     (left / "lock").touch()
     for folder in (trap, left):
         os.utime(folder, (time.time() - 3600,) * 2)
-    _sweep(tmp_path)
+    sweep(tmp_path)
     assert mine.read_text() == "what I need"
     assert not left.exists()
 
