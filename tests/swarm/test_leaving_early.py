@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 import torch
@@ -59,30 +60,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hub(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    home = tmp_path_factory.mktemp("hub")
-    with (
-        serving(Hub(files={path.name: path.read_bytes() for path in folder.iterdir()})) as hub,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}.items():
-            patch.setenv(name, value)
-        patch.delenv("HF_HUB_CACHE", raising=False)
+def hub(folder: Path) -> Iterator[Hub]:
+    with serving(Hub(files={path.name: path.read_bytes() for path in folder.iterdir()})) as hub:
         yield hub
 
 
-@pytest.fixture
-def cache(hub: Hub) -> Path:
+@pytest.fixture(scope="module")
+def environment(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of all commands here: one server of forks will do."""
+    cache = tmp_path_factory.mktemp("hub")
+    return {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(cache), "NO_PROXY": "127.0.0.1"}
+
+
+@pytest.fixture(autouse=True)
+def cache(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where what comes from the hub is kept; empty."""
-    folder = Path(os.environ["HF_HOME"]) / "hub"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    folder = Path(environment["HF_HUB_CACHE"])
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 @pytest.fixture(scope="module")
-def node(hub: Hub) -> Iterator[Running]:
+def node(hub: Hub, environment: dict[str, str]) -> Iterator[Running]:
     with Processes() as processes:
-        yield processes.start("bootstrap", "--json", "--model", hub.repo)
+        with mock.patch.dict(os.environ, environment):
+            node = processes.start("bootstrap", "--json", "--model", hub.repo)
+        yield node
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def starting(module: str, argv: list[str], handler: str = "default_int_handler")
         ("shoal.client.cli.status", ["status", *JOIN]),
         ("torch", ["doctor", "--json"]),
         ("torch", ["peer", *JOIN]),
-        ("shoal.peer.loading", ["peer", "--dry-run", *JOIN]),
+        ("shoal.peer.loading", ["peer", "--dry-run", "--quiet", *JOIN]),
         ("shoal.dht.cli", ["bootstrap"]),
         ("uvloop", ["demo"]),
     ],
