@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import pytest
 
@@ -16,7 +15,7 @@ from tests import steadiness
 from tests.forks.popen import forked
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 # By the driver's own file and not by torch: tests of the command line look at what is loaded.
 if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl").exists():
@@ -31,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests that mind the machine run again where it was lent to others."""
     config.pluginmanager.register(steadiness)
 
+
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 # What takes long comes first, so that all who share the work end at about the same time; and first of all what computes
 # beside what mostly waits.
@@ -54,5 +55,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     if item.get_closest_marker("swarm") is None:
         return (yield)
     executed = item.get_closest_marker("executed") is not None
-    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""), nullcontext() if executed else forked():
+    with no_gpu(), nullcontext() if executed else forked():
         return (yield)
+
+
+@contextmanager
+def no_gpu() -> Iterator[None]:
+    """What fixtures set beside it in the environment stays: some of them last longer than a test."""
+    before, os.environ[GPUS] = os.environ.get(GPUS), ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[GPUS]
+        else:
+            os.environ[GPUS] = before
