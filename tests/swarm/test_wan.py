@@ -10,7 +10,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from lab_swarm import client, generate, greedy, needs_network, processes, save_model
 from netlab import measure
@@ -123,13 +122,13 @@ def test_nothing_is_left_however_it_ends(tmp_path):
 def test_a_signal_ends_the_command_and_its_network(number, tmp_path):
     """As from a terminal: the whole process group hears it."""
     note, ready = tmp_path / "heard", tmp_path / "ready"
-    script = f"trap 'echo x >> {note}; exit 7' INT TERM; touch {ready}; while :; do sleep 0.05; done"
-    command = [WAN, "run", "a", "--on", "a", "--", "sh", "-c", script]
+    wait = f"stat -Lc %i /proc/self/ns/net > {ready}; while :; do sleep 0.05; done"
+    command = [WAN, "run", "a", "--on", "a", "--", "sh", "-c", f"trap 'echo x >> {note}; exit 7' INT TERM; {wait}"]
     running = subprocess.Popen(command, start_new_session=True)
-    while not ready.exists():
+    while not (ready.exists() and ready.read_text()):
         time.sleep(0.01)
-    (shell,) = [child for child in psutil.Process(running.pid).children(recursive=True) if child.name() == "sh"]
-    inode = Path(f"/proc/{shell.pid}/ns/net").stat().st_ino
+    inode = int(ready.read_text())
+    assert inside({inode})
     os.killpg(running.pid, number) if number == signal.SIGINT else os.kill(running.pid, number)
     assert running.wait(15) == 7
     assert note.read_text() == "x\n"
