@@ -59,7 +59,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_join(parser)
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
-    parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument(
+        "--system", type=utf8, default="", metavar="TEXT", help="what the model is told before the conversation"
+    )
     parser.add_argument("--load", type=file, metavar="FILE", help="go on with a conversation that /save wrote")
     parser.add_argument("--max-new-tokens", type=whole(1), default=512, metavar="N", help="in an answer (default 512)")
     parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for missing blocks")
@@ -86,7 +88,7 @@ def _dialogue(arguments: argparse.Namespace, folder: Path) -> Dialogue:
         if getattr(arguments, name) is not None
     }
     sampling = replace(suggested(folder), **given)
-    dialogue = Dialogue(utf8(arguments.system), options=GenerationOptions(arguments.max_new_tokens, sampling))
+    dialogue = Dialogue(arguments.system, options=GenerationOptions(arguments.max_new_tokens, sampling))
     if arguments.load is not None:
         dialogue.load(arguments.load)
     return dialogue

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import (
     gap_teller,
     quiet_libraries,
@@ -107,7 +108,9 @@ def as_json(outcome: Outcome, peers: list[DemoPeer]) -> dict[str, object]:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("demo", SUMMARY, EXAMPLE)
-    parser.add_argument("--prompt", default=PROMPT, metavar="P", help="what to continue (default: a bit of Python)")
+    parser.add_argument(
+        "--prompt", type=utf8, default=PROMPT, metavar="P", help="what to continue (default: a bit of Python)"
+    )
     parser.add_argument("--max-new-tokens", type=whole(1), default=96, metavar="N", help="at most N (default 96)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where every peer computes")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, at the end")

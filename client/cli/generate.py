@@ -32,8 +32,7 @@ def generate(argv: list[str]) -> int:
     """Continue a prompt through a swarm."""
     arguments = _parse(argv)
     invite = find_invite(arguments.join)
-    given = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    prompt = None if given is None else utf8(given)
+    prompt = utf8(sys.stdin.read()) if arguments.prompt == "-" else arguments.prompt
     quiet_libraries()
     with at_once():
         from shoal.blocks.hub_progress import downloads
@@ -70,13 +69,17 @@ def as_json(outcome: Outcome) -> dict[str, object]:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("generate", SUMMARY, EXAMPLE)
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads it from stdin")
+    parser.add_argument(
+        "prompt", type=utf8, nargs="?", metavar="PROMPT", help="the text to continue; - reads it from stdin"
+    )
     parser.add_argument("--token-ids", type=token_ids, metavar="1,2,3", help="token ids in place of a prompt")
     add_join(parser)
     parser.add_argument("--model", metavar="M", help="a directory, a hub name or demo (default: the invite's model)")
     parser.add_argument("--revision", metavar="R", help="the hub's branch, tag or commit, or a directory's fingerprint")
     parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N", help="at most N (default 128)")
-    parser.add_argument("--stop", action="append", default=[], metavar="STR", help="end before STR; may be repeated")
+    parser.add_argument(
+        "--stop", type=utf8, action="append", default=[], metavar="STR", help="end before STR; may be repeated"
+    )
     parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for missing blocks")
     parser.add_argument("--dtype", choices=DTYPES, help="of the ends and on the wire (default: the model's own)")
     parser.add_argument(
@@ -105,7 +108,7 @@ def _request(arguments: argparse.Namespace, prompt: str | None) -> Request:
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
     )
-    options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(map(utf8, arguments.stop)))
+    options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(arguments.stop))
     return Request(prompt, arguments.token_ids, options, arguments.wait, arguments.background, arguments.activations)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import sys
@@ -43,7 +44,8 @@ def run_all(first: int, count: int, jobs: int) -> Iterator[list[Outcome]]:
     if jobs == 1:
         yield from map(run_block, blocks)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    gc.freeze()  # what is loaded stays: no collection need look at it, here or in the forks
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
         yield from pool.map(run_block, blocks)
 
 
