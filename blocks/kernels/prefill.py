@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from shoal.blocks.kernels.early import early, wait_for_inputs
+from shoal.blocks.kernels.fit import launch_what_fits
 from shoal.blocks.kernels.rope import strides_of
 from shoal.blocks.kernels.shared_keys import MOST_PARTS, put_together, shares
 from shoal.blocks.kernels.softmax import (
@@ -199,40 +200,45 @@ def prefill_attention(
     parts = torch.empty((*shared, dim), device=q.device, dtype=torch.float32)
     sums = torch.empty((*shared, 2), device=q.device, dtype=torch.float32)
     scaled = kv.key_scale is not None
-    block, stages, warps = _shape(q.dtype, dim, stacked, splits)
     held_back = early(q.device, starts_early)
-    _prefill[(kv_heads, tiles.count, splits)](
-        q,
-        kv.keys,
-        kv.values,
-        kv.key_scale if kv.key_scale is not None else tiles.table,
-        kv.value_scale if kv.value_scale is not None else tiles.table,
-        tiles.table,
-        tiles.table if sinks is None else sinks,
-        out,
-        parts,
-        sums,
-        *strides_of(kv),
-        q.stride(0),
-        window or 0,
-        scale,
-        softcap or 1.0,
-        KV_HEADS=kv_heads,
-        GROUP=tiles.group,
-        BLOCK_M=stacked,
-        BLOCK_N=block,
-        DIM=dim,
-        BLOCK_DIM=triton.next_power_of_2(dim),
-        WINDOWED=window is not None,
-        CAPPED=softcap is not None,
-        SINKS=sinks is not None,
-        SCALED=scaled,
-        WEIGHT=weight_type(q.dtype, scaled=scaled),
-        SHARED=splits > 1,
-        STAGES=stages,
-        num_warps=warps,
-        **held_back,
-    )
+
+    def launch(shape: tuple[int, int, int]) -> None:
+        block, stages, warps = shape
+        _prefill[(kv_heads, tiles.count, splits)](
+            q,
+            kv.keys,
+            kv.values,
+            kv.key_scale if kv.key_scale is not None else tiles.table,
+            kv.value_scale if kv.value_scale is not None else tiles.table,
+            tiles.table,
+            tiles.table if sinks is None else sinks,
+            out,
+            parts,
+            sums,
+            *strides_of(kv),
+            q.stride(0),
+            window or 0,
+            scale,
+            softcap or 1.0,
+            KV_HEADS=kv_heads,
+            GROUP=tiles.group,
+            BLOCK_M=stacked,
+            BLOCK_N=block,
+            DIM=dim,
+            BLOCK_DIM=triton.next_power_of_2(dim),
+            WINDOWED=window is not None,
+            CAPPED=softcap is not None,
+            SINKS=sinks is not None,
+            SCALED=scaled,
+            WEIGHT=weight_type(q.dtype, scaled=scaled),
+            SHARED=splits > 1,
+            STAGES=stages,
+            num_warps=warps,
+            **held_back,
+        )
+
+    shapes = _shapes(q.dtype, dim, stacked, splits)
+    block, *_ = launch_what_fits((q.device, shapes, kv.keys.dtype, dim, stacked, splits > 1), shapes, launch)
     if splits > 1:
         put_together(
             out, parts, sums, tiles, splits, keys=block, window=window, sinks=sinks, kv_heads=kv_heads,
@@ -241,14 +247,16 @@ def prefill_attention(
     return out
 
 
-def _shape(dtype: torch.dtype, dim: int, stacked: int, splits: int) -> tuple[int, int, int]:
-    """Keys per step, stages of loading, and warps, as they measured best on an H100. Four warps let two programs share
-    a multiprocessor; other cases have too few registers for that, or gain nothing by it."""
+def _shapes(dtype: torch.dtype, dim: int, stacked: int, splits: int) -> tuple[tuple[int, int, int], ...]:
+    """Keys per step, stages of loading, and warps: first as they measured best on an H100, then for GPUs that have less
+    shared memory. Four warps let two programs share a multiprocessor; other cases have too few registers for that, or
+    gain nothing by it."""
+    warps = 4 if 64 < dim <= 128 and splits == 1 else 8
     if dtype == torch.float32:
-        return 32, 2, 4 if 64 < dim <= 128 and splits == 1 else 8
+        return (32, 2, warps), (16, 2, warps), (16, 1, warps)
     if splits > 1 and stacked <= _SMALL and dim <= 128:
-        return 64, 2, 4
-    return 64, 2 if dim > 128 else 3, 4 if 64 < dim <= 128 and splits == 1 else 8
+        return (64, 2, 4), (32, 2, 4), (16, 2, 4)
+    return (64, 2 if dim > 128 else 3, warps), (32, 2, warps), (16, 2, warps)
 
 
 def _splits(tiles: PrefillTiles, kv_heads: int, window: int | None, stacked: int, device: torch.device) -> int:

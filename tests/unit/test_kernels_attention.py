@@ -197,6 +197,20 @@ def test_prefill_that_shares_a_tile_s_keys_gives_the_same(entries: dict[str, Any
             assert close(found[i], case.expected(q[i], row, at), case.tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 128), (torch.bfloat16, 32)])
+def test_prefill_with_less_room_gives_the_same(dtype: torch.dtype, share: int, monkeypatch) -> None:
+    monkeypatch.setattr(prefill, "_SHARE", share)
+    shapes = prefill._shapes
+    monkeypatch.setattr(prefill, "_shapes", lambda *case: shapes(*case)[-1:])
+    case = Case(ends=(100, 40), dim=256, dtype=dtype)
+    rows = [Row(case.pages[0], 95, 5), Row(case.pages[1], 38, 2)]
+    q, tiles = case.queries(7), prefill_tiles(rows, 2, DEVICE)
+    assert (prefill._splits(tiles, case.kv_heads, None, 64, DEVICE) > 1) == (share == 32)
+    found = prefill_attention(q, case.kv, tiles, **case.rules)
+    for i, (row, at) in enumerate(tokens_of(rows)):
+        assert close(found[i], case.expected(q[i], row, at), case.tolerance)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 1000])
 def test_rows_are_split_less_the_more_of_them_there_are(batch: int) -> None:
     splits = choose_splits(batch, 2, DEVICE)
