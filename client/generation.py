@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from shoal.blocks.errors import PromptTooLong
 from shoal.client.prefix import Prompt
-from shoal.client.sampling import Sampler, Sampling
+from shoal.client.sampling import Sampler
+from shoal.client.sampling_options import Sampling
 from shoal.client.text import Detokenizer, StopFilter
 from shoal.peer.wire import Want
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from shoal.blocks.errors import PromptTooLong
 from shoal.client.generation import Completion, GenerationError, check_ids, embed, generate, off_loop, prompt_of, room
 from shoal.client.options import SessionOptions
-from shoal.client.sampling import MAX_SEED
+from shoal.client.sampling_options import MAX_SEED
 from shoal.peer.wire import PREFIX_TOKENS, Want
 
 if TYPE_CHECKING:

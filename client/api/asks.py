@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.client.api.errors import ApiError, refuse
 from shoal.client.generation import GenerationOptions
-from shoal.client.sampling import Sampling
+from shoal.client.sampling_options import Sampling
 from shoal.client.serving import Ask
 
 if TYPE_CHECKING:

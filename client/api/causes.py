@@ -8,7 +8,7 @@ from shoal.blocks.errors import BlocksError, PromptTooLong
 from shoal.client.api.errors import ApiError
 from shoal.client.generation import GenerationError
 from shoal.client.grammar import GrammarError
-from shoal.client.sampling import SamplingError
+from shoal.client.sampling_options import SamplingError
 from shoal.dht.errors import DhtError
 from shoal.peer.errors import NoRouteError, ShoalError
 from shoal.routing.words import name_blocks

@@ -11,7 +11,7 @@ import sys
 
 EXPECTED = (
     ("shoal.client.cli.complaint", "CommandError"),
-    ("shoal.client.sampling", "SamplingError"),
+    ("shoal.client.sampling_options", "SamplingError"),
     ("shoal.client.generation", "GenerationError"),
     ("shoal.client.chat", "ChatError"),
     ("shoal.blocks.errors", "BlocksError"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.blocks.whole_file import write_whole
 from shoal.client.cli.complaint import CommandError
 from shoal.client.generation import GenerationError, GenerationOptions
-from shoal.client.sampling import Sampling, SamplingError
+from shoal.client.sampling_options import Sampling, SamplingError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,7 @@ from shoal.blocks.formats import FORMS
 from shoal.client.cli.arguments import add_sampling, token_ids
 from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
+from shoal.client.sampling_options import Sampling
 from shoal.dht.arguments import Parser, add_join, seconds, whole
 from shoal.dht.starting import at_once
 from shoal.dht.swarms import find_invite
@@ -98,7 +99,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _request(arguments: argparse.Namespace, prompt: str | None) -> Request:
     from shoal.client.cli.completion import Request
     from shoal.client.generation import GenerationOptions
-    from shoal.client.sampling import Sampling
 
     sampling = Sampling(
         temperature=arguments.temperature,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from shoal.client.chat import Chat
 from shoal.client.model.background import background, hold, only
 from shoal.client.options import Model
-from shoal.client.sampling import Sampling, SamplingError
+from shoal.client.sampling_options import Sampling, SamplingError
 from shoal.client.serving import Ask, Serving
 from shoal.client.swarm import join_swarm
 

@@ -19,7 +19,7 @@ from shoal.client.generation import GenerationError, GenerationOptions
 from shoal.client.grammar import Grammars
 from shoal.client.local import load_model
 from shoal.client.options import Model
-from shoal.client.sampling import Sampling
+from shoal.client.sampling_options import Sampling
 from shoal.client.serving import Ask, Serving
 from shoal.client.swarm import join_swarm
 from shoal.dht.invite import Invite
@@ -137,14 +137,16 @@ async def test_answers_to_one_ask_differ_by_their_seeds_and_run_the_prompt_once(
 
 async def converse(serving: Serving, chat: Chat, opening: str, whole: torch.nn.Module) -> list[tuple[int, int]] | None:
     """Three turns: of the second and third, what was not run again, and what an earlier turn had run. None where hops
-    were replaced on the way: those behind them then forget."""
-    turns, held, counts, calm = [{"role": "user", "content": opening}], (), [], True
+    were replaced on the way, as those behind them then forget, or a turn went another way than the one before, as peers
+    that are kept from running are passed by."""
+    turns, held, counts, calm, ways = [{"role": "user", "content": opening}], (), [], True, set()
     for _ in range(3):
         prompt = chat.prompt(turns)
         (answer,) = await answers(serving, Ask(prompt.token_ids, GenerationOptions(70), ignore_eos=True))
         assert answer.token_ids == greedy(whole, prompt.token_ids, 70, eos_token_id=None)
         assert prompt.token_ids[: len(held)] == held
-        calm = calm and not answer.moves + answer.repairs
+        ways.add(tuple(answer.route))
+        calm = calm and not answer.moves + answer.repairs and len(ways) == 1
         counts.append((answer.cached_tokens, len(held) // 64 * 64))
         chat.remember(prompt, answer)
         held = (*prompt.token_ids, *answer.token_ids)[:-1]  # the last one was not run

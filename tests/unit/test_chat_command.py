@@ -14,7 +14,7 @@ from shoal.client.cli.conversation import COMMANDS, Conversation, Voice
 from shoal.client.cli.dialogue import Dialogue
 from shoal.client.cli.lines import Keyboard, Pipe, message
 from shoal.client.cli.talk import suggested
-from shoal.client.sampling import Sampling
+from shoal.client.sampling_options import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

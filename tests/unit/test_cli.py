@@ -90,6 +90,28 @@ def test_what_must_answer_at_once_imports_nothing_heavy(argv: list[str], tmp_pat
     assert done.stderr.splitlines()[-1] == "set()"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--temperature", "-1", "temperature is -1.0, but must be a number from 0 (greedy) up"),
+        ("--temperature", "hot", "'hot' is not a number"), ("--top-k", "1.5", "'1.5' is not a whole number"),
+        ("--top-p", "0", "must be over 0"), ("--min-p", "nan", "min-p is nan"),
+        ("--seed", "-3", "must be a whole number"),
+        ("--repetition-penalty", "inf", "must be over 0"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [["generate", "x"], ["chat"]], ids=["generate", "chat"])
+def test_a_way_to_choose_that_is_none_is_a_wrong_option(
+    command: list[str], option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, option, value, "--join", "nonsense"])
+    assert ended.value.code == 2
+    line = one_line(capsys.readouterr().err)
+    assert line.startswith(f"shoal {command[0]}: argument {option}: ")
+    assert said in line
+
+
 def test_version() -> None:
     assert shoal("--version").stdout.split()[0] == "shoal"
     assert shoal_version() != UNKNOWN

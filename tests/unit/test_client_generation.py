@@ -20,7 +20,7 @@ from shoal.client.cli.completion import Outcome
 from shoal.client.cli.generate import as_json
 from shoal.client.generation import Completion, GenerationError, GenerationOptions, eos_token_ids, generate, room
 from shoal.client.grammar import Grammars
-from shoal.client.sampling import Sampling, SamplingError
+from shoal.client.sampling_options import Sampling, SamplingError
 from shoal.client.serving import Answer
 from shoal.peer.wire import Want
 from shoal.routing.route import Hop

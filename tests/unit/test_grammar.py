@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal.blocks.checkpoint import DEMO_PATH
 from shoal.client.grammar import GrammarError, Grammars, quoted, within
-from shoal.client.sampling import Sampler, Sampling
+from shoal.client.sampling import Sampler
+from shoal.client.sampling_options import Sampling
 from transformers import AutoTokenizer
 
 VOCAB, EOS = 8192, 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.client.sampling import Sampler, Sampling, SamplingError, filtered, penalize
+from shoal.client.sampling import Sampler, filtered, penalize
+from shoal.client.sampling_options import Sampling, SamplingError
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
