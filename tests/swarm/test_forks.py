@@ -106,24 +106,21 @@ def test_others_see_no_difference(options: dict) -> None:
     assert (fork["parent"], fork["mark"], fork["session"]) == (os.getpid(), "seen", bool(options))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_signals_end_it_and_its_parent_hears_how(way: str) -> None:
+def test_signals_end_it_and_its_parent_hears_how() -> None:
     for number, status in ((signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)):
-        with running(way, SHOAL) as process:
+        with running("forked", SHOAL) as process:
             process.send_signal(number)
             assert process.wait(20) == status
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_child_leaves_when_its_stdin_ends(way: str) -> None:
-    with running(way, CHILD) as process:
+def test_a_child_leaves_when_its_stdin_ends() -> None:
+    with running("forked", CHILD) as process:
         process.stdin.close()
         assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_is_left_is_found_by_its_mark(way: str) -> None:
-    with WAYS[way](), Processes() as processes:
+def test_what_is_left_is_found_by_its_mark() -> None:
+    with forked(), Processes() as processes:
         node = processes.start(*BOOTSTRAP)
         node.event("invite")
         assert " bootstrap " in processes.left()[node.process.pid]
