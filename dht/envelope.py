@@ -30,7 +30,7 @@ class Envelope:
 
     @classmethod
     def decode(cls, raw: bytes) -> Envelope:
-        """Inverse of `encode`; RecordError on anything else."""
+        """Inverse of `encode`; RecordError on anything else, and where a revision has signs that could rule a terminal."""
         try:
             maddr_end = RUN_BYTES + 1 + raw[RUN_BYTES]
             revision_end = maddr_end + 1 + raw[maddr_end]
@@ -38,5 +38,7 @@ class Envelope:
         except (IndexError, UnicodeDecodeError) as error:
             raise RecordError("The record's envelope is malformed.") from error
         if revision_end > len(raw) or len(maddr) > MAX_TEXT_BYTES or len(revision) > MAX_TEXT_BYTES:
+            raise RecordError("The record's envelope is malformed.")
+        if not (revision.isascii() and revision.isprintable()):
             raise RecordError("The record's envelope is malformed.")
         return cls(raw[:RUN_BYTES], maddr, revision, raw[revision_end:])

@@ -227,11 +227,20 @@ def test_absurd_times_are_ignored(wall):
     assert clock.now(1.0) == NOW + 1
 
 
-@given(st.binary(min_size=8, max_size=8), st.text(max_size=16), st.text(max_size=16), st.binary(max_size=100))
+PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=64)
+
+
+@given(st.binary(min_size=8, max_size=8), st.text(max_size=16), PRINTABLE, st.binary(max_size=100))
 @settings(max_examples=60, deadline=None)
 def test_envelope_round_trip(run, maddr, revision, body):
     envelope = Envelope(run, maddr, revision, body)
     assert Envelope.decode(envelope.encode()) == envelope
+
+
+@pytest.mark.parametrize("revision", ["\x1b[2J", "a\nb", "main\x7f", "m\u202eniam"])
+def test_a_revision_that_rules_a_terminal_is_refused(revision):
+    with pytest.raises(RecordError):
+        Envelope.decode(Envelope(b"r" * 8, "", revision, b"").encode())
 
 
 @given(st.binary(max_size=60))
