@@ -140,7 +140,7 @@ class KVPool:
     def restore(self, host: HostPages, pages: Sequence[int]) -> None:
         """Write what was saved into `pages`, in its order. Raises ValueError if it does not fit."""
         index = self._index(pages)
-        if len(pages) != host.n_pages or host.n_bytes != self._page_bytes * host.n_pages:
+        if len(pages) != host.n_pages or host.n_bytes != self.page_bytes * host.n_pages:
             raise ValueError(f"{host.n_pages} saved pages of {host.n_bytes} bytes do not fit {len(pages)} here")
         for tensor, spans in self._with_spans(host):
             flat = torch.cat([span.to(self.device, non_blocking=True) for span in spans])
@@ -155,7 +155,8 @@ class KVPool:
             tensor.index_copy_(0, onto, tensor.index_select(0, index))
 
     @property
-    def _page_bytes(self) -> int:
+    def page_bytes(self) -> int:
+        """Bytes of one page in all blocks."""
         return sum(tensor[0].nbytes for tensor in self._paged())
 
     def _index(self, pages: Sequence[int]) -> torch.Tensor:
@@ -182,7 +183,7 @@ class KVPool:
 
         Such memory is slow to get, but torch keeps it for the next time. It rounds each piece up to a power of two.
         """
-        size, pinned = self._page_bytes * count, self.device.type == "cuda"
+        size, pinned = self.page_bytes * count, self.device.type == "cuda"
         pieces = (torch.empty(part, dtype=torch.uint8, pin_memory=pinned) for part in _piece_sizes(size))
         return HostPages(count, size, tuple(pieces))
 

@@ -10,10 +10,11 @@ from shoal.routing.view import View
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shoal.peer.pool import ChannelPool
     from shoal.routing.announcement import Announcement
+    from shoal.routing.route import Hop
 
 AT_ONCE = 512  # peers that are tried together
 ENOUGH = 64  # as many will do where those that are surely there hold every block
@@ -42,6 +43,10 @@ class Acquaintance:
         """The link to a peer ended, or could not be opened."""
         self._heard(peer_id)
 
+    def late(self, peer_id: str) -> None:
+        """A peer takes long to let us in: until it has, others come first."""
+        self.met.discard(peer_id)
+
     def greet(self, view: View, answering: frozenset[str]) -> None:
         """Try peers that were not tried lately. `answering`: those that we have heard from by other ways."""
         now, names = self._now(), {peer.peer_id for peer in view.peers}
@@ -62,6 +67,13 @@ class Acquaintance:
         end = self._now() + PATIENCE * (self._now() - begin)
         while self._trying and self._now() < end:
             await self._next_news(end - self._now())
+
+    def here(self, view: View, hops: Iterable[Hop]) -> bool:
+        """Whether the links to these hops stand; those that have none are called."""
+        names, addrs = [hop.peer_id for hop in hops], {peer.peer_id: peer.addrs for peer in view.peers}
+        for name in names:
+            self._pool.connect(name, addrs[name])
+        return all(map(self._pool.stands, names))
 
     def strangers(self, view: View) -> frozenset[str]:
         """Peers that have not let us in."""

@@ -71,7 +71,7 @@ class Plan:
     """Find hops for blocks `[start, stop)` between two neighbours (None: the client), without the peers in `avoid`.
 
     `ahead`: hops that hold these blocks still serve, and go on if there are no others, or none within `worth_s` seconds
-    a token.
+    a token. `here`: only over peers whose links stand; the others are called.
     """
 
     start: int
@@ -81,6 +81,7 @@ class Plan:
     downstream: str | None
     ahead: bool = False
     worth_s: float | None = None
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.client.actions import Apart, Blame, Send, State
+from shoal.client.actions import Apart, Blame, Plan, Send, State
 from shoal.client.handover import RETRY_S, Handover
 from shoal.client.session import Session
 from shoal.client.tempo import Tempo
@@ -96,6 +96,19 @@ class MovingSession(Session):
             error = HopClosed(peer_id, why)
             return [Blame(error), *self._stay(now, dead=peer_id)]
         return super().on_closed(peer_id, why)
+
+    def without(self, peer_id: str) -> Plan:
+        """A plan for all blocks over links that stand, without a peer that takes long to let us in."""
+        terms = self.terms
+        return Plan(terms.start, terms.stop, frozenset({*self.avoided.peers, peer_id}), None, None, here=True)
+
+    def on_late(self, peer_id: str) -> list[Action]:
+        """The link to a hop may stand yet, but others can serve sooner: that is nobody's fault."""
+        index = self._chain.index_of(peer_id)
+        if index is None:
+            return []
+        error = HopTimedOut(peer_id, f"{peer_id} did not answer in time")
+        return [action for action in self._lose(self._chain.links[index], error) if not isinstance(action, Blame)]
 
     def deadline(self) -> float | None:
         """See `Session`."""

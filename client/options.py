@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shoal.client.prefix import Prompt
+
+FEW = 3  # as many others' words go into an error's line
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,14 @@ class Model:
     n_blocks: int
     width: int
     revision: str
+
+    def beside(self, others: Mapping[str, str]) -> str:
+        """A hint for people whose model has peers, by peer id, that serve other revisions of it; empty if none do."""
+        if not others:
+            return ""
+        names = sorted(set(others.values()))
+        named = ", ".join(names[:FEW]) + (" and others" if len(names) > FEW else "")
+        return f"{len(others)} peers serve revision {named}, this client has {self.revision}."
 
 
 @dataclass(frozen=True, slots=True)

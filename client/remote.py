@@ -141,10 +141,12 @@ class RemoteSession:
             self._count_on_nothing(peer_id)
         self._perform(self._core.on_message(peer_id, message, self._loop.time()))
 
-    def on_lost(self, peer_id: str, why: str) -> None:
-        """The link to a peer ended."""
+    def on_lost(self, peer_id: str, why: str, *, late: bool = False) -> None:
+        """The link to a peer ended. `late`: it may stand yet, and is given up if others can serve."""
+        if late and isinstance(self._backend.plan(self._core.without(peer_id), self._work()), NoRoute):
+            return
         self._count_on_nothing(peer_id)
-        self._perform(self._core.on_closed(peer_id, why, self._loop.time()))
+        self._perform(self._core.on_late(peer_id) if late else self._core.on_closed(peer_id, why, self._loop.time()))
         self._room.set()
 
     def on_room(self) -> None:

@@ -47,7 +47,6 @@ SECRET_BYTES = 32
 FIRST_LOOK_S = 0.05  # who joins a swarm of thousands begins with those whose records are verified by then
 SECOND_LOOK_S = 1.0
 WAIT = "wait for one (--wait 60) or start one."
-FEW = 3  # as many others' words go into an error's line
 
 
 class Swarm:
@@ -61,7 +60,7 @@ class Swarm:
         self._measured, self._familiar = Measured(), Familiar()
         self._secret = place.random_bytes(SECRET_BYTES)  # of the names that prompts get
         self._sessions: dict[bytes, RemoteSession] = {}
-        config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock, on_room=self._on_room)
+        config = PoolConfig("shoal-client", IMPATIENT, clock=place.clock, on_room=self._on_room, on_late=self._on_late)
         self._pool = ChannelPool(place.transport, config, self._on_message, self._on_lost, self._on_open)
         self._met = Acquaintance(self._pool, place.clock, place.rng)
         self.presence = Presence(self._pool, place.clock)
@@ -178,6 +177,8 @@ class Swarm:
         if isinstance(found, NoRoute):
             advice = "" if self._view.missing() else f"{WAIT.capitalize()} "  # what misses a holder is told with it
             return replace(found, reason=f"{found.reason} {advice}{self._revision_hint()}".rstrip())
+        if plan.here:
+            return found if self._met.here(self._view, found.hops) else NoRoute((), "nobody else has let us in yet")
         begins = work.begins
         if begins is None or (known := self._familiar.find(begins.groups)) is None:
             return found
@@ -264,6 +265,11 @@ class Swarm:
         self._met.opened(peer_id)
         self.presence.opened(peer_id)
 
+    def _on_late(self, peer_id: str, why: str) -> None:
+        self._met.late(peer_id)
+        for session in [one for one in self._sessions.values() if any(hop.peer_id == peer_id for hop in one.route)]:
+            alone(session, partial(session.on_lost, peer_id, f"{peer_id} {why}", late=True))
+
     def _on_lost(self, peer_id: str, why: str) -> None:
         self._met.lost(peer_id)
         self.presence.lost(peer_id)
@@ -275,11 +281,7 @@ class Swarm:
         return f"no peer serves blocks {missing}: {WAIT} {hint}".rstrip()
 
     def _revision_hint(self) -> str:
-        if not self._other_revisions:
-            return ""
-        others = sorted(set(self._other_revisions.values()))
-        named = ", ".join(others[:FEW]) + (" and others" if len(others) > FEW else "")
-        return f"{len(self._other_revisions)} peers serve revision {named}, this client has {self.model.revision}."
+        return self.model.beside(self._other_revisions)
 
 
 @asynccontextmanager

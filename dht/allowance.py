@@ -1,4 +1,5 @@
-"""How much of a node's line each of those who ask it may use: so many bytes at once, so many a second. Told the time.
+"""What others' questions may cost a node: each asker so many bytes of its line at once and so many a second, and all of
+them together so many lists of who is connected.
 
 A question of 66 bytes can draw 3 MiB. Whoever follows the largest swarm there may be stays far below: reading it whole
 takes 8 MiB, and what its 4,096 peers announce anew some 0.5 MiB/s.
@@ -6,14 +7,23 @@ takes 8 MiB, and what its 4,096 peers announce anew some 0.5 MiB/s.
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
 BURST_BYTES = 20 * 1024 * 1024
 NAMES_BYTES = 4 * 1024 * 1024  # the last of it: who has drawn too many records still learns which nodes there are
 BYTES_S = 1024 * 1024
 SWEEP_EVERY_S = 10.0
+LIST_TIMEOUT_S = 5.0
+LIST_EVERY_S, LIST_MOST_S = 0.05, 1.0  # bounds of the pause after a list of who is connected
+LIST_PAUSE = 9  # times what the list took: at most a tenth of the time goes into lists
 
 
 class Allowance:
-    """What each asker has left. As soon as all that one drew is paid for, nothing is kept of it."""
+    """What each asker has left, told the time. As soon as all that one drew is paid for, nothing is kept of it."""
 
     def __init__(self) -> None:
         self._paid_at: dict[str, float] = {}  # asker -> when what it drew is paid for
@@ -32,3 +42,40 @@ class Allowance:
             self._swept_at = now
             self._paid_at = {other: at for other, at in self._paid_at.items() if at > now}
         self._paid_at[asker] = max(self._paid_at.get(asker, now), now) + size / BYTES_S
+
+
+class Connected(NamedTuple):
+    """A peer to which a connection stands, and the multiaddrs at its other end."""
+
+    peer_id: str
+    addrs: tuple[str, ...]
+
+
+class Listing:
+    """Who is connected, where any stranger's request may ask for it: all who ask while a list or the pause after it
+    lasts share the next one, so that nobody gets a list that was made before it asked. Errors: those of
+    `ask`, `TimeoutError`."""
+
+    def __init__(self, ask: Callable[[], Awaitable[Iterable[Any]]]) -> None:
+        self._ask, self._due = ask, float("-inf")
+        self._next: asyncio.Task[tuple[Connected, ...]] | None = None
+        self._last: asyncio.Task[tuple[Connected, ...]] | None = None
+
+    async def __call__(self) -> tuple[Connected, ...]:
+        if self._next is None:
+            self._next = asyncio.create_task(self._list())
+            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())  # all may have given up
+        return await asyncio.shield(self._next)
+
+    async def _list(self) -> tuple[Connected, ...]:
+        if self._last is not None:
+            await asyncio.wait([self._last])
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._due - loop.time())
+        began, self._last, self._next = loop.time(), self._next, None
+        try:
+            async with asyncio.timeout(LIST_TIMEOUT_S):
+                return tuple(Connected(str(peer.peer_id), tuple(map(str, peer.addrs))) for peer in await self._ask())
+        finally:
+            ended = loop.time()
+            self._due = ended + min(max(LIST_EVERY_S, LIST_PAUSE * (ended - began)), LIST_MOST_S)

@@ -30,7 +30,7 @@ class Envelope:
 
     @classmethod
     def decode(cls, raw: bytes) -> Envelope:
-        """Inverse of `encode`; RecordError on anything else, and where a revision has signs that could rule a terminal."""
+        """Inverse of `encode`; RecordError on anything else, also where a revision could rule a terminal."""
         try:
             maddr_end = RUN_BYTES + 1 + raw[RUN_BYTES]
             revision_end = maddr_end + 1 + raw[maddr_end]

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from shoal.dht.allowance import Listing
 from shoal.dht.errors import HostError
 from shoal.dht.folder import private_folder
 from shoal.dht.identity import Identity
@@ -140,6 +141,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
         key_file.touch(mode=0o600)
         key_file.write_bytes(identity.to_bytes())
         p2p = await _start_daemon(config, folder, key_file)
+        p2p.list_peers = Listing(p2p.list_peers)  # a stranger's request to our directory needs one
         key_file.unlink()  # the daemon has read it; nothing secret stays behind if this process is killed
         try:
             maddrs = _full(p2p._visible_maddrs, identity.peer_id)

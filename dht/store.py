@@ -3,12 +3,15 @@
 Each record is checked by itself, so a bad one never hides the good ones beside it, and each lies under the one key that
 its own content gives. Per peer only the highest sequence number is kept, so nobody can replay an older record over it.
 Where there is no more room, a peer's own offer takes the place of one that somebody else brought: who would fill the
-store with peers that do not exist needs a live connection for each.
+store with peers that do not exist needs a live connection for each. However much is kept, a put takes about the same
+work.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from shoal.dht.errors import RecordError
@@ -44,6 +47,8 @@ class RecordStore:
 
     def __init__(self) -> None:
         self._shelves: dict[bytes, dict[str, Kept]] = {}
+        self._brought: OrderedDict[tuple[bytes, str], None] = OrderedDict()  # not by their owners; the oldest first
+        self._expiries: list[tuple[float, bytes, str]] = []  # a heap; of records that were renewed or evicted, too
         self._count = 0
         self._swept_at = float("-inf")
 
@@ -56,7 +61,7 @@ class RecordStore:
         self._sweep(now)
         shelf = self._shelves.get(key, {})
         kept = shelf.get(peer_id)
-        if kept is None and not self._has_room(shelf) and not (by_owner and self._make_room(shelf)):
+        if kept is None and not self._has_room(shelf) and not (by_owner and self._make_room(key, shelf)):
             raise RecordError("There is no room for more peers under this key.")
         if kept is not None and kept.sequence >= record.sequence and kept.raw != raw:
             raise RecordError("The record is older than the one stored.")
@@ -64,6 +69,11 @@ class RecordStore:
         by_owner |= kept is not None and kept.by_owner
         shelf[peer_id] = Kept(raw, digest_of(raw), record.sequence, record.expiry, by_owner)
         self._shelves[key] = shelf
+        if by_owner:
+            self._brought.pop((key, peer_id), None)
+        else:
+            self._brought.setdefault((key, peer_id))
+        self._note_expiry(record.expiry, key, peer_id)
         return record
 
     def get(self, key: bytes, now: float) -> list[bytes]:
@@ -85,27 +95,42 @@ class RecordStore:
     def _has_room(self, shelf: dict[str, Kept]) -> bool:
         return len(shelf) < MAX_RECORDS_PER_KEY and self._count < MAX_RECORDS
 
-    def _make_room(self, shelf: dict[str, Kept]) -> bool:
+    def _make_room(self, key: bytes, shelf: dict[str, Kept]) -> bool:
         """Forget the oldest record that others brought, of a full shelf or, if the store is, of any; False if all are
         their owners'."""
-        crowded = [shelf] if len(shelf) >= MAX_RECORDS_PER_KEY else self._shelves.values()
-        for each in crowded:
-            brought = next((peer_id for peer_id, kept in each.items() if not kept.by_owner), None)
-            if brought is not None:
-                del each[brought]
-                self._count -= 1
-                return True
-        return False
+        if len(shelf) >= MAX_RECORDS_PER_KEY:
+            oldest = next(((key, peer_id) for peer_id, kept in shelf.items() if not kept.by_owner), None)
+        else:
+            oldest = next(iter(self._brought), None)
+        if oldest is None:
+            return False
+        self._forget(*oldest)
+        return True
 
     def _sweep(self, now: float) -> None:
         """Forget what has expired. Every 10 s, or at once when full."""
         if now < self._swept_at + SWEEP_EVERY_S and self._count < MAX_RECORDS:
             return
         self._swept_at = now
-        alive = {key: _alive(shelf, now) for key, shelf in self._shelves.items()}
-        self._shelves = {key: shelf for key, shelf in alive.items() if shelf}
-        self._count = sum(map(len, self._shelves.values()))
+        while self._expiries and self._expiries[0][0] <= now:
+            _, key, peer_id = heappop(self._expiries)
+            kept = self._shelves.get(key, {}).get(peer_id)
+            if kept is not None and kept.expiry <= now:  # else it was renewed
+                self._forget(key, peer_id)
 
+    def _note_expiry(self, expiry: float, key: bytes, peer_id: str) -> None:
+        """As the heap grows with every renewal, it is made anew once most of it is of the past."""
+        heappush(self._expiries, (expiry, key, peer_id))
+        if len(self._expiries) > 2 * self._count:
+            self._expiries = [
+                (kept.expiry, key, peer_id) for key, shelf in self._shelves.items() for peer_id, kept in shelf.items()
+            ]
+            heapify(self._expiries)
 
-def _alive(shelf: dict[str, Kept], now: float) -> dict[str, Kept]:
-    return {peer_id: kept for peer_id, kept in shelf.items() if kept.expiry > now}
+    def _forget(self, key: bytes, peer_id: str) -> None:
+        shelf = self._shelves[key]
+        del shelf[peer_id]
+        if not shelf:
+            del self._shelves[key]
+        self._brought.pop((key, peer_id), None)
+        self._count -= 1

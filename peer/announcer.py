@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shoal.dht.errors import DhtError
 from shoal.peer.choose import LOADING_S
+from shoal.peer.farewell import withdraw
 from shoal.routing.announcement import Announcement, State, encode
 from shoal.routing.rebalance import moved
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from shoal.dht.directory import Directory
     from shoal.dht.host import Reach
@@ -119,3 +122,17 @@ class Announcer:
     def _room(self) -> tuple[int, int, int, int]:
         usual = round(3.0 * math.log2(1.0 + self._node.upload()))
         return self._load(), self._node.book.free_tokens, usual, len(self._slow_ways())
+
+
+@asynccontextmanager
+async def withdrawn_on_failure(directory: Directory) -> AsyncIterator[None]:
+    """Take back what is announced if the block fails: others would plan with blocks that never come. Not if it is the
+    directory that fails: it cannot be told, or another peer has our identity, and what is announced is that one's."""
+    try:
+        yield
+    except DhtError:
+        raise
+    except Exception:
+        with suppress(DhtError):  # what failed first is what the user is told
+            await withdraw(directory)
+        raise

@@ -49,6 +49,7 @@ class Limits:
     kept_bytes: int = 1024 * 1024 * 1024
     grace_s: float = 5.0
     swap_pages: int = 0  # KV pages in host memory for leases that make room
+    step_pages: int = 1 << 62  # of these, as many as come back before one engine step: all in it wait for them
 
 
 class LeaseBook:
@@ -61,7 +62,7 @@ class LeaseBook:
         self.draining = False  # for good: this peer leaves
         self.paused = False  # until its volunteer, or the machine's idleness, says otherwise
         self.opened = 0  # leases since the start
-        self.residency = Residency(offer.n_pages, offer.page_tokens, limits.swap_pages)
+        self.residency = Residency(offer.n_pages, offer.page_tokens, limits.swap_pages, limits.step_pages)
         self.kept = KeptBudget(limits.kept_bytes)
         self.leases: dict[bytes, Lease] = {}
         self._orphans: dict[bytes, float] = {}  # session -> when its lease ends
@@ -103,9 +104,11 @@ class LeaseBook:
         return lease if lease is not None and client in (None, lease.owner) else None
 
     def detach(self, lease: Lease) -> None:
-        """End a lease; its pages stay set aside until `free` says that nothing runs on them any more."""
+        """End a lease. Its room may be promised to another one, such as its own session's next: a step for that one is
+        formed only after `free` has given the pages back, on which something may run until then."""
         del self.leases[lease.session]
         self._orphans.pop(lease.session, None)
+        self.residency.leave(lease.holding)
 
     def free(self, lease: Lease) -> None:
         """Give the pages of a detached lease back."""

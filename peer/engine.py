@@ -122,7 +122,7 @@ class DeviceEngine:
         compute_on(span.device)  # `run_now` runs on this thread
         self.start, self.stop = span.blocks.start, span.blocks.stop
         self.width = span.spec.hidden_size
-        self.n_pages = span.kv.n_pages
+        self.n_pages, self.page_bytes = span.kv.n_pages, span.kv.page_bytes
         self.page_tokens = page_tokens
         self.max_step_tokens = STEP_TOKENS_CUDA if span.device.type == "cuda" else STEP_TOKENS
         self.max_batch = MAX_BATCH

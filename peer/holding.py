@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from shoal.peer.wire import PREFIX_TOKENS
+
 if TYPE_CHECKING:
     from shoal.peer.prefix import Chunk, Scope
 
@@ -47,6 +49,7 @@ class Holding:
     idle_since: float = 0.0
     turn_ends: float = 0.0  # until then its pages are its own
     waits_since: float | None = None  # it found no pages
+    returning: bool = False  # some of its pages have come back from host memory, others are to come with later steps
     wants: tuple[int, int] = (0, 0)  # position and count for which it found none
     step: int = -1  # the last engine step for which it was prepared
 
@@ -54,6 +57,21 @@ class Holding:
     def n_pages(self) -> int:
         """Pages on the device and in host memory."""
         return len(self.pages) + sum(saved.count for saved in self.saved)
+
+    def later(self, needs: int, most: int) -> int:
+        """How many of the `needs` pages that it takes to go on come with later steps, if no more than `most` may come
+        back from host memory before this one."""
+        now = 0
+        for saved in reversed(self.saved):
+            if now + saved.count > most:
+                return needs - now
+            now += saved.count
+        return 0
+
+    def note_next_chunk(self) -> None:
+        """To be done whenever `keys` or `chunks` have changed."""
+        known = len(self.chunks)
+        self.next_chunk = (known + 1) * PREFIX_TOKENS if known < len(self.keys) else NEVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,9 @@ class Node:
         self._now = config.clock
         self._line = config.line
         pool = PoolConfig(  # of next hops, for which sessions wait
-            config.agent, IMPATIENT, clock=config.clock, line=config.line, on_room=lambda _peer_id: self.steps.wake()
-        )
+            config.agent, IMPATIENT, clock=config.clock, line=config.line, on_room=lambda _peer_id: self.steps.wake(),
+            on_late=self._next_lost,
+        )  # fmt: skip
         self._pool = ChannelPool(transport, pool, lambda _channel, _message: None, self._next_lost)
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []
@@ -260,7 +261,7 @@ class Node:
         return channel is not None and channel.clogged
 
     def _next_lost(self, peer_id: str, why: str) -> None:
-        """A next hop cannot be reached: its leases' owners must know at once."""
+        """A next hop cannot be reached, or not soon: its leases' owners must know at once."""
         for lease in list(self.book.leases.values()):
             if lease.next == peer_id:
                 self.perform(lease, lease.refuse(Reason.NEXT_HOP_LOST, f"{peer_id} {why}"))

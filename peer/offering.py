@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from shoal.peer.loading import Model
     from shoal.peer.measure import Throughput
 
+STEP_BYTES = 1 << 26  # of KV that come back from host memory before one engine step: some milliseconds of a GPU's bus
+
 
 def node_config(
     config: PeerConfig, model: Model, room: Fit, engine: DeviceEngine, peer_id: str, speed: Throughput,
     duty: Duty | None,
 ) -> NodeConfig:  # fmt: skip
     """How the node that serves `engine` is to behave."""
-    limits = Limits(kept_bytes=room.kept_bytes, swap_pages=room.swap_pages)
+    step_pages = max(1, STEP_BYTES // engine.page_bytes)
+    limits = Limits(kept_bytes=room.kept_bytes, swap_pages=room.swap_pages, step_pages=step_pages)
     most = config.max_batch or engine.max_batch
     prefill_s = speed.prefill_s * (engine.stop - engine.start)
     budget = Budget(engine.max_step_tokens, most, prefill_token_s=prefill_s)

@@ -26,7 +26,9 @@ MOST_WAYS = 4  # to one peer that are tried at a time, the newest
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
     """How a pool connects. `agent` is this program's name and version; `line` is shared with other links of this node;
-    `on_room(peer_id)` is called when a channel that was clogged is not any more."""
+    `on_room(peer_id)` is called when a channel that was clogged is not any more. `on_late(peer_id, why)`: something
+    waits for a channel that is being opened for longer than a silent one would be kept; said again when another channel
+    stands, and after as long again. It may stand yet."""
 
     agent: str
     patience: Patience = Patience()
@@ -34,6 +36,7 @@ class PoolConfig:
     clock: Callable[[], float] = time.perf_counter
     line: Line = field(default_factory=Line)
     on_room: Callable[[str], None] = lambda _peer_id: None
+    on_late: Callable[[str, str], None] = lambda _peer_id, _why: None
 
 
 @dataclass(slots=True)
@@ -67,6 +70,7 @@ class ChannelPool:
         self._on_message = on_message
         self._on_lost, self._on_open = on_lost, on_open
         self._entries: dict[str, _Entry] = {}
+        self._late: dict[str, _Entry] = {}  # that were still being opened after so long; some stand or are gone by now
         self._rates: dict[str, tuple[float, float]] = {}  # when last seen, bytes/s; of links that have ended too
         self._tasks = asyncio.TaskGroup()
         self._left = False
@@ -102,6 +106,7 @@ class ChannelPool:
         if entry is None and not self._left:
             entry = self._entries[peer_id] = _Entry(ways=[way])
             entry.task = self._tasks.create_task(self._run(peer_id, entry))
+            self._look_later(peer_id, entry)
         elif entry is not None and entry.channel is None and way not in entry.ways:
             entry.ways = [*entry.ways, way][-MOST_WAYS:]
             entry.named.set()
@@ -143,6 +148,11 @@ class ChannelPool:
         if entry is not None:
             (entry.waiting if entry.channel is None else entry.channel).forget(session, epoch)
 
+    def stands(self, peer_id: str) -> bool:
+        """Whether there is a channel to a peer."""
+        entry = self._entries.get(peer_id)
+        return entry is not None and entry.channel is not None
+
     def drop(self, peer_id: str) -> None:
         """Close the channel to a peer, if there is one."""
         entry = self._entries.pop(peer_id, None)
@@ -177,9 +187,27 @@ class ChannelPool:
         entry.channel.ping()
         if self._on_open is not None:
             self._on_open(peer_id)
+        self._tell_late(tuple(self._late))
         if was_clogged and not entry.channel.clogged:
             on_room()
         await entry.channel.run(self._on_message)
+
+    def _look_later(self, peer_id: str, entry: _Entry) -> None:
+        asyncio.get_running_loop().call_later(self._config.patience.dead_after_s, self._look, peer_id, entry)
+
+    def _look(self, peer_id: str, entry: _Entry) -> None:
+        if self._entries.get(peer_id) is entry and entry.channel is None:
+            self._late[peer_id] = entry
+            self._tell_late((peer_id,))
+            self._look_later(peer_id, entry)
+
+    def _tell_late(self, names: Collection[str]) -> None:
+        for name in names:
+            entry = self._late[name]
+            if self._entries.get(name) is not entry or entry.channel is not None:
+                del self._late[name]
+            elif entry.waiting:
+                self._config.on_late(name, f"has not answered for {self._config.patience.dead_after_s:g} s")
 
     async def _reach(self, peer_id: str, entry: _Entry) -> Stream:
         """By whichever way leads there first. Anybody may have named some that lead nowhere, before others or after."""

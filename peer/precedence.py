@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from shoal.peer.holding import Holding
 
 TURN_S = 1.0
@@ -24,11 +26,13 @@ def settled(holding: Holding, now: float) -> bool:
 
 
 def yields(holding: Holding, to: Holding, now: float) -> bool:
-    """Whether a lease gives its pages to another one that needs them now."""
+    """Whether a lease gives its pages to another one that needs them now. Who has begun to leave goes on, though it has
+    work again, while another one is on its way back: else neither of the two could run."""
     if settled(holding, now):
         return True
     comes_first = (to.priority, to.number) < (holding.priority, holding.number)
-    return now >= holding.turn_ends and (comes_first or patience(to, now) >= TURN_S)
+    goes_on = to.returning and bool(holding.saved)
+    return now >= holding.turn_ends and (comes_first or goes_on or patience(to, now) >= TURN_S)
 
 
 def cost_of_leaving(holding: Holding, now: float) -> tuple[bool, float, int]:
@@ -36,3 +40,13 @@ def cost_of_leaving(holding: Holding, now: float) -> tuple[bool, float, int]:
     if settled(holding, now):
         return False, holding.idle_since, 0
     return True, -holding.priority, -holding.number
+
+
+def next_chance(holdings: Iterable[Holding], waiting: Iterable[Holding], now: float) -> float:
+    """When somebody of those who wait may get pages, if nothing happens before."""
+    times = []
+    for holding in holdings:
+        times += [holding.turn_ends, *([] if holding.jobs else [holding.idle_since + SETTLED_S])]
+    for holding in waiting:
+        times += [now + turns * TURN_S - patience(holding, now) for turns in (1, 2)]
+    return min((time for time in times if time > now), default=now + TURN_S)

@@ -4,7 +4,8 @@ A lease gets pages as its tokens come. When none are free, cached beginnings of 
 those without work, longest idle first; then of those with work the background ones, then the youngest. Who was brought
 in keeps its pages for a turn, and who has waited for a turn may take from anybody whose turn is over: so all that have
 work come to run, and pages are not carried to and fro for every token. Moves are carried out in order, before the
-engine step for which they were planned.
+engine step for which they were planned. All that run in it wait for them: a long lease comes back over several steps,
+and others make room for it no faster.
 
 It cannot run dry: all leases together fit into device and host memory (`open`), each alone fits onto the device, and
 pages leave one by one. Host memory takes up to one lease and `TAKE` pages more for the moment of an exchange.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from shoal.peer.holding import NEVER, Copy, Counts, Holding, Restore, Save, Saved
 from shoal.peer.pages import PageAllocator
-from shoal.peer.precedence import SETTLED_S, TURN_S, cost_of_leaving, patience, yields
+from shoal.peer.precedence import TURN_S, cost_of_leaving, next_chance, patience, yields
 from shoal.peer.prefix import PrefixCache
 from shoal.peer.wire import PREFIX_TOKENS
 
@@ -32,12 +33,13 @@ TAKE = 8  # pages that leave at once, if there are as many: a move for every pag
 class Residency:
     """Every lease's `Holding`, the pages, and the moves that are due (`take_moves`)."""
 
-    def __init__(self, n_pages: int, page_tokens: int, swap_pages: int = 0) -> None:
+    def __init__(self, n_pages: int, page_tokens: int, swap_pages: int = 0, step_pages: int = 1 << 62) -> None:
         self.pages = PageAllocator(n_pages)
         self.prefix = PrefixCache(self.pages)
         self.counts = Counts()
         self.committed = 0  # pages that leases may come to need
         self.total = n_pages + swap_pages
+        self._step_pages = self._may_return = step_pages  # that may come back before one step, and before this one
         self._page_tokens = page_tokens
         self._chunk_pages = 0 if PREFIX_TOKENS % page_tokens else PREFIX_TOKENS // page_tokens
         self._holdings: dict[Holding, None] = {}
@@ -60,18 +62,23 @@ class Residency:
         holding.chunks = [*self.prefix.find(scope, holding.keys)]
         holding.pages = tuple(page for chunk in holding.chunks if chunk for page in self.prefix.use(chunk))
         holding.end = holding.done = len(holding.chunks) * PREFIX_TOKENS
-        self._note_next_chunk(holding)
+        holding.note_next_chunk()
         self._holdings[holding] = None
         self.counts.hits += bool(holding.end)
         self.counts.hit_tokens += holding.end
         return holding
 
+    def leave(self, holding: Holding) -> None:
+        """The lease has ended: others may be promised its room, though its pages are its own until `close`."""
+        self.committed -= holding.max_pages
+        holding.max_pages = 0
+
     def close(self, holding: Holding) -> None:
         """The lease has ended, and nothing runs on its pages any more; what is cached of it stays."""
+        self.leave(holding)
         del self._holdings[holding]
         self._waiting.pop(holding, None)
         self._overdue = None if self._overdue is holding else self._overdue
-        self.committed -= holding.max_pages
         self._leave_chunks(holding, 0)
         self.pages.release(holding.pages)
         holding.pages, holding.saved, holding.ready, holding.next_chunk = (), [], 0, NEVER
@@ -80,11 +87,11 @@ class Residency:
 
     def begin(self, now: float) -> None:
         """A step is about to be formed: whoever waits for pages comes first."""
-        self._now, self._step, self._overdue = now, self._step + 1, None
+        self._now, self._step, self._overdue, self._may_return = now, self._step + 1, None, self._step_pages
         for holding in sorted(self._waiting, key=lambda holding: patience(holding, now), reverse=True):
             if self._make_ready(holding, *holding.wants):
                 holding.step = self._step
-            elif patience(holding, now) >= 2 * TURN_S:
+            elif self._may_return and patience(holding, now) >= 2 * TURN_S:
                 self._overdue = holding
                 break
 
@@ -124,21 +131,17 @@ class Residency:
     def rerouted(self, holding: Holding) -> None:
         """Other hops may come before it now: what it writes from here on is not what the prompt's keys name."""
         holding.keys = holding.keys[: len(holding.chunks)]
-        self._note_next_chunk(holding)
+        holding.note_next_chunk()
 
     def _add_chunk(self, holding: Holding) -> None:
         index, size = len(holding.chunks), self._chunk_pages
         pages = holding.pages[index * size : (index + 1) * size]
         holding.chunks.append(self.prefix.add(holding.scope, holding.keys[index], pages))
-        self._note_next_chunk(holding)
+        holding.note_next_chunk()
 
     def retry_s(self) -> float:
         """Seconds until somebody who waits may get pages, if nothing happens before."""
-        times = [holding.turn_ends for holding in self._holdings]
-        times += [holding.idle_since + SETTLED_S for holding in self._holdings if not holding.jobs]
-        waited = [patience(holding, self._now) for holding in self._waiting]
-        times += [self._now + turns * TURN_S - so_long for so_long in waited for turns in (1, 2)]
-        return max(1e-3, min((time for time in times if time > self._now), default=self._now + TURN_S) - self._now)
+        return max(1e-3, next_chance(self._holdings, self._waiting, self._now) - self._now)
 
     # -- places ---------------------------------------------------------------------------------------------------
 
@@ -148,12 +151,17 @@ class Residency:
             self._rewind(holding, position)
         last = self._count(position + count)
         needs = self._needs(holding, last)
-        free = self._overdue in (None, holding) and (needs <= self.pages.free or self._make_room(holding, last))
+        later = holding.later(needs, self._may_return)
+        enough = later == needs or needs <= self.pages.free
+        free = self._overdue in (None, holding) and (enough or self._make_room(holding, last, later))
         if needs and not free:
             self._wait(holding, position, count)
             return False
-        self._fill(holding, last)
-        return True
+        self._fill(holding, last, later)
+        if later:
+            self._may_return = 0  # nobody overtakes it
+            self._wait(holding, position, count)
+        return not later
 
     def _wait(self, holding: Holding, position: int, count: int) -> None:
         holding.wants = position, count
@@ -176,11 +184,11 @@ class Residency:
         is_last = not holding.saved and holding.end < len(holding.pages) * self._page_tokens
         return is_last and self.pages.holders(holding.pages[-1]) > 1
 
-    def _fill(self, holding: Holding, last: int) -> None:
-        """Allocate, copy and restore; there are free pages enough."""
+    def _fill(self, holding: Holding, last: int, later: int) -> None:
+        """Allocate, copy and restore all but `later` pages; there are free ones enough."""
         shared = self._writes_to_shared(holding)
         own = holding.pages[:-1] if shared else holding.pages
-        needs, room = self._needs(holding, last), max(0, holding.max_pages - last)
+        needs, room = self._needs(holding, last) - later, max(0, holding.max_pages - last) + later
         pages = self.pages.allocate(needs, own[-1] if own else None, room)
         if pages is None:
             raise RuntimeError("pages were counted wrongly")
@@ -191,19 +199,23 @@ class Residency:
         self._restore(holding, pages)
         holding.pages, surplus = (own + pages)[:last], (own + pages)[last:]
         self.pages.release(surplus)
+        holding.returning = later > 0 and (holding.returning or needs > 0)
+        if later:
+            return
         holding.ready, holding.fresh = len(holding.pages) * self._page_tokens, False
         if holding.waits_since is not None:
             holding.turn_ends = self._now + TURN_S
             self._wait_no_longer(holding)
 
     def _restore(self, holding: Holding, pages: tuple[int, ...]) -> None:
-        """Bring everything back, to the first of these pages."""
-        if holding.saved:
+        """Bring everything back to the first of these pages, or what they have place for."""
+        if holding.saved and pages:
             holding.turn_ends = self._now + TURN_S
-        while holding.saved:
+        while holding.saved and pages:
             saved = holding.saved.pop()
             self._moves.append(Restore(holding, saved, pages[: saved.count]))
             pages = pages[saved.count :]
+            self._may_return -= saved.count
             self.counts.restored += saved.count
 
     def _rewind(self, holding: Holding, position: int) -> None:
@@ -219,25 +231,26 @@ class Residency:
             holding.pages = holding.pages[:keep]
         holding.end, holding.ready = position, 0
         holding.done = min(holding.done, position)
-        self._note_next_chunk(holding)
+        holding.note_next_chunk()
 
     # -- making room ----------------------------------------------------------------------------------------------
 
-    def _make_room(self, holding: Holding, last: int) -> bool:
-        """Free as many pages as the lease needs; False, and no lease has lost any, if that cannot be done now."""
-        if self._evict_for(holding, last):
+    def _make_room(self, holding: Holding, last: int, later: int) -> bool:
+        """Free all but `later` of the pages that the lease needs; False, and no lease has lost any, if there cannot be
+        room for all of them now."""
+        if not later and self._evict_for(holding, last, later):
             return True
         victims = self._victims(holding)
         if not self._suffice(victims, holding, last):
             return False
         for victim in victims:
-            while victim.pages and not self._evict_for(holding, last):
-                self._save(victim, self._needs(holding, last) - self.pages.free)
-        return self._evict_for(holding, last)
+            while victim.pages and not self._evict_for(holding, last, later):
+                self._save(victim, self._needs(holding, last) - later - self.pages.free)
+        return self._evict_for(holding, last, later)
 
-    def _evict_for(self, holding: Holding, last: int) -> bool:
-        """Forget cached chunks until there is room; False if there are not enough."""
-        while self._needs(holding, last) > self.pages.free:
+    def _evict_for(self, holding: Holding, last: int, later: int) -> bool:
+        """Forget cached chunks until there is room for all but `later` pages; False if there are not enough."""
+        while self._needs(holding, last) - later > self.pages.free:
             if not self.prefix.evict():
                 return False
             self.counts.evicted_chunks += 1
@@ -261,12 +274,12 @@ class Residency:
 
     def _save(self, victim: Holding, count: int) -> None:
         """Bring the lease's last pages to host memory."""
-        count = min(len(victim.pages), max(count, TAKE))
+        count = min(len(victim.pages), max(count, TAKE), self._step_pages)
         kept, leaving = victim.pages[:-count], victim.pages[-count:]
         saved = Saved(count)
         self._moves.append(Save(victim, saved, leaving))
         victim.saved.append(saved)
-        victim.pages, victim.ready = kept, 0
+        victim.pages, victim.ready, victim.returning = kept, 0, False
         if self._chunk_pages:
             self._leave_chunks(victim, len(kept) // self._chunk_pages)
         self.pages.release(leaving)
@@ -276,11 +289,7 @@ class Residency:
         while len(holding.chunks) > keep:
             if (chunk := holding.chunks.pop()) is not None:
                 self.prefix.leave(chunk)
-        self._note_next_chunk(holding)
-
-    def _note_next_chunk(self, holding: Holding) -> None:
-        known = len(holding.chunks)
-        holding.next_chunk = (known + 1) * PREFIX_TOKENS if known < len(holding.keys) else NEVER
+        holding.note_next_chunk()
 
     def _count(self, tokens: int) -> int:
         """Pages for so many tokens."""

@@ -20,7 +20,7 @@ from shoal.dht.threads import in_thread
 from shoal.dht.version import shoal_version
 from shoal.peer.account import Account
 from shoal.peer.ailing import lost, rest_after_faults
-from shoal.peer.announcer import Announcer, Facts
+from shoal.peer.announcer import Announcer, Facts, withdrawn_on_failure
 from shoal.peer.choose import Seat, choose, keep_announced
 from shoal.peer.config import PeerError, cache_folder
 from shoal.peer.control import controlled
@@ -140,12 +140,15 @@ class _Life:
     async def _serve_spans(self, net: Net) -> bool:
         """Serve, here and then where the swarm needs this peer more; True if the device is lost."""
         while not self.leave.is_set():
-            if (engine := await unless(self.leave, self._engine(net))) is None:
+            async with withdrawn_on_failure(net.directory):
+                engine = await unless(self.leave, self._engine(net))
+            if engine is None:
                 break
             if (move := await self._serve(net, engine)) is None:
                 return engine.broken
             del engine
-            await in_thread(self._unload, range(move.start, move.stop))
+            async with withdrawn_on_failure(net.directory):
+                await in_thread(self._unload, range(move.start, move.stop))
         await withdraw(net.directory)  # what it was about to load is announced
         return False
 

@@ -45,12 +45,12 @@ class Pressure(RuleBasedStateMachine):
 
     @initialize(
         page_tokens=st.sampled_from([16, 32, 64]), pages=st.integers(2, 10), swap=st.sampled_from([0, 4, 12, 40]),
-        take=st.sampled_from([1, 1, 8]),
+        take=st.sampled_from([1, 1, 8]), step_pages=st.sampled_from([1, 1, 3, NEVER]),
     )  # fmt: skip
-    def make(self, page_tokens, pages, swap, take):
+    def make(self, page_tokens, pages, swap, take, step_pages):
         residency.TAKE = take
-        self.page_tokens, self.n_pages, self.swap = page_tokens, pages, swap
-        self.residency = Residency(pages, page_tokens, swap)
+        self.page_tokens, self.n_pages, self.swap, self.step_pages = page_tokens, pages, swap, step_pages
+        self.residency = Residency(pages, page_tokens, swap, step_pages)
         self.device = [[None] * page_tokens for _ in range(pages)]
         self.guests: list[Guest] = []
         self.now, self.serial = 0.0, 0
@@ -150,7 +150,9 @@ class Pressure(RuleBasedStateMachine):
         slices = {guest: (guest.asked[0], min(guest.asked[1], chunk)) for guest in order}
         batch = [guest for guest in order if self.residency.prepare(guest.holding, *slices[guest])]
         pages = {guest: guest.holding.pages for guest in batch}
-        for move in self.residency.take_moves():
+        moves = self.residency.take_moves()
+        assert sum(move.saved.count for move in moves if isinstance(move, Restore)) <= self.step_pages
+        for move in moves:
             self._make(move)
         for guest in batch:
             self._run(guest, pages[guest], *slices[guest])
@@ -214,6 +216,7 @@ class Pressure(RuleBasedStateMachine):
     def host_memory_is_bounded(self):
         if hasattr(self, "residency"):
             saved = [saved.count for guest in self.guests for saved in guest.holding.saved]
+            assert max(saved, default=0) <= self.step_pages
             assert sum(saved) <= self.swap + self.n_pages + residency.TAKE
 
     @invariant()

@@ -55,7 +55,8 @@ class Deed:
 @dataclass(frozen=True)
 class Schedule:
     """Peers p0, p1, ... with `spans`, `pages` of KV and `swap_pages` of host memory, `kept_bytes` of outputs a lease.
-    `step_s`: an engine step. `liar`: the peer that says it is 100 times faster than it is."""
+    `step_s`: an engine step. `liar`: the peer that says it is 100 times faster than it is. `step_pages`: as many
+    come back from host memory before one step."""
 
     seed: int
     spans: tuple[tuple[int, int], ...]
@@ -66,6 +67,7 @@ class Schedule:
     kept_bytes: int
     step_s: float
     liar: int | None
+    step_pages: int
 
     @property
     def tight(self) -> bool:
@@ -92,6 +94,7 @@ def schedule(seed: int) -> Schedule:
         pages=max(longest, rng.choice([24, 64, 64, 128])), swap_pages=rng.choice([0, 0, 64]),
         kept_bytes=rng.choice([64, 400, 1 << 20, 1 << 20, 1 << 20]), step_s=rng.choice([0.001, 0.004, 0.004, 0.02]),
         liar=rng.randrange(len(spans)) if rng.random() < 0.15 else None,
+        step_pages=rng.choice([1, 3, 1 << 62]),
     )  # fmt: skip
 
 

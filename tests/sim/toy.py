@@ -91,7 +91,7 @@ class ToyEngine:
 
     def __init__(self, start: int, stop: int, n_pages: int = 256, step_s: float = 0.004) -> None:
         self.start, self.stop, self.width = start, stop, WIDTH
-        self.n_pages, self.page_tokens = n_pages, PAGE_TOKENS
+        self.n_pages, self.page_tokens, self.page_bytes = n_pages, PAGE_TOKENS, PAGE_TOKENS * (stop - start)
         self.step_s, self.token_s = step_s, 0.0002
         self.max_step_tokens, self.max_batch = 512, 256
         self.batches: list[int] = []

@@ -91,7 +91,9 @@ class _Trial:
 
     async def _build(self) -> None:
         plan = self.plan
-        limits = Limits(kept_bytes_per_lease=plan.kept_bytes, swap_pages=plan.swap_pages)
+        limits = Limits(
+            kept_bytes_per_lease=plan.kept_bytes, swap_pages=plan.swap_pages, step_pages=plan.step_pages
+        )  # fmt: skip
         for number, (start, stop) in enumerate(plan.spans):
             lie = 100.0 if number == plan.liar else 1.0
             await self.it.add_peer(f"p{number}", start, stop, limits, lie, n_pages=plan.pages, step_s=plan.step_s)

@@ -12,8 +12,9 @@ from contextlib import AsyncExitStack
 import pytest
 from shoal.client.options import SessionOptions
 from shoal.peer import channel
-from shoal.peer.book import Limits
+from shoal.peer.book import LeaseBook, Limits
 from shoal.peer.errors import NoRouteError
+from shoal.peer.wire import Refused
 
 from tests.sim import toy
 from tests.sim.clock import run
@@ -92,6 +93,139 @@ def test_without_host_memory_the_last_ones_are_refused_before_their_first_token(
                 return await asyncio.gather(*kept)
 
     assert run(main()) == [expected(prompt, 20) for prompt in PROMPTS[:2]]
+
+
+@pytest.mark.parametrize("cut_s", [0.12, 0.4])
+def test_a_session_whose_link_was_cut_is_let_in_again_while_its_last_step_still_runs(monkeypatch, cut_s):
+    """A device that it fills alone, whose steps take half a second: its own pages are not held against it."""
+    refusals, opened = [], LeaseBook.open
+
+    def watched(*given):
+        answer = opened(*given)
+        if isinstance(answer, Refused):
+            refusals.append(answer)
+        return answer
+
+    monkeypatch.setattr(LeaseBook, "open", watched)
+
+    async def main():
+        async with world(3, []) as it:
+            peer = await it.add_peer("a", 0, 6, n_pages=8, step_s=0.5)
+            async with it.client() as swarm:
+                running = asyncio.create_task(generate(swarm, PROMPTS[0], 20, wait_s=20.0))
+                await asyncio.sleep(cut_s)
+                assert peer.node.steps.jobs
+                it.net.reset("a", "client")
+                tokens = await running
+            await asyncio.sleep(1)
+            return tokens, peer.node.book.opened, everything_is_free(peer)
+
+    assert run(main()) == (expected(PROMPTS[0], 20), 2, True)
+    assert refusals == []
+
+
+# -- long sessions -----------------------------------------------------------------------------------------------------
+
+PAGE_S = 0.005  # that a page takes to or from host memory
+LONG = [[(7 * i + 3 * j) % toy.VOCAB for j in range(150)] for i in range(2)]
+
+
+def slow_to_move(engine) -> None:
+    """Its pages cost time one by one, each way."""
+    save, restore = engine.save, engine.restore
+
+    async def saving(pages):
+        await asyncio.sleep(PAGE_S * len(pages))
+        return await save(pages)
+
+    async def restoring(saved, pages):
+        await asyncio.sleep(PAGE_S * len(pages))
+        await restore(saved, pages)
+
+    engine.save, engine.restore = saving, restoring
+
+
+async def ask(swarm, prompt, go: asyncio.Event) -> list[list[int]]:
+    """What a session gives for a prompt and, when it may go on, for a token behind it."""
+    async with swarm.session(SessionOptions(max_tokens=160, wait_s=5.0)) as session:
+        first = (await session.step(states(prompt)))[-1].tolist()
+        await go.wait()
+        return [first, (await session.step(states([5])))[-1].tolist()]
+
+
+async def beside_one_who_comes_back(meanwhile=None):
+    """A session of 38 pages had to leave for such another one; now it goes on, while a short one decodes.
+
+    Returns the task of the long one, the times and the text of the short one's tokens, and whether all is free in the
+    end. `meanwhile(world, task)` is called when the first pages are back."""
+    async with world(4, []) as it:
+        limits = Limits(swap_pages=64, grace_s=0.5, step_pages=2)
+        peer = await it.add_peer("a", 0, 6, limits, n_pages=52)
+        slow_to_move(peer.engine)
+        counts, times, go = peer.node.book.residency.counts, [], asyncio.Event()
+
+        async def each(number, _session):
+            times.append(asyncio.get_running_loop().time())
+            if number == 3:
+                assert counts.saved > 20
+                go.set()
+
+        async with AsyncExitStack() as stack:
+            guest, other, short = [await stack.enter_async_context(it.client(name)) for name in ("g", "o", "s")]
+            long = asyncio.create_task(ask(guest, LONG[0], go))
+            await asyncio.sleep(1.0)
+            idle = asyncio.create_task(ask(other, LONG[1], asyncio.Event()))
+            await asyncio.sleep(1.0)
+            decoding = asyncio.create_task(generate(short, PROMPTS[2], 30, each=each, wait_s=5.0))
+            while not counts.restored:
+                await asyncio.sleep(0.001)
+            if meanwhile is not None:
+                await meanwhile(it, long)
+            await asyncio.wait([long, decoding])
+            idle.cancel()
+        await asyncio.sleep(2)
+    return long, times, decoding.result(), everything_is_free(peer)
+
+
+def test_a_long_session_that_comes_back_holds_up_no_other_for_more_than_a_piece():
+    """A token takes 16 ms here; two pages each way come to four times that, and the whole session to 0.3 s."""
+
+    async def main():
+        whole = toy.Whole(0, N_BLOCKS)
+        wanted = [(await whole.step(piece))[-1] for piece in (LONG[0], [5])]
+        long, times, tokens, free = await beside_one_who_comes_back()
+        return long.result() == wanted, times, tokens, free
+
+    exact, times, tokens, free = run(main())
+    assert exact
+    assert tokens == expected(PROMPTS[2], 30)
+    assert free
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert sum(gap > 0.05 for gap in gaps) >= 5, "it came back while this one decoded"
+    assert max(gaps) < 0.1
+
+
+async def close(_world, task) -> None:
+    task.cancel()
+
+
+async def vanish(world, _task) -> None:
+    world.net.kill("g")
+
+
+async def fail(world, _task) -> None:
+    world.peers["a"].engine.fault_next = True
+
+
+@pytest.mark.parametrize("end", [close, vanish, fail])
+def test_one_who_ends_on_the_way_back_leaves_nothing_behind(end):
+    async def main():
+        long, _, tokens, free = await beside_one_who_comes_back(end)
+        if end is not fail:
+            assert long.cancelled() or long.exception() is not None
+        return tokens, free
+
+    assert run(main()) == (expected(PROMPTS[2], 30), True)
 
 
 async def back_and_forth(swarm, prompt, pause_s=0.15):

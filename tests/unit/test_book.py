@@ -99,9 +99,25 @@ def test_the_whole_kv_can_be_leased_and_then_it_is_busy():
     answer = it.open(request(1, "b", max_tokens=1), "b")
     assert (reason(answer), answer.retry_s) == (Reason.BUSY, BUSY_RETRY_S)
     it.detach(lease)
-    assert reason(it.open(request(1, "b", max_tokens=1), "b")) is Reason.BUSY  # something may still run on its pages
-    it.free(lease)
     assert isinstance(it.open(request(1, "b", max_tokens=1), "b"), Lease)
+
+
+def test_a_session_that_is_opened_anew_has_the_room_that_it_had_while_something_still_runs_on_its_pages():
+    it = book()
+    old = it.open(request(max_tokens=32), "c")
+    it.residency.begin(0.0)
+    assert it.residency.prepare(old.holding, 0, 32)
+    it.detach(old)
+    assert it.pages.free == 0, "a step may run on them"
+    new = it.open(request(max_tokens=32, epoch=2), "c")
+    assert isinstance(new, Lease)
+    assert reason(it.open(request(1, max_tokens=1), "c")) is Reason.BUSY, "it is promised once"
+    it.free(old)
+    it.residency.begin(1.0)
+    assert it.residency.prepare(new.holding, 0, 32)
+    it.detach(new)
+    it.free(new)
+    assert (it.residency.committed, it.pages.free) == (0, 8)
 
 
 def test_host_memory_lets_more_leases_in_but_none_that_the_device_cannot_hold():
@@ -183,7 +199,8 @@ class Book(RuleBasedStateMachine):
     @rule(client=st.sampled_from("abc"), tokens=st.integers(1, 60), link=st.integers(0, 4))
     def open(self, client, tokens, link):
         self.number += 1
-        free, held = self.book.free_tokens, len(self.book.leases)
+        held, free = len(self.book.leases), 48 - 4 * sum(each.holding.max_pages for each in self.book.leases.values())
+        assert self.book.free_tokens == free
         mine = sum(lease.owner == client for lease in self.book.leases.values())
         answer = self.book.open(request(self.number, client, max_tokens=tokens), client, link)
         pages = -(-tokens // 4)
@@ -199,9 +216,10 @@ class Book(RuleBasedStateMachine):
     def end(self, data):
         self._detach(data.draw(st.sampled_from(sorted(self.book.leases.values(), key=lambda lease: lease.session))))
 
-    @precondition(lambda self: self.book.leases)
+    @precondition(lambda self: self.book.leases and not self.detached)
     @rule(data=st.data())
     def grow(self, data):
+        """For a step, before which the pages of all that ended were given back."""
         lease = data.draw(st.sampled_from(sorted(self.book.leases.values(), key=lambda lease: lease.session)))
         self.book.residency.begin(self.now)
         assert self.book.residency.prepare(lease.holding, 0, data.draw(st.integers(1, lease.max_tokens)))

@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ from shoal.blocks.activations import pack, to_bytes, unpack, view_bytes
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.dht.invite import Invite
+from shoal.peer import offering
+from shoal.peer.config import PeerConfig
 from shoal.peer.engine import SHORT_TOKENS, DeviceEngine, Output, Piece
+from shoal.peer.fit import Fit
+from shoal.peer.measure import Throughput
 from shoal.peer.order import EngineFault
 from tiny_models import save_tiny
 
@@ -326,3 +332,16 @@ async def test_a_closed_engine_holds_no_weights(checkpoint):
     gc.collect()
     assert span() is None
     assert (engine.start, engine.stop) == (0, N_BLOCKS)
+
+
+def test_what_comes_back_before_one_step_is_bounded_in_bytes(engine, monkeypatch):
+    """One page always may."""
+    assert engine.page_bytes == engine.span.kv.save([0]).n_bytes
+    model = SimpleNamespace(checkpoint=SimpleNamespace(revision="r"), spec=engine.span.spec)
+    room = Fit(blocks=N_BLOCKS, streamed=0, kv_tokens=PAGES * PAGE_TOKENS, swap_pages=7, kept_bytes=1, why="")
+    config, speed = PeerConfig(Invite("s", "m", ()), "m"), Throughput(0.1, 0.1)
+    found = []
+    for n_bytes in (1, 3 * engine.page_bytes, 4 * engine.page_bytes - 1):
+        monkeypatch.setattr(offering, "STEP_BYTES", n_bytes)
+        found.append(offering.node_config(config, model, room, engine, "p", speed, None).limits.step_pages)
+    assert found == [1, 3, 3]

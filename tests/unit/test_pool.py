@@ -162,3 +162,34 @@ def test_too_much_that_waits_for_a_connection_ends_it(slow_to_open, monkeypatch)
         return told
 
     assert run(go()) == [("far", "has not answered yet, and too much waits for it")]
+
+
+def test_a_channel_that_is_long_in_opening_is_told_while_something_waits_for_it_and_may_stand_yet() -> None:
+    async def serve(stream) -> None:
+        stream.write(HELLO)
+        while await stream.read():
+            pass
+
+    async def go() -> list[tuple[float, str, str]]:
+        net, told, loop = SimNetwork(random.Random(1), jitter_s=0.0), [], asyncio.get_running_loop()
+        net.servers |= {"far": serve, "idle": serve, "near by": serve}
+        net.part([("near", "far"), ("near", "idle")])
+
+        def late(peer_id: str, why: str) -> None:
+            told.append((round(loop.time(), 1), peer_id, why))
+
+        config = PoolConfig("test", Patience(0.5, 2.0), clock=loop.time, on_late=late)
+        async with net.tasks, ChannelPool(SimTransport(net, "near"), config, lambda *_: None, print) as it:
+            it.send("far", (), ENDED)
+            it.connect("idle", ())
+            await asyncio.sleep(3.0)
+            it.connect("near by", ())
+            await asyncio.sleep(1.5)
+            assert [it.stands(name) for name in ("far", "near by", "nobody")] == [False, True, False]
+            net.heal([("near", "far")])
+            await asyncio.sleep(0.3)
+            assert it.stands("far")
+        return told
+
+    why = "has not answered for 2 s"
+    assert run(go()) == [(2.0, "far", why), (3.0, "far", why), (4.0, "far", why)]

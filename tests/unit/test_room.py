@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from shoal.peer.holding import Copy, Holding, Restore, Save
+from shoal.peer.holding import NEVER, Copy, Holding, Restore, Save
 from shoal.peer.precedence import BACKGROUND_TURNS, SETTLED_S, TURN_S
-from shoal.peer.residency import Residency
+from shoal.peer.residency import TAKE, Residency
 from shoal.peer.wire import PREFIX_TOKENS
 
 ALICE, BOB = ("alice", 0, 4), ("bob", 0, 4)
@@ -16,8 +16,8 @@ KEYS = (b"k0", b"k1", b"k2")
 class Peer:
     """A residency whose steps have no contents: whoever is asked to run, runs if there is room."""
 
-    def __init__(self, pages: int = 8, swap: int = 32) -> None:
-        self.it = Residency(pages, PAGE, swap)
+    def __init__(self, pages: int = 8, swap: int = 32, step_pages: int = NEVER) -> None:
+        self.it = Residency(pages, PAGE, swap, step_pages)
         self.now = 0.0
 
     def open(self, tokens: int = 128, scope=ALICE, keys=(), priority: int = 0) -> Holding:
@@ -140,6 +140,118 @@ def test_a_lease_fits_alone_whatever_the_others_hold():
     for _ in range(3):
         for lease in leases:
             assert peer.run((lease, 0, 64), after_s=2 * SETTLED_S)[0] == [lease]
+
+
+# -- long leases -------------------------------------------------------------------------------------------------------
+
+LONG, STEP = 40, 10  # pages of a long lease, and those that come back before one step
+LAST = LONG * PAGE - 1
+
+
+def long_pair(others: int = 0) -> tuple[Peer, Holding, Holding]:
+    """Two long leases on a device for one of them and `others` pages: the first is in host memory, the second idle."""
+    peer = Peer(LONG + others, swap=2 * LONG, step_pages=STEP)
+    first, second = peer.open(tokens=LONG * PAGE), peer.open(tokens=LONG * PAGE)
+    peer.run((first, 0, LAST))
+    peer.run((second, 0, LAST), after_s=SETTLED_S)
+    peer.now += 2 * SETTLED_S
+    return peer, first, second
+
+
+def pages_of(moves, kind) -> int:
+    return sum(move.saved.count for move in moves if isinstance(move, kind))
+
+
+def bring_back(peer: Peer, holding: Holding, *beside: tuple[Holding, int, int]) -> list[list[Holding]]:
+    """Who ran in each step, up to the one in which a lease does."""
+    steps: list[list[Holding]] = []
+    while not steps or (holding not in steps[-1] and len(steps) < 100):
+        steps.append(peer.run((holding, LAST, 1), *beside, after_s=0.02)[0])
+    return steps
+
+
+def test_a_long_lease_comes_back_over_several_steps_in_which_others_run():
+    peer, first, second = long_pair(others=1)
+    other = peer.open(tokens=PAGE)
+    for step in range(4):
+        ran, moves = peer.run((first, LAST, 1), (other, step, 1), after_s=0.02)
+        assert ran == ([first, other] if step == 3 else [other])
+        assert 0 < pages_of(moves, Restore) <= STEP
+        assert pages_of(moves, Save) <= STEP + TAKE  # the other one needs a page as well
+    assert (len(first.pages), first.saved, len(second.pages)) == (LONG, [], 0)
+
+
+def test_steps_that_bring_back_several_leases_bring_no_more_pages():
+    peer = Peer(pages=24, swap=48, step_pages=STEP)
+    leases = [peer.open(tokens=8 * PAGE) for _ in range(6)]
+    for lease in leases:
+        peer.run((lease, 0, 8 * PAGE - 1), after_s=2 * SETTLED_S)
+    back, waiting = [], leases[:3]
+    while waiting:
+        ran, moves = peer.run(*((lease, 8 * PAGE - 1, 1) for lease in waiting), after_s=0.02)
+        back.append(pages_of(moves, Restore))
+        waiting = [lease for lease in waiting if lease not in ran]
+    assert back == [8, 8, 8]
+
+
+def test_others_get_pages_while_one_who_has_waited_long_comes_back():
+    """Also before a step that brings fewer pages than it may, since the next ones would be too many."""
+    peer, first, second = long_pair(others=4)
+    other = peer.open(tokens=4 * PAGE)
+    second.jobs, second.turn_ends = 1, peer.now + TURN_S
+    assert peer.run((first, LAST, 1)) == ([], [])
+    second.jobs = 0
+    back = []
+    for position in range(0, 4 * PAGE, PAGE):
+        ran, moves = peer.run((first, LAST, 1), (other, position, PAGE), after_s=0.02 if back else 2.5 * TURN_S)
+        assert other in ran
+        back.append(pages_of(moves, Restore))
+    assert back == [8, STEP, STEP, STEP]
+
+
+def test_who_cannot_come_back_whole_does_not_begin():
+    peer, first, second = long_pair(2 * STEP)
+    bring_back(peer, first)
+    other = peer.open(tokens=STEP * PAGE)
+    peer.run((other, 0, STEP * PAGE), after_s=TURN_S)
+    peer.it.close(other)
+    assert (len(second.pages), peer.it.pages.free) == (STEP, STEP)
+    first.jobs = 1  # and it is older
+    assert peer.run((second, LAST, 1)) == ([], [])
+    assert (len(second.pages), peer.it.pages.free) == (STEP, STEP)
+
+
+def test_who_has_begun_to_leave_goes_on_though_it_has_work_again_and_is_older():
+    peer, first, second = long_pair()
+    bring_back(peer, first)
+    peer.now += TURN_S
+    assert peer.run((second, LAST, 1))[0] == []
+    assert bring_back(peer, second, (first, LAST, 1)) == [[], [], [second]]
+
+
+def test_two_who_drive_each_other_out_both_come_to_run_and_no_more_than_a_turn_s_pages_move():
+    peer, first, second = long_pair()
+    runs, moved, turns = {first: 0, second: 0}, 0, 20
+    while peer.now < turns * TURN_S:
+        ran, moves = peer.run((first, LAST, 1), (second, LAST, 1), after_s=0.02)
+        moved += pages_of(moves, Restore)
+        for holding in ran:
+            runs[holding] += 1
+        first.jobs = second.jobs = 1
+    assert min(runs.values()) > 0.8 * turns / 2 * TURN_S / 0.02
+    assert LONG * (turns - 3) < moved <= LONG * turns
+
+
+def test_a_lease_that_ends_on_its_way_back_leaves_no_page_behind():
+    peer, first, second = long_pair()
+    peer.run((first, LAST, 1))
+    assert (len(first.pages), len(second.pages)) == (STEP, LONG - STEP)
+    peer.it.close(first)
+    peer.it.pages.check()
+    assert (peer.it.pages.free, peer.it.committed) == (STEP, LONG)
+    assert peer.run((second, LAST, 1), after_s=0.02)[0] == [second]
+    peer.it.close(second)
+    assert (peer.it.pages.free, peer.it.committed) == (LONG, 0)
 
 
 # -- beginnings of prompts ---------------------------------------------------------------------------------------------
