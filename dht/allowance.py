@@ -19,7 +19,8 @@ BYTES_S = 1024 * 1024
 SWEEP_EVERY_S = 10.0
 LIST_TIMEOUT_S = 5.0
 LIST_EVERY_S, LIST_MOST_S = 0.05, 1.0  # bounds of the pause after a list of who is connected
-LIST_PAUSE = 9  # times what the list took: at most a tenth of the time goes into lists
+LIST_PAUSE = 9  # times what the list took: in the long run at most a tenth of the time goes into lists
+LIST_CREDIT_S = 5.0  # of pauses that may be left out: who joins meets many nodes at once, and should not wait for each
 
 
 class Allowance:
@@ -52,9 +53,9 @@ class Connected(NamedTuple):
 
 
 class Listing:
-    """Who is connected, where any stranger's request may ask for it: all who ask while a list or the pause after it
-    lasts share the next one, so that nobody gets a list that was made before it asked. Errors: those of
-    `ask`, `TimeoutError`."""
+    """Who is connected, where any stranger's request may ask for it: all who ask while a list or a pause lasts share
+    the next one, so that nobody gets a list that was made before it asked. Pauses begin where more than LIST_CREDIT_S
+    of them are due. Errors: those of `ask`, `TimeoutError`."""
 
     def __init__(self, ask: Callable[[], Awaitable[Iterable[Any]]]) -> None:
         self._ask, self._due = ask, float("-inf")
@@ -71,11 +72,12 @@ class Listing:
         if self._last is not None:
             await asyncio.wait([self._last])
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._due - loop.time())
+        await asyncio.sleep(self._due - LIST_CREDIT_S - loop.time())
         began, self._last, self._next = loop.time(), self._next, None
         try:
             async with asyncio.timeout(LIST_TIMEOUT_S):
                 return tuple(Connected(str(peer.peer_id), tuple(map(str, peer.addrs))) for peer in await self._ask())
         finally:
             ended = loop.time()
-            self._due = ended + min(max(LIST_EVERY_S, LIST_PAUSE * (ended - began)), LIST_MOST_S)
+            pause = min(max(LIST_EVERY_S, LIST_PAUSE * (ended - began)), LIST_MOST_S)
+            self._due = max(self._due, began) + ended - began + pause
