@@ -181,6 +181,7 @@ def test_where_it_is_ignored_it_stays_so() -> None:
 
 
 def test_a_command_that_runs_and_who_called_it_hear_it_as_ever() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a loop of uvloop's, once closed, leaves its own behind
     heard = []
 
     def command(_: list[str]) -> int:
