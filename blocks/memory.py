@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from shoal.blocks.parts import library
-from shoal.blocks.quantize import FOUR_BIT_BLOCK, SCALES_BLOCK, check_kind, replace_matrices
+from shoal.blocks.quantize import SCALES_BLOCK, check_kind, replace_matrices
+from shoal.blocks.quantize_linear import FOUR_BIT_BLOCK
 from torch import nn
 
 if TYPE_CHECKING:
@@ -87,13 +88,13 @@ def _busy_rows(block: nn.Module, config: Any) -> int:
 
 
 def _matrix_bytes(rows: int, columns: int, kind: str, dtype: torch.dtype) -> int:
-    """As bitsandbytes stores it: int8 with a float32 scale a row; four bits with a scale a block of weights, in float32
-    or, under double quantization, in a byte with a float32 scale a block of scales."""
+    """As bitsandbytes stores it: int8 with a float32 scale a row; four bits in whole blocks of weights with a scale a
+    block, in float32 or, under double quantization, in a byte with a float32 scale a block of scales."""
     count = rows * columns
     if kind == "none":
         return count * dtype.itemsize
     if kind == "int8":
         return count + 4 * rows
     scales = -(-count // FOUR_BIT_BLOCK)
-    packed = -(-count // 2) + _CODE_BYTES
+    packed = scales * FOUR_BIT_BLOCK // 2 + _CODE_BYTES
     return packed + (scales + 4 * -(-scales // SCALES_BLOCK) + _SCALE_CODE_BYTES if kind == "nf4" else 4 * scales)

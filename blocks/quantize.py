@@ -10,7 +10,7 @@ import torch
 from shoal.blocks.choices import QUANTIZATIONS
 from shoal.blocks.errors import QuantizationError
 from shoal.blocks.quantize_experts import QuantizedExperts, is_fused
-from shoal.blocks.quantize_linear import four_bit_linear, int8_linear
+from shoal.blocks.quantize_linear import FOUR_BIT_BLOCK, four_bit_linear, int8_linear
 from torch import nn
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from shoal.blocks.quantize_experts import MakeLinear
 
-FOUR_BIT_BLOCK = 64  # weights that share one scale
 SCALES_BLOCK = 256  # scales that share one scale under double quantization
 _ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})  # small, and a wrong expert costs far more than rounding
 

@@ -6,14 +6,15 @@ LLM.int8() is Dettmers et al., arXiv 2208.07339; 4-bit blocks of 64 and double q
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    import torch
+from torch.nn import functional
 
 INT8_THRESHOLD = 6.0  # activations this large keep 16 bits (section 3.2 of the paper)
+FOUR_BIT_BLOCK = 64  # weights that share one scale
+_PACKED_ROWS = 32  # of a matrix that bitsandbytes packs for a processor with AVX-512 go together
 
 
 def int8_linear(
@@ -42,6 +43,8 @@ def four_bit_linear(
     double: bool,
 ) -> nn.Module:
     """A linear map of `weight` [out, in] in 4 bits of `code` (nf4, fp4); `double` quantizes the scales as well."""
+    if torch.device(device).type == "cpu" and not _suits_cpu(*weight.shape):
+        return _finish(UnfoldedLinear(weight, dtype, code, double=double), bias, device, dtype)
     bnb = _bitsandbytes()
     module = bnb.nn.Linear4bit(
         weight.shape[1],
@@ -57,6 +60,38 @@ def four_bit_linear(
     )
     module.weight = params.to(device)
     return _finish(module, bias, device, dtype)
+
+
+class UnfoldedLinear(nn.Module):
+    """A linear map `[..., in] -> [..., out]` on a CPU whose four-bit weight is made `dtype` again for every call.
+
+    For shapes that bitsandbytes' own module cannot do: with AVX-512 and bfloat16 it packs matrices of whole groups of
+    rows alone, and fails on others at the first call; with AVX-512 it takes rows that are no whole blocks to have whole
+    blocks' scales, and gives wrong weights. So the weights are kept one block a row: right wherever blocks end.
+    """
+
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype, code: str, *, double: bool) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        values = _on_cpu(weight).to(dtype).flatten()
+        blocks = functional.pad(values, (0, -len(values) % FOUR_BIT_BLOCK)).view(-1, FOUR_BIT_BLOCK)
+        packed, self.quant_state = _bitsandbytes().functional.quantize_4bit(
+            blocks, blocksize=FOUR_BIT_BLOCK, compress_statistics=double, quant_type=code
+        )
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.bias = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden @ weight.T + bias`, computed in the weight's own type, in that of `hidden`."""
+        blocks = _bitsandbytes().functional.dequantize_4bit(self.weight, self.quant_state)
+        weight = blocks.flatten()[: self.out_features * self.in_features].view(self.out_features, self.in_features)
+        return functional.linear(hidden.to(weight.dtype), weight, self.bias).to(hidden.dtype)
+
+
+def _suits_cpu(rows: int, columns: int) -> bool:
+    return rows % _PACKED_ROWS == 0 and columns % FOUR_BIT_BLOCK == 0
 
 
 def _finish(module: nn.Module, bias: torch.Tensor | None, device: torch.device | str, dtype: torch.dtype) -> nn.Module:

@@ -1,7 +1,8 @@
 """Owns how much a node trusts each peer to answer. Told `now`: knows no clock, no view and no routes.
 
 A failure bans at once, for longer with every further one (exponential backoff), and leaves a score that halves every
-HALF_LIFE_S; a success halves it too but lifts no ban. A peer that says it is busy or full has not failed.
+HALF_LIFE_S; a success halves it too but lifts no ban. A peer that says it is busy or full has not failed. A clock that
+was set back to before a failure ends its ban: nobody knows how much of it was left.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class _Standing:
     def score_at(self, now: float) -> float:
         return self.score * math.exp2(-max(0.0, now - self.at) / HALF_LIFE_S)
 
+    def banned_at(self, now: float) -> bool:
+        return self.failed_at is not None and self.failed_at <= now < self.banned_until
+
 
 class Health:
     """Failure scores and bans per peer id, at most MAX_PEERS of them; times in seconds of any one clock."""
@@ -40,12 +44,13 @@ class Health:
     def failure(self, peer_id: str, now: float) -> None:
         """Note that a peer closed, timed out or answered wrongly: banned for BAN_FIRST_S, doubling with the score."""
         standing = self._standings.pop(peer_id, _Standing(at=now))
-        if standing.failed_at is not None and now - standing.failed_at < ONE_FAILURE_S:  # other sessions saw it too
+        if standing.failed_at is not None and 0.0 <= now - standing.failed_at < ONE_FAILURE_S:  # others saw it too
             self._standings[peer_id] = standing
             return
         score = min(standing.score_at(now) + 1.0, MAX_SCORE)
         ban_s = min(BAN_FIRST_S * 2.0 ** (score - 1.0), BAN_LONGEST_S)
-        self._standings[peer_id] = _Standing(score, now, max(standing.banned_until, now + ban_s), now)
+        until = standing.banned_until if standing.banned_at(now) else now
+        self._standings[peer_id] = _Standing(score, now, max(until, now + ban_s), now)
         self._forget(now)
 
     def success(self, peer_id: str, now: float) -> None:
@@ -64,7 +69,7 @@ class Health:
 
     def banned(self, now: float) -> frozenset[str]:
         """Return the peers to keep away from now, for `Knowledge.banned`."""
-        return frozenset(peer_id for peer_id, standing in self._standings.items() if standing.banned_until > now)
+        return frozenset(peer_id for peer_id, standing in self._standings.items() if standing.banned_at(now))
 
     def _forget(self, now: float) -> None:
         """Drop the long forgiven, and past MAX_PEERS those whose last failure is the oldest."""
@@ -73,7 +78,7 @@ class Health:
         self._standings = {
             peer_id: standing
             for peer_id, standing in self._standings.items()
-            if standing.score_at(now) > FORGOTTEN_SCORE or standing.banned_until > now
+            if standing.score_at(now) > FORGOTTEN_SCORE or standing.banned_at(now)
         }
         for peer_id in list(self._standings)[: max(0, len(self._standings) - MAX_PEERS)]:
             del self._standings[peer_id]

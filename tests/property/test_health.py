@@ -68,6 +68,19 @@ def test_a_clock_that_steps_back_makes_nothing_worse():
     assert watched.penalty("a", NOW - 1e6) == watched.penalty("a", NOW)
 
 
+@pytest.mark.parametrize("back_s", [BAN_FIRST_S / 2, 3600.0])
+def test_a_clock_that_steps_back_lengthens_no_ban(back_s):
+    """Not the one of before, and not the one for a failure after it, which counts at once."""
+    watched = Health()
+    watched.failure("a", NOW)
+    now = NOW - back_s
+    assert not watched.banned(now)
+    watched.failure("a", now)
+    assert watched.banned(now) == {"a"}
+    assert watched.banned(now + 2 * BAN_FIRST_S - 0.1) == {"a"}
+    assert not watched.banned(now + 2 * BAN_FIRST_S)
+
+
 def test_memory_is_bounded_and_the_worst_is_kept(monkeypatch):
     monkeypatch.setattr(health, "MAX_PEERS", 50)
     watched = Health()

@@ -83,7 +83,9 @@ class Held:
 
 
 class World(RuleBasedStateMachine):
-    """Session, peers and links."""
+    """Session, peers and links. `promise_s`: what its routes promise a token to take, if anything."""
+
+    kind, promise_s = Session, 0.0
 
     @initialize(
         held=st.lists(st.sampled_from([1, 2, 1, 2, 1, 2, 0]), min_size=len(SPANS), max_size=len(SPANS)),
@@ -109,7 +111,7 @@ class World(RuleBasedStateMachine):
             dtype="float32", prove=lambda peer_id: b"", addrs=lambda peer_id: (f"/{peer_id}",),
             prefix=None if begin == "unnamed" else PREFIX, apart=lambda a, b: known > 1 and (a, b) in apart,
         )  # fmt: skip
-        self.session = Session(terms, lambda a, b: pack(self.inputs[a:b]))
+        self.session = self.kind(terms, lambda a, b: pack(self.inputs[a:b]))
         self.act(self.session.begin())
         if begin == "waits":  # for all hops to say what they hold
             self.answer_plan(lambda choices: choices[salt % len(choices)])
@@ -126,14 +128,12 @@ class World(RuleBasedStateMachine):
         for action in actions:
             assert isinstance(action, Deeds)
             if isinstance(action, Send):
-                assert isinstance(action.message, Close) or action.peer_id in in_route
-                assert action.message.epoch >= self.epoch
-                self.epoch = action.message.epoch
+                self.sends(action, in_route)
                 self.post(CLIENT, action.peer_id, action.message)
             elif isinstance(action, Plan):
                 assert not action.avoid.isdisjoint(SPANS) or not self.session.route()
                 assert in_route <= action.avoid  # no peer serves twice
-                self.plan = action
+                self.plans(action)
             elif isinstance(action, Deliver):
                 assert action.step not in self.delivered
                 assert bytes(action.payload) == self.expected[action.step]
@@ -142,6 +142,14 @@ class World(RuleBasedStateMachine):
                 assert {action.source, action.target} <= in_route
             elif isinstance(action, GiveUp):
                 self.gave_up = True
+
+    def sends(self, action: Send, in_route: set[str]):
+        assert isinstance(action.message, Close) or action.peer_id in in_route
+        assert action.message.epoch >= self.epoch
+        self.epoch = action.message.epoch
+
+    def plans(self, plan: Plan):
+        self.plan = plan
 
     def post(self, source: str, target: str, message):
         """A message enters a link; the sender learns later that nobody is there."""
@@ -165,7 +173,7 @@ class World(RuleBasedStateMachine):
         if target == CLIENT:
             if message == "lost":
                 self.cut.discard(source)
-                self.act(self.session.on_closed(source, "gone"))
+                self.closed(source)
             else:
                 self.act(self.session.on_message(source, message, self.now))
             return
@@ -176,13 +184,17 @@ class World(RuleBasedStateMachine):
             if held and message.epoch >= held.lease.epoch:
                 del self.held[target]
         elif held is None:
-            refused = Refused(session=S, epoch=message.epoch, reason=Reason.UNKNOWN_LEASE, text="", retry_s=0.0)
-            self.post(target, source, refused)
+            if isinstance(message, Hidden | Reroute):  # or two peers without leases would refuse each other for ever
+                refused = Refused(session=S, epoch=message.epoch, reason=Reason.UNKNOWN_LEASE, text="", retry_s=0.0)
+                self.post(target, source, refused)
         elif isinstance(message, Reroute):
             assert not message.replay_to or not held.begins  # the client knows who cannot refill
             self.perform(target, held, held.lease.reroute(message))
         elif isinstance(message, Hidden):
             self.perform(target, held, held.lease.accept(message, source))
+
+    def closed(self, peer_id: str):
+        self.act(self.session.on_closed(peer_id, "gone"))
 
     def open(self, peer_id: str, request: Open, held: Held | None):
         if held is not None and request.epoch <= held.lease.epoch:
@@ -325,15 +337,26 @@ class World(RuleBasedStateMachine):
         return [hop.peer_id for hop in self.session.route()] or sorted(SPANS)
 
     def fire(self):
-        self.now = self.session.deadline()
+        self.now = max(self.now, self.session.deadline())
         self.act(self.session.on_timer(self.now))
         deadline = self.session.deadline()
         assert deadline is None or deadline > self.now  # or the shell would spin
 
     def answer_plan(self, choose) -> None:
         """Any route over peers that are alive, as a planner with an old view might find: one may be dead as well."""
-        plan, hops = self.plan, []
-        at = plan.start
+        plan = self.plan
+        route = self.route_for(plan, choose)
+        if route is None:
+            self.plan = self.session.forgive() if plan.avoid & self.failed() else None
+            if self.plan is None:
+                self.act(self.session.start_over())
+            return
+        self.plan = None
+        self.act(self.session.on_route(route, self.now))
+
+    def route_for(self, plan: Plan, choose) -> Route | None:
+        """Hops that tile what a plan asks for; None if the peers that are left do not."""
+        at, hops = plan.start, []
         usable = {peer: span for peer, span in SPANS.items() if peer not in plan.avoid}
         while at < plan.stop:
             used = {hop.peer_id for hop in hops}
@@ -341,16 +364,12 @@ class World(RuleBasedStateMachine):
                 peer for peer, (start, stop) in usable.items() if start <= at < stop and peer not in used
             )  # fmt: skip
             if not choices:
-                self.plan = self.session.forgive() if plan.avoid & self.failed() else None
-                if self.plan is None:
-                    self.act(self.session.start_over())
-                return
+                return None
             peer = choose(choices)
             stop = min(usable[peer][1], plan.stop)
             hops.append(Hop(peer, at, stop))
             at = stop
-        self.plan = None
-        self.act(self.session.on_route(Route(tuple(hops), 1.0), self.now))
+        return Route(tuple(hops), 1.0, token_s=self.promise_s)
 
     def failed(self) -> set[str]:
         return self.session.avoided.peers
@@ -377,7 +396,7 @@ class World(RuleBasedStateMachine):
             moved = self.flow_once()
             if self.plan is not None and not self.gave_up:
                 self.answer_plan(lambda choices: choices[self.salt % len(choices)])
-            elif not moved and self.session.deadline() is not None:
+            elif not moved and self.session.deadline() is not None and not self.settled():
                 self.fire()
             elif not moved:
                 break
@@ -385,6 +404,10 @@ class World(RuleBasedStateMachine):
         assert self.delivered == self.expected
         assert self.session.state is State.STREAMING
         self._close()
+
+    def settled(self) -> bool:
+        """Whether only new steps could bring anything more."""
+        return False
 
     def _close(self):
         self.act(self.session.close())

@@ -12,7 +12,8 @@ from shoal.blocks.devices import check_device, device_memory, host_memory
 from shoal.blocks.errors import QuantizationError, UnsupportedDevice
 from shoal.blocks.held import held_bytes, held_tensors
 from shoal.blocks.kv import PAGE_TOKENS, kv_bytes_per_token
-from shoal.blocks.memory import block_bytes, block_shapes, workspace_bytes
+from shoal.blocks.memory import BlockShape, block_bytes, block_shapes, workspace_bytes
+from shoal.blocks.quantize import maker
 from shoal.blocks.span import SpanOptions, load_span
 from shoal.blocks.spec import spec_of
 from tiny_models import TINY, save_tiny
@@ -43,6 +44,15 @@ def test_every_familys_blocks_take_what_was_foretold(variant, tmp_path):
         for index, expected in enumerate(foretold(checkpoint, kind, torch.bfloat16)):
             held = held_bytes([span._parts.layers[index]])
             assert expected == pytest.approx(held, rel=0.03, abs=TABLES_BYTES if kind in ("nf4", "fp4") else 0), kind
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(48, 72), (33, 64), (7, 5), (1, 1)], ids=str)
+def test_matrices_of_odd_shapes_take_what_was_foretold(kind, shape):
+    foretold, tables = (block_bytes(BlockShape((size,), 0, 0, 0), kind, torch.bfloat16) for size in (shape, (64, 0)))
+    linear = maker(kind, torch.device("cpu"), torch.bfloat16)(torch.randn(shape), None)
+    scales = linear.quant_state.absmax.nbytes + (linear.quant_state.state2.absmax.nbytes if kind == "nf4" else 0)
+    assert foretold - tables == linear.weight.nbytes + scales  # the tables are as large for no weights at all
 
 
 @pytest.mark.parametrize("kind", QUANTIZATIONS)

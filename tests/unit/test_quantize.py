@@ -9,8 +9,9 @@ import torch
 import transformers
 from shoal.blocks.choices import QUANTIZATIONS
 from shoal.blocks.errors import QuantizationError
-from shoal.blocks.quantize import bytes_per_param, quantize_
+from shoal.blocks.quantize import bytes_per_param, maker, quantize_
 from shoal.blocks.quantize_experts import QuantizedExperts
+from shoal.blocks.quantize_linear import FOUR_BIT_BLOCK
 from torch import nn
 
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 96}
@@ -118,6 +119,54 @@ def test_only_matrices_are_replaced():
     quantize_(other, "fp4", "cpu", torch.float32)
     assert other.up.weight.quant_state.quant_type == "fp4"
     assert not other.up.weight.quant_state.nested
+
+
+def unfolded(weight, state, shape):
+    """The matrix [out, in] that four-bit data stand for, by nothing but their definition."""
+    pairs = weight.detach().reshape(-1).long()
+    values = state.code.float()[torch.stack([pairs >> 4, pairs & 15], 1).reshape(-1)]
+    scales = state.absmax
+    if state.nested:
+        inner = state.state2
+        scales = inner.code[scales.long()] * inner.absmax.repeat_interleave(256)[: len(scales)] + state.offset
+    return (values * scales.repeat_interleave(64)[: len(values)])[: shape[0] * shape[1]].reshape(shape)
+
+
+@pytest.fixture
+def avx512(monkeypatch):
+    """bitsandbytes takes this processor for one that multiplies bfloat16 with AVX-512, and packs matrices for it."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: 1)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 9, 0])
+@pytest.mark.parametrize("shape", [(48, 72), (33, 64), (32, 96), (64, 63), (7, 5), (1, 1)], ids=str)
+@pytest.mark.usefixtures("avx512")
+def test_four_bits_of_any_shape_multiply_as_what_they_stand_for(kind, dtype, rows, shape):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(rows, shape[1]).to(dtype)
+    linear = maker(kind, torch.device("cpu"), dtype)(weight, bias)
+    matrix = unfolded(linear.weight, linear.quant_state, shape)
+    with torch.inference_mode():
+        found, expected = linear(x), x.float() @ matrix.to(dtype).float().T + bias.to(dtype).float()
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), expected, rtol=3 * torch.finfo(dtype).eps, atol=1e-5 + torch.finfo(dtype).eps)
+    assert relative(matrix, weight) < BOUNDS[kind][1]
+    assert linear.quant_state.shape[-1] == FOUR_BIT_BLOCK  # AVX-512 reads scales wrong where rows are no whole blocks
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+@pytest.mark.usefixtures("avx512")
+def test_blocks_of_odd_shapes_compute(kind):
+    torch.manual_seed(0)
+    shape = SHAPE | {"hidden_size": 48, "intermediate_size": 72}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**shape)).eval()
+    exact = copy.deepcopy(model)
+    quantize_(model.base_model.layers, kind, "cpu", torch.float32)
+    with torch.inference_mode():
+        for tokens in (torch.arange(18).reshape(2, 9), torch.tensor([[5]])):
+            assert relative(model(tokens).logits, exact(tokens).logits) < {"int8": 0.02}.get(kind, 0.3)
 
 
 def stored_bytes(weight, kind):
