@@ -24,9 +24,11 @@ LIST_CREDIT_S = 5.0  # of pauses that may be left out: who joins meets many node
 
 
 class Allowance:
-    """What each asker has left, told the time. As soon as all that one drew is paid for, nothing is kept of it."""
+    """What each asker has left of `burst` at once and `per_s` a second, told the time. As soon as all that one drew is
+    paid for, nothing is kept of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, burst: int = BURST_BYTES, per_s: float = BYTES_S) -> None:
+        self._burst, self._per_s = burst, per_s
         self._paid_at: dict[str, float] = {}  # asker -> when what it drew is paid for
         self._swept_at = float("-inf")
 
@@ -34,15 +36,15 @@ class Allowance:
         return len(self._paid_at)
 
     def left(self, asker: str, now: float) -> int:
-        """Bytes that an asker may draw now; none if that is not above 0."""
-        return BURST_BYTES - round(max(0.0, self._paid_at.get(asker, now) - now) * BYTES_S)
+        """What an asker may draw now; nothing if that is not above 0."""
+        return self._burst - round(max(0.0, self._paid_at.get(asker, now) - now) * self._per_s)
 
     def draw(self, asker: str, size: int, now: float) -> None:
-        """So many bytes go to an asker."""
+        """So much goes to an asker."""
         if now >= self._swept_at + SWEEP_EVERY_S:
             self._swept_at = now
             self._paid_at = {other: at for other, at in self._paid_at.items() if at > now}
-        self._paid_at[asker] = max(self._paid_at.get(asker, now), now) + size / BYTES_S
+        self._paid_at[asker] = max(self._paid_at.get(asker, now), now) + size / self._per_s
 
 
 class Connected(NamedTuple):

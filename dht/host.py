@@ -12,14 +12,16 @@ import ipaddress
 import logging
 import socket
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.dht.allowance import Listing
 from shoal.dht.errors import HostError
 from shoal.dht.folder import private_folder
 from shoal.dht.identity import Identity
+from shoal.dht.knocking import Knocks, hushed
 from shoal.dht.maddr import endpoint, is_loopback, is_relayed, pack
+from shoal.dht.named import resolved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -72,7 +74,7 @@ class Host:
     """A running daemon. maddrs: full addresses, each ending in `/p2p/ID`, as they were when somebody last looked. died:
     set soon after the daemon's death. reach: how others get here, as far as it was found out (`dht.reach`). told: its
     addresses are those that its owner named. outside: where others got here though the daemon knew no such address, ""
-    if nowhere; it comes first among the addresses."""
+    if nowhere; it comes first among the addresses. nodes: addresses of the bootstrap nodes."""
 
     p2p: P2P
     identity: Identity
@@ -82,26 +84,40 @@ class Host:
     reach: Reach = "unknown"
     told: bool = False
     outside: str = ""
+    nodes: tuple[str, ...] = ()
+    knocks: Knocks = field(default_factory=Knocks)
 
     @property
     def peer_id(self) -> str:
         """Our own peer id."""
         return self.identity.peer_id
 
-    async def connect(self, peer_id: str, maddrs: Iterable[str]) -> None:
-        """Dial a peer unless a connection stands; OSError, ValueError or the daemon's P2PDaemonError if that fails."""
-        from shoal.dht.foreign import PeerID
+    async def connect(self, peer_id: str, maddrs: Iterable[str], near: Iterable[str] = ()) -> None:
+        """Dial a peer unless a connection stands; OSError, ValueError or the daemon's P2PDaemonError if that fails.
+        `near`: see `Ways`; where the others lead nowhere."""
+        from shoal.dht.foreign import P2PDaemonError
         from shoal.dht.nearby import meet_nearby
 
-        maddrs = tuple(maddrs)
-        # The daemon wants addresses without the trailing /p2p/ID.
-        bare = [pack(maddr.removesuffix(f"/p2p/{peer_id}")) for maddr in maddrs]
+        maddrs, near = tuple(maddrs), tuple(near)
         async with asyncio.timeout(DIAL_TIMEOUT_S):
-            await self.p2p.dial(PeerID.from_base58(peer_id), bare)
+            try:
+                async with asyncio.timeout(DIAL_TIMEOUT_S / 2 if near else None):  # some routers let nobody back in
+                    await self._dial(peer_id, maddrs)
+            except (P2PDaemonError, TimeoutError):
+                if not (beside := self.knocks.take(near)):
+                    raise
+                await hushed(self._dial(peer_id, beside))
             if any(map(is_relayed, maddrs)):
-                await meet_nearby(self, peer_id, maddrs)
+                await meet_nearby(self, peer_id, (*maddrs, *near))
         if any(map(is_relayed, maddrs)):
             await self._punched(peer_id)
+
+    async def _dial(self, peer_id: str, maddrs: Iterable[str]) -> None:
+        from shoal.dht.foreign import PeerID
+
+        # The daemon wants addresses without the trailing /p2p/ID.
+        bare = [pack(maddr.removesuffix(f"/p2p/{peer_id}")) for maddr in maddrs]
+        await self.p2p.dial(PeerID.from_base58(peer_id), bare)
 
     async def direct_to(self, peer_id: str) -> bool:
         """Whether a connection to a peer stands that no relay carries."""
@@ -146,6 +162,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
         try:
             maddrs = _full(p2p._visible_maddrs, identity.peer_id)
             host = Host(p2p, identity, maddrs, p2p.died, config.relayed, told=bool(config.announce))
+            host.nodes = await resolved(config.bootstrap)
             await dial_all(host, config.bootstrap)
             yield await _with_relays(host) if config.relayed else host
         finally:

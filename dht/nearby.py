@@ -39,7 +39,7 @@ async def meet_nearby(host: Host, peer_id: str, maddrs: Iterable[str]) -> None:
     near = in_our_network(maddrs, await host.look())
     if not near or await host.direct_to(peer_id):
         return
-    for maddr in near:
+    for maddr in host.knocks.take(near):  # that somebody listens is to be seen by the one who named it
         end = endpoint(maddr)
         # Other networks have the same addresses: nothing is given up before something answers there.
         if end is not None and await listens(*end, ANSWER_S):

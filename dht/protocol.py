@@ -107,7 +107,8 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
             return dht_pb2.StoreResponse(store_ok=[False] * min(len(request.keys), MAX_KEYS), peer=self.node_info)
         stored = []
         for offer in zip(request.keys, request.subkeys, request.values, strict=True):
-            stored.append(self._stored(*offer, context.remote_id))
+            network = await self._whence(*offer[:2], context.remote_id)
+            stored.append(self._stored(*offer, context.remote_id, network))
             await asyncio.sleep(0)  # a signature takes a quarter of a millisecond, and tokens are served here too
         await self._met(request.peer, context.remote_id)
         return dht_pb2.StoreResponse(store_ok=stored, peer=self.node_info)
@@ -128,12 +129,20 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         await self._met(request.peer, context.remote_id)
         return dht_pb2.FindResponse(results=results, peer=self.node_info)
 
-    def _stored(self, key: bytes, subkey: bytes, value: bytes, offerer: PeerID) -> bool:
+    async def _whence(self, key: bytes, subkey: bytes, offerer: PeerID) -> str | None:
+        """The network of who offers its own record, as in `Kept`, if that may decide whether there is room for it."""
+        if subkey != str(offerer).encode() or not self.store.asks_whence(key, str(offerer)):
+            return ""
+        maddr = (await self.addresses()).get(str(offerer))
+        return "" if maddr is None else network_of(maddr)
+
+    def _stored(self, key: bytes, subkey: bytes, value: bytes, offerer: PeerID, network: str | None) -> bool:
         try:
             if len(key) != KEY_BYTES or len(subkey) > MAX_PEER_ID_BYTES:
                 raise RecordError("The record's key or subkey has a wrong length.")
             peer_id = subkey.decode("ascii")
-            self.store.put(key, peer_id, value, self.now(), by_owner=peer_id == str(offerer))
+            own = peer_id == str(offerer)
+            self.store.put(key, peer_id, value, self.now(), by_owner=own, network=network)
         except (RecordError, UnicodeDecodeError) as refusal:
             logger.debug("refused a record: %s", refusal)
             return False

@@ -65,6 +65,11 @@ class Channel:
         """Whether so much waits that whoever makes more should wait too."""
         return self._clogged
 
+    @property
+    def queued_bytes(self) -> int:
+        """What waits here to be sent."""
+        return self._turns.bytes + self._stream.queued_bytes()
+
     def send(self, message: Message) -> None:
         """Queue one message; never blocks. Errors: `HopClosed` when the link is gone."""
         if self.closed:
@@ -192,7 +197,7 @@ class Channel:
         if self._clogged and 2 * self._turns.bytes < self._clogged_bytes():
             self._clogged = False
             self._on_room()
-        if self._turns.bytes + self._stream.queued_bytes() > MAX_QUEUED_BYTES:
+        if self.queued_bytes > MAX_QUEUED_BYTES:
             self.why = "does not take what it is sent"
             self.close()
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from shoal.dht.identity import PUBLIC_BYTES, SIGNATURE_BYTES, peer_id_of, verify
+from shoal.dht.keys import network_of
 from shoal.dht.maddr import direct_maddr, endpoint
 from shoal.peer.certificate import client_context, peer_id_in, server_context
 from shoal.peer.streams import take_over
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 GREETING: Final = b"shoal/1\n"
 SIGNED_PREFIX: Final = b"shoal-direct:"
 HANDSHAKE_S: Final = 5.0
-MAX_GREETED: Final = 64  # connections whose callers have not proved yet who they are
+MAX_GREETED, MAX_GREETED_EACH = 64, 16  # connections whose callers have not proved yet who they are, of one network
 MAX_ADDRS: Final = 2  # that others are told
 FULL_S: Final = 0.5  # the pause after the system had no more sockets
 
@@ -68,7 +70,7 @@ class DirectPort:
         self.port, self.addrs = listening.getsockname()[1], addrs
         self._listening = listening
         self._context, self._certificate = server_context(identity)
-        self._greeted = 0
+        self._greeted: Counter[str | None] = Counter()  # by network; None: our own
 
     async def run(self, on_stream: Callable[[SocketStream], None]) -> None:
         """Hand over every stream whose caller has proved who it is, until cancelled."""
@@ -76,25 +78,30 @@ class DirectPort:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
-                    caller, _ = await loop.sock_accept(self._listening)
+                    caller, where = await loop.sock_accept(self._listening)
                 except OSError as error:
                     logger.warning("cannot take another connection: %s", error)
                     await asyncio.sleep(FULL_S)
                     continue
-                if self._greeted >= MAX_GREETED:
+                network = network_of(direct_maddr(where[0], where[1], ""))
+                crowd = network is not None and self._greeted[network] >= MAX_GREETED_EACH
+                if crowd or self._greeted.total() >= MAX_GREETED:
                     caller.close()
                     continue
-                self._greeted += 1
-                tasks.create_task(self._greet(caller, on_stream))
+                self._greeted[network] += 1
+                tasks.create_task(self._greet(caller, network, on_stream))
 
-    async def _greet(self, caller: socket.socket, on_stream: Callable[[SocketStream], None]) -> None:
+    async def _greet(
+        self, caller: socket.socket, network: str | None, on_stream: Callable[[SocketStream], None]
+    ) -> None:
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 on_stream(await self._take(caller))
         except (OSError, EOFError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
             logger.debug("no direct stream: %s", error)
         finally:
-            self._greeted -= 1
+            self._greeted[network] -= 1
+            self._greeted += Counter()  # forgets those that have none
 
     async def _take(self, caller: socket.socket) -> SocketStream:
         loop = asyncio.get_running_loop()

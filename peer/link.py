@@ -75,7 +75,7 @@ class Link:
         self.outbox: list[Buffer] = list(encode(Hello(version=VERSION, agent=agent)))
         self.flow = Flow()
         self._bytes = bytearray()
-        self._parts = Parts()
+        self.parts = Parts()
         self._heard = now
         self._pinged: float | None = None
         self._nonce = 0
@@ -154,6 +154,7 @@ class Link:
             header, payload = decode_prefix(data[done:body])
             end = body + header + payload
             if len(data) < end:
+                self.parts.expect(payload)
                 break
             # The payload is copied once, into memory of its own that a tensor may be laid over and keep.
             message = decode(data[body : body + header], bytearray(data[body + header : end]))
@@ -173,7 +174,7 @@ class Link:
             self._answered(message, now)
             return None
         if isinstance(message, Part):
-            return self._parts.add(message)
+            return self.parts.add(message)
         if isinstance(message, Mark):
             self.outbox += encode(Marked(number=message.number, at_us=int(now * 1e6)))
             return None

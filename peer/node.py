@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 from shoal.peer.book import LeaseBook, Limits, Offer
 from shoal.peer.channel import Channel
+from shoal.peer.dialling import DialBudget
 from shoal.peer.errors import Reason
+from shoal.peer.incoming import has_room, relieve, unfinished
 from shoal.peer.lease import Run, Send
 from shoal.peer.line import Line
 from shoal.peer.link import IMPATIENT, Patience
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 SWEEP_S = 1.0
 UNUSED_S = 60.0
-MAX_LINKS, MAX_LINKS_EACH = 512, 16  # that others open, in all and of one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,10 @@ class Node:
         self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._now = config.clock
         self._line = config.line
+        self._dials = DialBudget()
         pool = PoolConfig(  # of next hops, for which sessions wait
             config.agent, IMPATIENT, clock=config.clock, line=config.line, on_room=lambda _peer_id: self.steps.wake(),
-            on_late=self._next_lost,
+            on_late=self._next_lost, grant=self._grant, discreet=True,
         )  # fmt: skip
         self._pool = ChannelPool(transport, pool, lambda _channel, _message: None, self._next_lost)
         self._tasks = asyncio.TaskGroup()
@@ -148,26 +150,14 @@ class Node:
         for lease in self.book.leases.values():
             self._send(lease, Send(lease.owner, Leaving(session=lease.session, epoch=lease.epoch)))
 
-    def _has_room(self, peer_id: str) -> bool:
-        """Whether one link more of somebody's may be; the oldest that serves no lease makes room for it."""
-        if sum(channel.remote == peer_id for channel in self._links.values()) >= MAX_LINKS_EACH:
-            return False
-        if len(self._links) >= MAX_LINKS:
-            used = {lease.terms.link for lease in self.book.leases.values()}
-            hops = {lease.prev for lease in self.book.leases.values()}  # one link of theirs brings many leases' states
-            idle = [number for number, link in self._links.items() if number not in used and link.remote not in hops]
-            if not idle:
-                return False
-            self._links[idle[0]].close()
-        return True
-
     async def _serve(self, stream: Stream) -> None:
         """One incoming link, from a client or from a previous hop."""
         config = self.config
-        if not self._has_room(stream.remote):
+        if not has_room(self._links, self.book.leases.values(), stream.remote):
             stream.close()
             return
         channel = Channel(stream, config.agent, config.patience, self._now, self._line, self.steps.wake)
+        channel.link.parts.room = lambda: unfinished(self._links, self.book.leases.values(), stream.remote)
         number = next(self._numbers)
         self._links[number] = channel
         try:
@@ -196,7 +186,8 @@ class Node:
         else:
             channel.send(Opened(session=request.session, epoch=request.epoch, cached=lease.position))
             if request.next:
-                self._pool.connect(request.next, request.next_addrs)  # the first states shall not wait for it
+                # The first states shall not wait for it.
+                self._pool.connect(request.next, request.next_addrs, channel.remote)
 
     def _on_close(self, channel: Channel, message: Close) -> None:
         lease = self.book.find(message.session, channel.remote)
@@ -247,11 +238,14 @@ class Node:
 
     def _send(self, lease: Lease, send: Send) -> None:
         if send.to != lease.owner:
-            self._pool.send(send.to, lease.next_addrs, send.message)
+            self._pool.send(send.to, lease.next_addrs, send.message, lease.owner)
             return
         channel = self._links.get(lease.terms.link)
         if channel is not None and not channel.closed:
             channel.send(send.message)
+
+    def _grant(self, asker: str, addrs: tuple[str, ...]) -> tuple[str, ...]:
+        return self._dials.grant(asker, addrs, self._now())
 
     def clogged(self, lease: Lease) -> bool:
         """Whether what a lease's prompts give would only wait for the line to its next hop."""
@@ -274,6 +268,7 @@ class Node:
             for lease in self.book.sweep(self._now()):
                 self.steps.end(lease)
             self._drop_unused(self._now())
+            relieve(self._links, self.book.leases.values())
             busy, was_busy = bool(self.book.leases), busy
             if was_busy and not busy and self.config.at_rest is not None:
                 await asyncio.to_thread(self.config.at_rest)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from shoal.peer.transport import Stream, Transport
     from shoal.peer.wire import Message
 
-MOST_WAYS = 4  # to one peer that are tried at a time, the newest
+MOST_WAYS = 32  # to one peer that are tried at a time, one of each asker,
+CHANCE_S = 1.0  # each for at least so long: whoever names many drives nobody else's out
+UNREACHED = "cannot be reached"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class PoolConfig:
     """How a pool connects. `agent` is this program's name and version; `line` is shared with other links of this node;
     `on_room(peer_id)` is called when a channel that was clogged is not any more. `on_late(peer_id, why)`: something
     waits for a channel that is being opened for longer than a silent one would be kept; said again when another channel
-    stands, and after as long again. It may stand yet."""
+    stands, and after as long again. It may stand yet. `grant(asker, addrs)`: those of the addresses that somebody named
+    which may be dialled now. `discreet`: of a peer that was not reached no more is said than that."""
 
     agent: str
     patience: Patience = Patience()
@@ -37,15 +40,26 @@ class PoolConfig:
     line: Line = field(default_factory=Line)
     on_room: Callable[[str], None] = lambda _peer_id: None
     on_late: Callable[[str, str], None] = lambda _peer_id, _why: None
+    grant: Callable[[str, tuple[str, ...]], tuple[str, ...]] = lambda _asker, addrs: addrs
+    discreet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Addresses that somebody named at some time, and those of them that may be dialled."""
+
+    addrs: tuple[str, ...]
+    granted: tuple[str, ...]
+    since: float
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A channel, or what waits until it stands. `ways`: addresses that somebody named, each list of them tried beside
-    the others. `why`: what ended it before that, if we did."""
+    """A channel, or what waits until it stands. `ways`: addresses by who named them, each list of them tried beside the
+    others. `why`: what ended it before that, if we did."""
 
     task: asyncio.Task[None] | None = None
-    ways: list[tuple[str, ...]] = field(default_factory=list)
+    ways: dict[object, _Way] = field(default_factory=dict)
     named: asyncio.Event = field(default_factory=asyncio.Event)
     channel: Channel | None = None
     waiting: Turns = field(default_factory=Turns)
@@ -86,9 +100,9 @@ class ChannelPool:
                 entry.task.cancel()
         await self._tasks.__aexit__(None, None, None)
 
-    def send(self, peer_id: str, addrs: Sequence[str], message: Message) -> None:
+    def send(self, peer_id: str, addrs: Sequence[str], message: Message, asker: str = "") -> None:
         """Queue a message to a peer, connecting first if need be; a failure shows in `on_lost`."""
-        self.connect(peer_id, addrs)
+        self.connect(peer_id, addrs, asker)
         entry = self._entries.get(peer_id)
         if entry is None or entry.why:
             return
@@ -100,16 +114,29 @@ class ChannelPool:
         elif not entry.channel.closed:
             entry.channel.send(message)
 
-    def connect(self, peer_id: str, addrs: Sequence[str]) -> None:
-        """Open a channel if there is none yet, before there is anything to send."""
-        entry, way = self._entries.get(peer_id), tuple(addrs)
+    def connect(self, peer_id: str, addrs: Sequence[str], asker: str = "") -> None:
+        """Open a channel if there is none yet, before there is anything to send. `asker`: the stranger who named these
+        addresses."""
+        entry = self._entries.get(peer_id)
         if entry is None and not self._left:
-            entry = self._entries[peer_id] = _Entry(ways=[way])
+            entry = self._entries[peer_id] = _Entry()
+            self._name(entry, tuple(addrs), asker)
             entry.task = self._tasks.create_task(self._run(peer_id, entry))
             self._look_later(peer_id, entry)
-        elif entry is not None and entry.channel is None and way not in entry.ways:
-            entry.ways = [*entry.ways, way][-MOST_WAYS:]
-            entry.named.set()
+        elif entry is not None and entry.channel is None:
+            self._name(entry, tuple(addrs), asker)
+
+    def _name(self, entry: _Entry, addrs: tuple[str, ...], asker: str) -> None:
+        """Try these addresses as well, in place of what their asker named before or of the oldest."""
+        now, ways, whose = self._config.clock(), entry.ways, asker or addrs
+        if any(way.addrs == addrs for way in ways.values()):
+            return
+        old = whose if whose in ways or len(ways) < MOST_WAYS else min(ways, key=lambda each: ways[each].since)
+        if old in ways and now - ways[old].since < CHANCE_S:
+            return
+        ways.pop(old, None)
+        ways[whose] = _Way(addrs, self._config.grant(asker, addrs), now)
+        entry.named.set()
 
     def flush(self, peer_id: str) -> None:
         """Let what was sent to a peer in this tick leave now."""
@@ -175,7 +202,9 @@ class ChannelPool:
                 del self._entries[peer_id]
                 if entry.channel is None:
                     self._config.on_room(peer_id)  # as a channel does when it closes
-                why = entry.why or (entry.channel.why if entry.channel is not None else "was not reached")
+                why = entry.why or (entry.channel.why if entry.channel is not None else UNREACHED)
+                if entry.channel is None and self._config.discreet:
+                    why = UNREACHED
                 self._on_lost(peer_id, why)
 
     async def _pump(self, peer_id: str, entry: _Entry) -> None:
@@ -217,13 +246,12 @@ class ChannelPool:
             async with asyncio.timeout(2 * self._config.connect_timeout_s):  # however many more are named
                 while chosen is None:
                     entry.named.clear()
-                    for way in tries.keys() - set(entry.ways):
+                    wanted = dict.fromkeys(way.granted for way in entry.ways.values())
+                    for way in tries.keys() - wanted.keys():
                         tries.pop(way).cancel()
-                    tries |= {
-                        way: asyncio.create_task(self._try(peer_id, way)) for way in entry.ways if way not in tries
-                    }
+                    tries |= {way: asyncio.create_task(self._try(peer_id, way)) for way in wanted if way not in tries}
                     if all(task.done() for task in tries.values()):
-                        return await tries[entry.ways[-1]]
+                        return await tries[next(reversed(wanted))]
                     chosen = await _first(tries.values(), entry.named)
                 return chosen.result()
         finally:

@@ -13,13 +13,16 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shoal.dht.maddr import direct_place
-from shoal.peer.direct import dial
+from shoal.dht.allowance import Allowance
+from shoal.dht.knocking import hushed
+from shoal.dht.maddr import direct_maddr, direct_place
+from shoal.dht.named import is_far, resolved, target, ways
+from shoal.peer.direct import DirectError, dial
 from shoal.peer.errors import HopClosed
 from shoal.peer.streams import take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from shoal.dht.host import Host
     from shoal.peer.direct import DirectPort
@@ -32,6 +35,8 @@ CONNECT_TIMEOUT_S = 10.0
 MAX_ADDRESSES = 16
 HEAD_START_S = 0.3  # of a direct stream before libp2p is asked as well
 AVOIDED_S = 60.0  # where no direct stream was to be had, libp2p is asked at once for so long
+VAIN, VAIN_S = 64, 1.0  # dials to one machine in the Internet in vain, at once and a second; then one for each peer
+KNOWN = 1024  # peers of which is remembered where they were
 
 Place = tuple[str, int]  # IP address and TCP port
 
@@ -85,41 +90,49 @@ class P2PTransport:
         self.peer_id = host.peer_id
         self.serving = asyncio.Event()
         self._host, self._direct = host, direct
-        self._avoided: dict[Place, float] = {}  # where nobody answered, and until when that counts
+        self._avoided: dict[tuple[str, Place], float] = {}  # where who did not answer, and until when that counts
+        self._vain = Allowance(VAIN, VAIN_S)
+        self._met: dict[str, Place] = {}  # where peers were last; whatever others say, they are asked there too
         self._known = False  # to the daemon, as one that takes streams
         self._accepted: asyncio.Queue[SocketStream] = asyncio.Queue()
 
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> SocketStream:
-        """See `Transport`. At most 16 addresses are tried; none are needed while a connection stands."""
+        """See `Transport`. At most 16 addresses are tried, such as strangers may name (`dht.named`); none are needed
+        while a connection stands."""
         if peer_id == self.peer_id:
             raise HopClosed(peer_id, "a peer does not connect to itself")
-        now = time.monotonic()
-        places = [place for place in map(direct_place, addrs) if place and self._avoided.get(place, now) <= now]
-        others = [addr for addr in addrs if direct_place(addr) is None][:MAX_ADDRESSES]
         with _closed_if_fails(peer_id):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                if not places:
-                    return await self._open(peer_id, others)
-                return await self._first(peer_id, places, others)
+                some = (await resolved(addrs))[:MAX_ADDRESSES]
+                far, near = ways(some, self._host.maddrs, self._host.nodes)
+                return await self._first(peer_id, self._worth_dialling(far), near)
 
-    async def _first(self, peer_id: str, places: Sequence[Place], others: Sequence[str]) -> SocketStream:
+    async def _first(self, peer_id: str, far: Sequence[str], near: Sequence[str]) -> SocketStream:
         """A direct stream, or one through libp2p if that is there first: it is asked for after a moment without one."""
-        called = asyncio.create_task(self._call(peer_id, places))
+        places, beside = self._worth_calling(peer_id, far), self._worth_calling(peer_id, near)
+        met = [self._met[peer_id]] if peer_id in self._met else []
+        others = [[addr for addr in some if direct_place(addr) is None] for some in (far, near)]
+        calls = [self._call(peer_id, some) for some in (met, [place for place in places if place not in met]) if some]
+        calls += [self._knock(peer_id, place) for place in self._host.knocks.take(beside)]
+        called = [asyncio.create_task(call) for call in calls]
+        waiting, chosen = set(called), None
         through: asyncio.Task[SocketStream] | None = None
-        waiting, chosen = {called}, None
+        if not called:
+            through = asyncio.create_task(self._open(peer_id, *others))
+            waiting.add(through)
         try:
             while waiting and chosen is None:
                 head_start_s = None if through else HEAD_START_S
                 done, waiting = await asyncio.wait(waiting, timeout=head_start_s, return_when="FIRST_COMPLETED")
                 chosen = next((task for task in done if not task.exception()), None)
                 if chosen is None and through is None:
-                    through = asyncio.create_task(self._open(peer_id, others))
+                    through = asyncio.create_task(self._open(peer_id, *others))
                     waiting.add(through)
             if chosen is not None and chosen is through:
-                self._avoid(places)
-            return (chosen or through or called).result()
+                self._avoid(peer_id, [*met, *places, *beside])
+            return (chosen or through or called[0]).result()
         finally:
-            for task in (called, through):
+            for task in (*called, through):
                 if task is not None and task is not chosen:
                     task.cancel()
                     task.add_done_callback(_close_unused)
@@ -128,16 +141,54 @@ class P2PTransport:
         """A direct stream to the first of these places where the peer is."""
         for place in places:
             try:
-                return await dial(self._host.identity, peer_id, *place)
+                stream = await dial(self._host.identity, peer_id, *place)
             except OSError as error:
                 logger.debug("no direct stream: %s", error)
-                self._avoid([place])
-        raise HopClosed(peer_id, "takes no direct streams")
+                self._avoid(peer_id, [place])
+                self._in_vain([direct_maddr(*place, peer_id)])
+            else:
+                self._met.pop(peer_id, None)
+                self._met[peer_id] = place
+                if len(self._met) > KNOWN:
+                    del self._met[next(iter(self._met))]
+                return stream
+        raise DirectError(f"{peer_id} takes no direct streams")
 
-    def _avoid(self, places: Sequence[Place]) -> None:
+    async def _knock(self, peer_id: str, place: Place) -> SocketStream:
+        """A direct stream to a place in our own network, if the peer is there."""
+        try:
+            return await hushed(self._call(peer_id, [place]))
+        except OSError:
+            self._avoid(peer_id, [place])  # also if nothing answered
+            raise
+
+    def _worth_calling(self, peer_id: str, addrs: Iterable[str]) -> list[Place]:
         now = time.monotonic()
-        self._avoided = {place: until for place, until in self._avoided.items() if until > now}
-        self._avoided.update(dict.fromkeys(places, now + AVOIDED_S))
+        places = filter(None, map(direct_place, addrs))
+        return [place for place in dict.fromkeys(places) if self._avoided.get((peer_id, place), now) <= now]
+
+    def _avoid(self, peer_id: str, places: Sequence[Place]) -> None:
+        """Not for others: that this peer is not there says nothing of who is."""
+        now = time.monotonic()
+        self._avoided = {what: until for what, until in self._avoided.items() if until > now}
+        self._avoided.update({(peer_id, place): now + AVOIDED_S for place in places})
+        if self._met.get(peer_id) in places:
+            del self._met[peer_id]
+
+    def _in_vain(self, addrs: Iterable[str]) -> None:
+        for addr in filter(is_far, addrs):
+            self._vain.draw(str(target(addr)), 1, time.monotonic())
+
+    def _worth_dialling(self, far: Iterable[str]) -> list[str]:
+        """All but the first of each machine that was dialled in vain too often: whoever is there has other places, too,
+        and anybody may have named those."""
+        now, kept, seen = time.monotonic(), [], set()
+        for addr in far:
+            machine = str(target(addr))
+            if machine not in seen or self._vain.left(machine, now) > 0:
+                kept.append(addr)
+            seen.add(machine)
+        return kept
 
     async def serve(self, on_stream: Callable[[Stream], Awaitable[None]]) -> None:
         """See `Transport`. One at a time, but again after another has ended: the daemon is told once."""
@@ -165,11 +216,16 @@ class P2PTransport:
         else:
             stream.close()
 
-    async def _open(self, peer_id: str, addrs: Sequence[str]) -> SocketStream:
+    async def _open(self, peer_id: str, far: Sequence[str], near: Sequence[str]) -> SocketStream:
         """A libp2p stream."""
-        if addrs:
-            await self._host.connect(peer_id, addrs)
-        from shoal.dht.foreign import PeerID, p2pd_pb2, raise_if_failed, read_pbmsg_safe, write_pbmsg
+        from shoal.dht.foreign import P2PDaemonError, PeerID, p2pd_pb2, raise_if_failed, read_pbmsg_safe, write_pbmsg
+
+        if far or near:
+            try:
+                await self._host.connect(peer_id, far, near)
+            except (OSError, P2PDaemonError):
+                self._in_vain(far)
+                raise
 
         # hivemind's own stream_open leaves its socket open when the daemon says no.
         reader, writer = await self._host.p2p._client.control.daemon_connector.open_connection()

@@ -152,7 +152,7 @@ def test_the_end_of_a_lease_takes_what_waits_for_it_with_it():
     assert hidden(2, 0, 1000) in got
     assert turns.bytes == 0
     assert not turns._parted
-    assert not other._parts._begun
+    assert not other.parts._begun
 
 
 def part(ticket=1, left=0, header=b"", payload=b""):

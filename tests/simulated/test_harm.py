@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from shoal.peer.book import LeaseBook, Limits, Offer
 from shoal.peer.channel import Channel
 from shoal.peer.engine import Output
+from shoal.peer.errors import HopClosed, Reason
 from shoal.peer.link import Patience
 from shoal.peer.node import NodeConfig
 from shoal.peer.order import EngineFault
 from shoal.peer.pausing import Pausing
+from shoal.peer.pool import UNREACHED
 from shoal.peer.steps import Steps
-from shoal.peer.wire import Close, Hidden, Open, Want, session_name
+from shoal.peer.wire import Close, Hidden, Open, Refused, Want, session_name
 
 from tests.sim import toy
 from tests.sim.clock import run
@@ -182,19 +185,13 @@ def test_who_names_a_hop_s_address_first_decides_for_nobody_else(monkeypatch):
     async def main() -> tuple[list[int], float]:
         loop = asyncio.get_running_loop()
         async with world(3, [(0, 3), (3, 6)]) as it, it.client() as swarm:
-            rogue = Channel(await SimTransport(it.net, "rogue").connect("p0", ()), "rogue", Patience(), loop.time)
-            it.tasks.create_task(rogue.run(lambda *_: None))
+            rogue = await stranger(it, "rogue")
 
             async def mislead() -> None:
                 for number in range(1000):
-                    session = session_name("rogue", number.to_bytes(8, "big"))
-                    request = Open(
-                        session=session, epoch=1, namespace=INVITE.namespace, revision="r1", start=0, stop=1,
-                        max_tokens=1, next_step=0, dtype="float32", prev="", next="p1", next_addrs=NOWHERE,
-                        final=False, forward_replay=False, proof=b"",
-                    )  # fmt: skip
+                    request = named("rogue", number, "p1", NOWHERE)
                     rogue.send(request)
-                    rogue.send(Close(session=session, epoch=1))
+                    rogue.send(Close(session=request.session, epoch=1))
                     await asyncio.sleep(0.01)
 
             misleading = asyncio.create_task(mislead())
@@ -209,6 +206,126 @@ def test_who_names_a_hop_s_address_first_decides_for_nobody_else(monkeypatch):
     tokens, took_s = run(main())
     assert tokens == toy.generate([1, 2, 3], N_BLOCKS, 20)
     assert took_s < 2.0
+
+
+def named(client: str, number: int, hop: str, addrs: tuple[str, ...]) -> Open:
+    """A request for a lease on the first block, whose next hop is to be found there."""
+    return Open(
+        session=session_name(client, number.to_bytes(8, "big")), epoch=1, namespace=INVITE.namespace, revision="r1",
+        start=0, stop=1, max_tokens=1, next_step=0, dtype="float32", prev="", next=hop, next_addrs=addrs, final=False,
+        forward_replay=False, proof=b"",
+    )  # fmt: skip
+
+
+async def stranger(it, name: str, told=None) -> Channel:
+    """A link of somebody's to the first peer; what it answers goes to `told`."""
+    loop = asyncio.get_running_loop()
+    channel = Channel(await SimTransport(it.net, name).connect("p0", ()), name, Patience(), loop.time)
+    it.tasks.create_task(channel.run(lambda _, message: None if told is None else told.append(message)))
+    return channel
+
+
+@pytest.mark.parametrize("names", [1, 20])
+def test_many_addresses_named_quickly_drive_out_nobody_else_s(monkeypatch, names):
+    """Each is another one where nobody answers; the honest ones take 0.2 s to answer."""
+    usual = SimTransport.connect
+
+    async def connect(self, peer_id, addrs):
+        if addrs and self.peer_id == "p0":
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.2)
+        return await usual(self, peer_id, addrs)
+
+    monkeypatch.setattr(SimTransport, "connect", connect)
+
+    async def main() -> tuple[list[int], float, int]:
+        loop = asyncio.get_running_loop()
+        async with world(3, [(0, 3), (3, 6)]) as it, it.client() as swarm:
+            rogues = [(f"rogue{number}", await stranger(it, f"rogue{number}")) for number in range(names)]
+
+            async def mislead() -> None:
+                for number in range(2000):
+                    name, rogue = rogues[number % names]
+                    request = named(name, number, "p1", (f"/ip4/11.0.{number // 250}.{number % 250}/tcp/1",))
+                    rogue.send(request)
+                    rogue.send(Close(session=request.session, epoch=1))
+                    await asyncio.sleep(0.01)
+
+            misleading = asyncio.create_task(mislead())
+            await asyncio.sleep(0.5)
+            began, carried = loop.time(), 0
+
+            async def each(_number, session) -> None:
+                nonlocal carried
+                carried = session.stats.repairs + session.stats.bridges
+
+            tokens = await generate(swarm, [1, 2, 3], 20, wait_s=20.0, each=each)
+            took_s = loop.time() - began
+            misleading.cancel()
+            for _, rogue in rogues:
+                rogue.close()
+            return tokens, took_s, carried
+
+    tokens, took_s, carried = run(main())
+    assert (tokens, carried) == (toy.generate([1, 2, 3], N_BLOCKS, 20), 0)
+    assert took_s < 2.0
+
+
+@pytest.mark.parametrize(("names", "burst", "per_s"), [(1, 128, 4), (20, 1024, 32)])
+def test_strangers_make_a_peer_dial_few_addresses(monkeypatch, names, burst, per_s):
+    """One client, or twenty that are all the same one's, name eight addresses of a victim for each of many hops."""
+    dialled, usual = [], SimTransport.connect
+
+    async def connect(self, peer_id, addrs):
+        if self.peer_id == "p0":
+            dialled.extend(addrs)
+        return await usual(self, peer_id, addrs)
+
+    monkeypatch.setattr(SimTransport, "connect", connect)
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        async with world(3, [(0, 6)]) as it:
+            rogues = [(f"rogue{number}", await stranger(it, f"rogue{number}")) for number in range(names)]
+            began = loop.time()
+            for number in range(2000):
+                name, rogue = rogues[number % names]
+                victims = tuple(f"/ip4/11.0.0.1/tcp/{1 + 8 * number + port}" for port in range(8))
+                request = named(name, number, f"hop{number}", victims)
+                rogue.send(request)
+                rogue.send(Close(session=request.session, epoch=1))
+                await asyncio.sleep(0.01)
+            took_s = loop.time() - began
+            for _, rogue in rogues:
+                rogue.close()
+            return took_s
+
+    took_s = run(main())
+    assert burst <= len(dialled) <= burst + per_s * took_s + per_s
+
+
+def test_a_client_is_not_told_what_it_found_behind_an_address(monkeypatch):
+    """Refused at once, no answer, somebody else: all one."""
+
+    async def connect(self, peer_id, _addrs):
+        if peer_id == "silent":
+            await asyncio.Event().wait()
+        raise HopClosed(peer_id, f"{peer_id} what a web server says")
+
+    async def main() -> list[Refused]:
+        told: list[Refused] = []
+        async with world(3, [(0, 6)]) as it:
+            rogue = await stranger(it, "rogue", told)
+            monkeypatch.setattr(SimTransport, "connect", connect)
+            for number, hop in enumerate(("closed", "web", "silent")):
+                rogue.send(named("rogue", number, hop, NOWHERE))
+            await asyncio.sleep(10)
+            rogue.close()
+        return [message for message in told if isinstance(message, Refused)]
+
+    refused = run(main())
+    assert {message.reason for message in refused} == {Reason.NEXT_HOP_LOST}
+    assert sorted(message.text for message in refused) == [f"{hop} {UNREACHED}" for hop in ("closed", "silent", "web")]
 
 
 def test_a_reason_that_is_told_again_gives_nobody_more_time():

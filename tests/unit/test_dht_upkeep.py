@@ -111,7 +111,11 @@ class Kept:
         self.by_owner: list[bool] = []
         self.turns, self.turns_by_then = 0, []
 
-    def put(self, _key, _peer_id, _raw, _now, *, by_owner):
+    def asks_whence(self, _key, _peer_id) -> bool:
+        return False
+
+    def put(self, _key, _peer_id, _raw, _now, *, by_owner, network):
+        assert network == ""
         self.by_owner.append(by_owner)
         self.turns_by_then.append(self.turns)
 
