@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.client.calls import Style
 from shoal.client.grammar import GrammarError, quoted, within
+from shoal.client.harmony import CHANNEL, CONSTRAIN, MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,12 +29,16 @@ def must_call(
         raise GrammarError("A call was asked for, but there are no tools to call.")
     rules = _RULES[form.style](grammars, form, functions, parallel)
     if answer is not None:
-        rules = f"start: answer | calls\nanswer: {within(answer)}\n{rules.replace('start:', 'calls:', 1)}"
+        header = _header(grammars, "final") if form.style is Style.ADDRESSED else ""
+        rules = f"start: answer | calls\nanswer: {header} {within(answer)}\n{rules.replace('start:', 'calls:', 1)}"
     return grammars.lark(rules)
 
 
+_ANY = {"type": "object"}
+
+
 def _object(function: Mapping[str, Any], form: CallFormat) -> dict[str, Any]:
-    parameters = dict(function.get("parameters") or {"type": "object"})
+    parameters = dict(function.get("parameters") or _ANY)
     shared = {key: parameters.pop(key) for key in ("$defs", "definitions") if key in parameters}  # named from the root
     return {
         "type": "object",
@@ -68,11 +73,31 @@ def _listed(grammars: Grammars, form: CallFormat, functions: Sequence[Mapping[st
 def _named(grammars: Grammars, form: CallFormat, functions: Sequence[Mapping[str, Any]], parallel: bool) -> str:
     start, end = grammars.marker(form.start), grammars.marker(form.end)
     rules = [
-        f"call{n}: {start} {quoted(function['name'])} {end} {within(function.get('parameters') or {'type': 'object'})}"
+        f"call{n}: {start} {quoted(function['name'])} {end} {within(function.get('parameters') or _ANY)}"
         for n, function in enumerate(functions)
     ]
     names = " | ".join(f"call{n}" for n in range(len(rules)))
     return "\n".join([f"start: call{'+' if parallel else ''}", f"call: {names}", *rules])
 
 
-_RULES = {Style.TAGGED: _tagged, Style.BARE: _bare, Style.LISTED: _listed, Style.NAMED: _named}
+def _addressed(grammars: Grammars, _: CallFormat, functions: Sequence[Mapping[str, Any]], parallel: bool) -> str:  # noqa: ARG001
+    """One call, whatever `parallel` says: its end is the answer's."""
+    json_type = f"{grammars.marker(CONSTRAIN)} {quoted('json')}"
+    rules = [
+        f"call{n}: {_header(grammars, _to(function), json_type)} {within(function.get('parameters') or _ANY)}"
+        for n, function in enumerate(functions)
+    ]
+    return "\n".join([f"start: {' | '.join(f'call{n}' for n in range(len(rules)))}", *rules])
+
+
+def _to(function: Mapping[str, Any]) -> str:
+    return f"commentary to=functions.{function['name']} "
+
+
+def _header(grammars: Grammars, channel: str, form: str = "") -> str:
+    return f"{grammars.marker(CHANNEL)} {quoted(channel)} {form} {grammars.marker(MESSAGE)}"
+
+
+_RULES = {
+    Style.TAGGED: _tagged, Style.BARE: _bare, Style.LISTED: _listed, Style.NAMED: _named, Style.ADDRESSED: _addressed,
+}  # fmt: skip

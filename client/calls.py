@@ -1,7 +1,8 @@
 """Calls of tools in a model's text: in which form a model writes them, and how they are read while the text comes.
 
 Text only: knows no tokenizer, no grammar library and no session. The forms are those of the models' own templates:
-Hermes (Nous Research, also Qwen's), Llama 3's JSON, and Mistral's, old and new.
+Hermes (Nous Research, also Qwen's), Llama 3's JSON, Mistral's, old and new, and messages of gpt-oss' Harmony format,
+which `client.reasoning` reads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import uuid
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
+
+from shoal.client.harmony import CHANNEL, MESSAGE
+from shoal.client.spans import overlap
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -23,6 +27,7 @@ class Style(Enum):
     LISTED = auto()  # behind one tag, a JSON list of such objects to the end
     NAMED = auto()  # each behind a tag: NAME, another tag, {...}
     BARE = auto()  # the whole text, or what follows a tag: {"name": NAME, "parameters": {...}}, with ; between
+    ADDRESSED = auto()  # each a message to the function NAME: {...}
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,13 @@ HERMES = CallFormat(Style.TAGGED, "<tool_call>", "</tool_call>")
 MISTRAL = CallFormat(Style.LISTED, "[TOOL_CALLS]")
 MISTRAL_NAMED = CallFormat(Style.NAMED, "[TOOL_CALLS]", "[ARGS]")
 LLAMA = CallFormat(Style.BARE, "<|python_tag|>", arguments="parameters")
+HARMONY_CALLS = CallFormat(Style.ADDRESSED, CHANNEL, MESSAGE)
 
 
 def format_of(template: str) -> CallFormat:
     """The form in which a chat template shows calls; Hermes' where it is none of the others."""
+    if CHANNEL in template and MESSAGE in template:
+        return HARMONY_CALLS
     if "[TOOL_CALLS]" in template:
         return MISTRAL_NAMED if "[ARGS]" in template else MISTRAL
     if HERMES.start not in template and (LLAMA.start in template or '"parameters": ' in template):
@@ -67,6 +75,15 @@ class Call:
 
     name: str
     arguments: str
+
+
+def addressed(name: str, arguments: str) -> Call | None:
+    """The call that a message to a function is; None if its text is no JSON object."""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return None
+    return Call(name, _text_of(value)) if isinstance(value, dict) else None
 
 
 class CallReader:
@@ -122,7 +139,7 @@ class CallReader:
             if said:
                 yield from self._say(said)
             return
-        sure = text if whole else text[: len(text) - _overlap(text, start=self._form.start)]
+        sure = text if whole else text[: len(text) - overlap(text, self._form.start)]
         if not whole:
             sure = sure.rstrip()
         self._held = text[len(sure) :]
@@ -191,8 +208,3 @@ def _call(value: Any) -> Call:
 
 def _text_of(arguments: dict[str, Any]) -> str:
     return json.dumps(arguments, ensure_ascii=False)
-
-
-def _overlap(text: str, start: str) -> int:
-    """Length of the longest end of `text` that begins `start`."""
-    return next((n for n in range(min(len(text), len(start) - 1), 0, -1) if text.endswith(start[:n])), 0)

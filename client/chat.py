@@ -8,21 +8,28 @@ the answer goes on where the last one ends. A model whose template has no place 
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from shoal.client.calls import HERMES, CallFormat, format_of
+from shoal.client.calls import HERMES, CallFormat, Style, format_of
+from shoal.client.reasoning import AnswerStops, reading_of
+from shoal.client.text import StopFilter, special_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from shoal.client.generation import Completion
+    from shoal.client.generation import Completion, GenerationOptions
     from shoal.client.local import ClientModel
+    from shoal.client.reasoning import Reading
 
 REMEMBERED = 256  # answers whose tokens are kept
+THOUGHT = "reasoning_content"  # of an assistant's message
+_THOUGHT_NAMES = (THOUGHT, "thinking", "reasoning")  # what templates call it
 Message = dict[str, Any]
 
 
@@ -32,17 +39,19 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation up to where the answer begins."""
+    """A conversation up to where the answer begins. `begun`: what of the answer's marks it has already, for who reads
+    the answer."""
 
     text: str
     token_ids: tuple[int, ...]
+    begun: str = ""
 
 
 REFUSALS = (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 class Chat:
-    """The conversations of one model. `calls`: how it writes calls of tools."""
+    """The conversations of one model. `calls`: how it writes calls of tools; `reading`: its reasoning, if it does."""
 
     def __init__(self, model: ClientModel) -> None:
         if model.tokenizer is None:
@@ -53,12 +62,22 @@ class Chat:
         template = self._template()
         self._takes_tools = "tools" in template
         self.calls: CallFormat = format_of(template) if self._takes_tools else HERMES
+        self.reading: Reading | None = reading_of(template)
+        self._thoughts = [name for name in _THOUGHT_NAMES if re.search(rf"\b{name}\b", template)]
 
     @property
     def shown(self) -> frozenset[int]:
-        """Special tokens that belong to an answer's text: they mark calls (`GenerationOptions.shown`)."""
-        ids = {self._tokenizer.convert_tokens_to_ids(mark) for mark in self.calls.marks}
-        return frozenset(ids & set(self._tokenizer.all_special_ids))
+        """Special tokens that belong to an answer's text: they mark calls or reasoning (`GenerationOptions.shown`)."""
+        return self._special([*self.calls.marks, *(self.reading.marks if self.reading is not None else ())])
+
+    def options(self, options: GenerationOptions, prompt: ChatPrompt, *, calls: bool) -> GenerationOptions:
+        """Options by which the answer to `prompt` can be read; `calls`: those in it too. Stop strings are looked for in
+        what is said, not in reasoning."""
+        if self.reading is None:
+            return replace(options, shown=self.shown) if calls else options
+        shown = self.shown if calls else self._special(self.reading.marks)
+        stops = partial(AnswerStops, self.reading, prompt.begun) if options.stops else StopFilter
+        return replace(options, shown=shown, stops_by=stops)
 
     @property
     def templated(self) -> bool:
@@ -67,20 +86,25 @@ class Chat:
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, continues: bool = False,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, forced: bool = False,
     ) -> ChatPrompt:  # fmt: skip
         """What the model reads before it answers. `messages` and `tools` as OpenAI's API has them, contents as strings.
         `continues`: the last message is the beginning of the answer. `options`: further names for the template.
+        `forced`: a grammar has the answer, or a call of `tools` if there are any, begin without reasoning.
 
         Errors: `ChatError`.
         """
         if not messages:
             raise ChatError("The conversation is empty; give at least one message.")
-        read = [_readable(message) for message in messages]
+        read = [self._readable(message) for message in messages]
         if not self._takes_tools:
             read = _told_in_words(read, tools)
         text = self._render(read, tools, continues, options or {}) if self.templated else _plain(read)
-        return ChatPrompt(text, self._tokens(text))
+        if self.reading is None:
+            return ChatPrompt(text, self._tokens(text))
+        ended = self.reading.ended(text, calls=bool(tools)) if forced else ""
+        begun = self.reading.begun(text + ended, messages[-1].get("content") or "" if continues else "")
+        return ChatPrompt(text + ended, self._tokens(text + ended), begun)
 
     def remember(self, prompt: ChatPrompt, answer: Completion) -> None:
         """Keep an answer's own tokens for when the conversation goes on: its text, cut into tokens again, might give
@@ -122,17 +146,26 @@ class Chat:
         same = self._tokenizer.decode(joined) == self._tokenizer.decode(plain)  # some tokenizers change what begins
         return joined if same else plain
 
+    def _readable(self, message: Message) -> Message:
+        """Templates expect a text, a call's arguments as an object, and reasoning under a name of theirs."""
+        calls, thought = message.get("tool_calls") or (), message.get(THOUGHT)
+        read = {**message, "content": message.get("content") or ""}
+        read.pop(THOUGHT, None)
+        # gpt-oss' template takes reasoning or a text before a call, and refuses both.
+        if thought and not (calls and read["content"] and self.calls.style is Style.ADDRESSED):
+            read.update(dict.fromkeys(self._thoughts, thought))
+        return {**read, "tool_calls": [_read_call(call) for call in calls]} if calls else read
+
+    def _special(self, marks: Iterable[str]) -> frozenset[int]:
+        """The special tokens that are `marks`."""
+        ids = {mark: self._tokenizer.convert_tokens_to_ids(mark) for mark in marks}  # of others, that of <unk>
+        own = {number for mark, number in ids.items() if self._tokenizer.convert_ids_to_tokens(number or 0) == mark}
+        return frozenset(own & special_ids(self._tokenizer))
+
     def _encode(self, text: str, *, first: bool = True) -> tuple[int, ...]:
         """A template writes the special tokens itself."""
         special = first and not self.templated
         return tuple(self._tokenizer(text, add_special_tokens=special)["input_ids"])
-
-
-def _readable(message: Message) -> Message:
-    """Templates expect a text, and a call's arguments as an object."""
-    calls = message.get("tool_calls") or ()
-    read = {**message, "content": message.get("content") or ""}
-    return {**read, "tool_calls": [_read_call(call) for call in calls]} if calls else read
 
 
 def _read_call(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +205,8 @@ def _in_words(message: Message) -> Message:
     )
     calls = (f"<tool_call>\n{call}\n</tool_call>" for call in asked)
     content = "\n".join(chain([message["content"]] if message["content"] else [], calls))
-    return {"role": message["role"], "content": content}
+    thought = {name: message[name] for name in _THOUGHT_NAMES if name in message}
+    return {**thought, "role": message["role"], "content": content}
 
 
 def _plain(messages: Sequence[Message]) -> str:

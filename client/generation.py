@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from shoal.blocks.errors import PromptTooLong
+from shoal.client.guess import MOST, Guesser
 from shoal.client.prefix import Prompt
 from shoal.client.sampling import Sampler
 from shoal.client.sampling_options import Sampling
-from shoal.client.text import Detokenizer, StopFilter
+from shoal.client.text import StopFilter
+from shoal.client.writer import Writer
 from shoal.peer.wire import Want
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from shoal.blocks.ends import Ends
     from shoal.blocks.spec import ModelSpec
+    from shoal.client.writer import Stops
 
 INLINE_WEIGHTS = 1 << 26  # a head with more numbers than this is computed off the event loop, which must not stall
 T = TypeVar("T")
@@ -44,7 +47,7 @@ class StepSession(Protocol):
     @position.setter
     def position(self, position: int) -> None: ...
 
-    async def step(self, hidden: torch.Tensor, want: Want = ...) -> torch.Tensor: ...
+    async def step(self, hidden: torch.Tensor, want: Want = ..., *, prompt: bool = ...) -> torch.Tensor: ...
 
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None: ...
 
@@ -76,7 +79,8 @@ class GenerationOptions:
     """`max_new_tokens` at most; fewer if the model's context ends. `stops` end the text and are not part of it.
     A token of `eos_token_ids` ends it too (see `eos_token_ids`), and so does `grammar` where nothing may follow.
     `top_logprobs`: how many of the most probable tokens each piece tells of. `shown`: special tokens that are text all
-    the same, such as the marks of a tool's call."""
+    the same, such as the marks of a tool's call. `stops_by`: makes what looks for the stops in one text. `speculate`:
+    so many tokens at most are guessed from the text and sent with each step; the model's scores decide (`guess`)."""
 
     max_new_tokens: int = 128
     sampling: Sampling = field(default_factory=Sampling)
@@ -85,6 +89,8 @@ class GenerationOptions:
     top_logprobs: int = 0
     grammar: Grammar | None = None
     shown: frozenset[int] = frozenset()
+    stops_by: Callable[[Sequence[str]], Stops] = StopFilter
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -93,6 +99,8 @@ class GenerationOptions:
             raise GenerationError("A stop string must not be empty.")
         if self.top_logprobs < 0:
             raise GenerationError(f"top-logprobs is {self.top_logprobs}, but must be a whole number from 0 up.")
+        if not 0 <= self.speculate <= MOST:
+            raise GenerationError(f"speculate is {self.speculate}, but must be a whole number from 0 (off) to {MOST}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,29 +166,51 @@ async def generate(
         raise GenerationError(f"The session already holds {session.position} tokens; the prompt has {len(ids)}.")
     check_ids(ends.spec, [*options.sampling.logit_bias])
     session.recall_with(lambda start, stop: embed(ends, ids[start:stop], start))
-    sampler, writer = Sampler(options.sampling), _Writer(tokenizer, ids, options)
+    sampler, writer = Sampler(options.sampling), Writer(tokenizer, ids, options)
     constraint = options.grammar.begin() if options.grammar is not None else None
-    if not session.position and ends.spec.length_kind(len(ids)) == ends.spec.length_kind(len(ids) + count):
-        # Positions mean the same in a longer prompt: the answer's KV is good for it too.
+    # Positions mean the same in a longer prompt: the answer's KV is good for it too.
+    alike = ends.spec.length_kind(len(ids)) == ends.spec.length_kind(len(ids) + count)
+    if not session.position and alike:
         session.remember(lambda: ids)
+    guesser = Guesser(options.speculate if alike else 0)
     made = session.position or len(ids)  # tokens of the text that the KV is of
     await session.ready(ids)
-    for left in reversed(range(count)):
+    while True:
         if ends.spec.outgrown(made, len(ids)):
             session.position = 0
         made = len(ids)
-        hidden = await session.step(embed(ends, ids[session.position :], session.position), Want.LAST)
-        logits = await off_loop(ends, ends.logits, hidden)
-        allowed = constraint.allowed() if constraint is not None else None
-        choice = sampler.choose(logits[-1], ids, options.top_logprobs, allowed)
-        ids.append(choice.token_id)
-        if constraint is not None:
-            constraint.accept(choice.token_id)
-        ended = constraint is not None and constraint.ended
-        text, finish = writer.write(choice.token_id, ended=ended, last=left == 0)
-        yield Piece(choice.token_id, text, choice.logprob, time.perf_counter(), finish, choice.top)
-        if finish:
-            return
+        hidden, guesses = await _step(session, ends, ids, guesser, len(prompt_ids) + count - made - 1)
+        for index, scores in enumerate(await off_loop(ends, ends.logits, hidden)):
+            allowed = constraint.allowed() if constraint is not None else None
+            choice = sampler.choose(scores, ids, options.top_logprobs, allowed)
+            ids.append(choice.token_id)
+            if constraint is not None:
+                constraint.accept(choice.token_id)
+            ended, last = constraint is not None and constraint.ended, len(ids) == len(prompt_ids) + count
+            text, finish = writer.write(choice.token_id, ended=ended, last=last)
+            right = guesses[index : index + 1] == [choice.token_id]
+            if index + right < len(guesses) and (finish or not right):
+                session.position = len(ids) - 1 + right  # behind it the KV is of wrong guesses
+            yield Piece(choice.token_id, text, choice.logprob, time.perf_counter(), finish, choice.top)
+            if finish:
+                return
+            if not right:
+                guesser.judged(len(guesses), index)
+                break
+
+
+async def _step(
+    session: StepSession, ends: Ends, ids: Sequence[int], guesser: Guesser, most: int
+) -> tuple[torch.Tensor, list[int]]:
+    """The states `[1 + n, hidden]` behind the newest token and `n` guesses, and these: at most `most`."""
+    start, began = session.position, time.perf_counter()
+    alone = len(ids) - start == 1
+    guesses = guesser.guess(ids, most) if alone else []
+    rows = embed(ends, [*ids[start:], *guesses], start)
+    hidden = await (session.step(rows, Want.ALL, prompt=False) if guesses else session.step(rows, Want.LAST))
+    if alone:
+        guesser.took(len(guesses), time.perf_counter() - began)
+    return hidden, guesses
 
 
 def room(spec: ModelSpec, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
@@ -222,44 +252,6 @@ def eos_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:
     found = (source.get("eos_token_id") for source in (stored, config, nested))
     chosen = next((value for value in found if value is not None), ())
     return frozenset([chosen] if isinstance(chosen, int) else chosen)
-
-
-class _Writer:
-    """Turns tokens into final text and says when to end."""
-
-    def __init__(self, tokenizer: Any | None, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
-        self._eos = options.eos_token_ids
-        self._detokenizer = (
-            Detokenizer(_decoder(tokenizer, options.shown), prompt_ids) if tokenizer is not None else None
-        )
-        self._stop_filter = StopFilter(options.stops)
-
-    def write(self, token_id: int, *, ended: bool, last: bool) -> tuple[str, str]:
-        """Final text of one more token, and why it is the last one, if it is; `ended`: no text may follow."""
-        is_end = token_id in self._eos
-        text = self._stop_filter.push("" if is_end else self._push(token_id))
-        ended = ended or is_end
-        if (ended or last) and not self._stop_filter.stopped:
-            text += self._stop_filter.push(self._detokenizer.finish() if self._detokenizer else "")
-            text += self._stop_filter.finish()
-        if self._stop_filter.stopped:
-            return text, "stop"
-        return text, "eos" if ended else "length" if last else ""
-
-    def _push(self, token_id: int) -> str:
-        return self._detokenizer.push(token_id) if self._detokenizer else ""
-
-
-def _decoder(tokenizer: Any, shown: frozenset[int]) -> Callable[[list[int]], str]:
-    """Token ids to text, without special tokens but those to be shown."""
-    hidden = frozenset(tokenizer.all_special_ids) - shown if shown else frozenset()
-
-    def decode(ids: list[int]) -> str:
-        ids = [token for token in ids if token not in hidden] if shown else ids
-        text: str = tokenizer.decode(ids, skip_special_tokens=not shown, clean_up_tokenization_spaces=False)
-        return text
-
-    return decode
 
 
 def embed(ends: Ends, ids: Sequence[int], start: int) -> torch.Tensor:

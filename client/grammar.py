@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.hf import from_tokenizer
+from shoal.client.text import special_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +112,7 @@ class Grammars:
     def marker(self, text: str) -> str:
         """How a Lark grammar writes `text`, which is one special token of some models, and letters to others."""
         token_id = self._tokenizer.convert_tokens_to_ids(text)
-        special = isinstance(token_id, int) and token_id in self._tokenizer.all_special_ids
+        special = isinstance(token_id, int) and token_id in special_ids(self._tokenizer)
         return f"<[{token_id}]>" if special else quoted(text)
 
     def _compile(self, grammar: str, wrong: str) -> Grammar:

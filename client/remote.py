@@ -1,7 +1,5 @@
-"""The async shell of a session: performs what the core decides and turns tensors into bytes and back.
-
-Knows no routing policy (it asks its `Backend`) and no sockets.
-"""
+"""The async shell of a session: performs what the core decides and turns tensors into bytes and back. Knows no routing
+policy (it asks its `Backend`) and no sockets."""
 
 from __future__ import annotations
 
@@ -114,9 +112,9 @@ class RemoteSession:
         if self._recall is None or not self._terms.prefix.begins(token_ids, self.position):
             self._core.rewind(0)
 
-    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
+    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST, *, prompt: bool = True) -> torch.Tensor:
         """Run `hidden` [T, hidden] through all blocks, in chunks if T is large. Of a prompt that is given from its
-        beginning only what no hop holds is run, if only the last states are wanted.
+        beginning only what no hop holds is run, if only the last states are wanted. `prompt` False: a few tokens more.
 
         Returns [1, hidden] for `Want.LAST`, [T, hidden] for `Want.ALL`, [0, hidden] for `Want.NONE`.
         Errors: `NoRouteError` (blocks that nobody serves), `SessionClosed`, `ValueError` past the agreed tokens.
@@ -128,8 +126,9 @@ class RemoteSession:
         hidden = hidden.detach().to("cpu", self._dtype).contiguous()
         if not self._told:
             hidden = await self._skip_cached(hidden, want)
-        length = self.position + len(hidden) if len(hidden) > 1 else 0
-        answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in self._chunks(hidden, want)]
+        length = self.position + len(hidden) if prompt and len(hidden) > 1 else 0
+        chunks = self._chunks(hidden, want) if length else [(hidden, want)]
+        answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in chunks]
         parts = [received(*answer, self._terms, self._dtype) for answer in await asyncio.gather(*answers)]
         if length:
             self._backend.held(self._terms, self._held()[:length], self.route)
@@ -277,7 +276,7 @@ class RemoteSession:
     # -- tensors and bytes ----------------------------------------------------------------------------------------
 
     def _chunks(self, hidden: torch.Tensor, want: Want) -> list[tuple[torch.Tensor, Want]]:
-        size, count = self._shape.chunk_tokens if len(hidden) > 1 else 1, len(hidden)
+        size, count = self._shape.chunk_tokens, len(hidden)
         return cut(hidden, want, size or self._backend.chunk_tokens(self.route, count, self._terms.token_bytes))
 
     async def _send_chunk(self, chunk: torch.Tensor, want: Want, length: int) -> asyncio.Future[tuple[int, Buffer]]:

@@ -55,12 +55,13 @@ class Ask:
 class Answer(Completion):
     """One of an ask's answers, filled while it runs. `route`: the hops in use, those of the end once it has ended.
 
-    `repairs`: how often hops were replaced after a failure; `moves`: ahead of one. `cached_tokens`: of the prompt,
-    those that all hops held from before.
+    `steps`: passes through them, those of the prompt too. `repairs`: how often hops were replaced after a failure;
+    `moves`: ahead of one. `cached_tokens`: of the prompt, those that all hops held from before.
     """
 
     index: int = 0
     route: tuple[Hop, ...] = field(default=())
+    steps: int = 0
     repairs: int = 0
     moves: int = 0
     cached_tokens: int = 0
@@ -68,7 +69,8 @@ class Answer(Completion):
     def note(self, session: RemoteSession) -> None:
         """Where the session stands now."""
         self.route, stats = session.route or self.route, session.stats
-        self.repairs, self.moves, self.cached_tokens = stats.repairs, stats.moves, stats.cached_tokens
+        self.steps, self.repairs, self.moves = stats.steps, stats.repairs, stats.moves
+        self.cached_tokens = stats.cached_tokens
 
 
 @dataclass(frozen=True)

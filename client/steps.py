@@ -55,7 +55,7 @@ class Steps:
         if self.position + count > self.max_tokens:
             raise ValueError(f"the session was opened for {self.max_tokens} tokens")
         step = self._in_flight[self.next] = Step(self.next, self.position, count, want, payload, length)
-        self._counts[self.next] = count
+        self._counts[self.next] = count if length or count == 1 else 0  # several of no prompt: of no usual kind
         self._counts.pop(self.next - 2 * MAX_IN_FLIGHT, None)
         self._lengths.note(self.position, length)
         self.next += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -11,6 +11,13 @@ REPLACEMENT = "\ufffd"
 UNFINISHED_CHARS = 3  # an unfinished UTF-8 character has at most 3 bytes, each of which may show as one replacement
 CONTEXT_TOKENS = 16
 WINDOW_TOKENS = 32
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that a tokenizer leaves out of texts: those with a part to play, and all others marked so in its files,
+    which transformers' `all_special_ids` does not name."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
 
 
 class Detokenizer:
@@ -23,7 +30,7 @@ class Detokenizer:
 
     def __init__(self, decode: Callable[[list[int]], str], prompt_ids: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window = _from_whole(decode, list(prompt_ids[-CONTEXT_TOKENS:]))
+        self._window, self._whole = _from_whole(decode, list(prompt_ids[-CONTEXT_TOKENS:]))
         self._said = decode(self._window) if self._window else ""
         self._boundary = len(self._window)  # tokens of the window before its last part
         self._said_before = len(self._said)  # characters said of those
@@ -32,8 +39,9 @@ class Detokenizer:
         """The text that has become final with this token; often "" in the middle of a character."""
         self._window.append(token_id)
         text = self._decode(self._window)
-        if not text.startswith(self._said):
-            self._said = _finished(self._said)  # the prompt ended inside a character
+        if not text.startswith(self._said):  # the prompt ended inside a character
+            whole = (said for said in (_finished(self._said), self._whole) if text.startswith(said))
+            self._said = max(whole, key=len, default=self._said)
         if not text.startswith(self._said):
             text = self._restart()
         final = _finished(text)
@@ -41,6 +49,8 @@ class Detokenizer:
         self._said = max(self._said, final, key=len)
         if new and final == text:
             self._shorten()
+        if new:
+            self._whole = self._said
         return new
 
     def finish(self) -> str:
@@ -54,7 +64,7 @@ class Detokenizer:
         after it are decoded by themselves."""
         del self._window[: self._boundary]
         text = self._decode(self._window)
-        self._said = text[: len(self._said) - self._said_before]
+        self._said = self._whole = text[: max(0, len(self._said) - self._said_before)]
         self._boundary = self._said_before = 0
         return text
 
@@ -66,11 +76,17 @@ class Detokenizer:
         self._boundary, self._said_before = len(self._window), len(self._said)
 
 
-def _from_whole(decode: Callable[[list[int]], str], ids: list[int]) -> list[int]:
-    """`ids` from the first token on that begins no text within a character, if one of the first few does: some decoders
-    show all of a run of bytes as replacements where its first character lacks its beginning."""
+def _from_whole(decode: Callable[[list[int]], str], ids: list[int]) -> tuple[list[int], str]:
+    """`ids` from the first token on that begins no text within a character, if one of the first few does, and the text
+    of their whole characters: some decoders show all of a run of bytes as replacements where its first character lacks
+    its beginning, or its last one its end."""
     starts = range(min(UNFINISHED_CHARS + 1, len(ids)))
-    return ids[next((at for at in starts if not decode(ids[at:]).startswith(REPLACEMENT)), 0) :]
+    for start in starts:
+        for stop in range(len(ids), max(start, len(ids) - UNFINISHED_CHARS - 1), -1):
+            text = decode(ids[start:stop])
+            if not text.startswith(REPLACEMENT) and not text.endswith(REPLACEMENT):
+                return ids[start:], text
+    return ids[next((at for at in starts if not decode(ids[at:]).startswith(REPLACEMENT)), 0) :], ""
 
 
 def _finished(text: str) -> str:

@@ -22,8 +22,9 @@ INLINE_CHARS = 1 << 14  # a longer text is cut into tokens off the event loop, w
 FEWEST_CHARS = 64  # no tokenizer makes fewer tokens than one for so many characters, white space aside
 
 
-def options_of(wishes: Wishes, grammar: Grammar | None, model: ClientModel, most: int) -> GenerationOptions:
-    """How the client is to generate, at most `most` tokens where the request sets no limit. Errors: `ApiError`."""
+def options_of(wishes: Wishes, grammar: Grammar | None, model: ClientModel, given: ApiOptions) -> GenerationOptions:
+    """How the client is to generate; `given`: where the request sets no limit, and as the server is told. Errors:
+    `ApiError`."""
     vocab = model.ends.spec.vocab_size
     for name, tokens in (("logit_bias", wishes.logit_bias), ("stop_token_ids", wishes.stop_token_ids)):
         if strangers := [token for token in tokens if token >= vocab]:
@@ -36,8 +37,8 @@ def options_of(wishes: Wishes, grammar: Grammar | None, model: ClientModel, most
         presence_penalty=wishes.presence_penalty, frequency_penalty=wishes.frequency_penalty,
     )  # fmt: skip
     return GenerationOptions(
-        wishes.max_tokens or most, sampling, wishes.stops, frozenset(wishes.stop_token_ids),
-        top_logprobs=wishes.top_logprobs or 0, grammar=grammar,
+        wishes.max_tokens or given.default_tokens, sampling, wishes.stops, frozenset(wishes.stop_token_ids),
+        top_logprobs=wishes.top_logprobs or 0, grammar=grammar, speculate=given.speculate,
     )  # fmt: skip
 
 

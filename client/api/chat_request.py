@@ -40,6 +40,11 @@ class ChatRequest:
     continues: bool = False
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def forced(self) -> bool:
+        """Whether a grammar says what the answer begins with."""
+        return self.wishes.shape is not None or self.tool_choice == "required"
+
 
 def read_chat(given: Mapping[str, Any]) -> ChatRequest:
     """Check a request. Errors: `ApiError`."""

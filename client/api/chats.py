@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shoal.client.api.asks import ask_of, check_ids, options_of
@@ -15,7 +14,8 @@ from shoal.client.api.provenance import headers, provenance
 from shoal.client.api.replies import REASONS, reply, stream_reply, usage
 from shoal.client.api.run import Run
 from shoal.client.api.state import API, Api, now
-from shoal.client.calls import Call, CallReader, new_id
+from shoal.client.calls import Call, new_id
+from shoal.client.reasoning import AnswerReader, Thought
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,9 +34,8 @@ async def chats(request: web.Request) -> web.StreamResponse:
     wishes, model = asked.wishes, api.check_model(asked.wishes.model)
     prompt = await api.conversations.prompt(asked)
     check_ids(api.serving.model, prompt.token_ids, "messages")
-    generation = options_of(wishes, await _grammar(api, asked), api.serving.model, api.options.default_tokens)
-    if asked.tool_choice != "none":
-        generation = replace(generation, shown=api.conversations.shown)
+    generation = options_of(wishes, await _grammar(api, asked), api.serving.model, api.options)
+    generation = api.conversations.options(generation, prompt, calls=asked.tool_choice != "none")
     api.check_ready()
     ask = ask_of(prompt.token_ids, generation, wishes.n, wishes, api.options, caller(request))
     work = _Chat(api, asked, model, prompt)
@@ -71,7 +70,7 @@ class _Chat:
             "id": f"chatcmpl-{uuid.uuid4().hex}", "created": now(), "model": model,
             "system_fingerprint": api.fingerprint,
         }  # fmt: skip
-        self._voices = [_Voice(api, asked) for _ in range(asked.wishes.n)]
+        self._voices = [_Voice(api, asked, prompt) for _ in range(asked.wishes.n)]
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The JSON of a finished answer."""
@@ -110,7 +109,9 @@ class _Chat:
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The prompt's and all answers' tokens."""
-        return usage(len(self._prompt.token_ids), answers, max(1, len(answers)))
+        thinks = self._api.conversations.reading is not None
+        thought = sum(voice.reasoning_tokens for voice in self._voices) if thinks else None
+        return usage(len(self._prompt.token_ids), answers, max(1, len(answers)), thought)
 
     def _event(self, index: int, delta: dict[str, Any], reason: str | None, extra: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, **extra, "finish_reason": reason}
@@ -128,30 +129,36 @@ class _Chat:
 
 
 class _Voice:
-    """One answer's text on its way to content and calls."""
+    """One answer's text on its way to reasoning, content and calls. `reasoning_tokens`: those of the reasoning so far,
+    with the tokens that begin and end it, as far as they are the answer's."""
 
-    def __init__(self, api: Api, asked: ChatRequest) -> None:
+    def __init__(self, api: Api, asked: ChatRequest, prompt: ChatPrompt) -> None:
         self.begun = False
+        self.reasoning_tokens = 0
         self._calls = 0
         self._most = len(asked.tools) and (1 << 31 if asked.parallel_tools else 1)
         names = [tool["function"]["name"] for tool in asked.tools]
         self._form = api.conversations.calls
-        self._reader = CallReader(self._form, names) if asked.tool_choice != "none" else None
+        form = self._form if asked.tool_choice != "none" else None
+        self._reader = AnswerReader(api.conversations.reading, prompt.begun, form, names)
 
     def deltas(self, piece: Piece) -> list[dict[str, Any]]:
         """What one more piece adds."""
         self.begun = True
-        if self._reader is None:
-            return [{"content": piece.text}] if piece.text else []
-        found = self._reader.push(piece.text) + (self._reader.finish() if piece.finish else [])
+        thought = self._reader.thinking
+        found = self._reader.push(piece.text)
+        self.reasoning_tokens += thought or self._reader.thinking
+        found += self._reader.finish() if piece.finish else []
         return [delta for part in found if (delta := self._delta(part))]
 
     def message(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """The whole answer."""
         deltas = [delta for piece in pieces for delta in self.deltas(piece)]
         content = "".join(delta.get("content", "") for delta in deltas)
+        thought = "".join(delta.get("reasoning_content", "") for delta in deltas)
         calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
         message = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        message |= {"reasoning_content": thought} if thought else {}
         return {**message, "tool_calls": [_without_index(call) for call in calls]} if calls else message
 
     def reason(self, pieces: Sequence[Piece]) -> str | None:
@@ -159,9 +166,9 @@ class _Voice:
         reason = REASONS[pieces[-1].finish] if pieces else None
         return "tool_calls" if reason == "stop" and self._calls else reason
 
-    def _delta(self, part: str | Call) -> dict[str, Any]:
-        if isinstance(part, str):
-            return {"content": part}
+    def _delta(self, part: str | Thought | Call) -> dict[str, Any]:
+        if not isinstance(part, Call):
+            return {"content": part} if isinstance(part, str) else {"reasoning_content": part.text}
         if self._calls >= self._most:
             return {}
         function = {"name": part.name, "arguments": part.arguments}

@@ -11,6 +11,7 @@ from shoal.blocks.choices import DTYPES
 from shoal.blocks.formats import FORMS
 from shoal.client.api.listening import is_loopback, listen
 from shoal.client.api.options import ApiOptions, Doors
+from shoal.client.cli.arguments import add_speculation
 from shoal.client.cli.complaint import CommandError
 from shoal.client.cli.terminal import quiet_libraries, run_async
 from shoal.dht.arguments import Parser, add_join, file, port, seconds, size, whole
@@ -106,6 +107,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--activations", choices=("auto", *FORMS), default="auto",
         help="how hidden states travel (default auto: as they are, or 16-bit ones as int8 over slow lines)",
     )  # fmt: skip
+    add_speculation(group)
 
 
 def _keys(arguments: argparse.Namespace) -> frozenset[str]:
@@ -167,6 +169,7 @@ def _config(arguments: argparse.Namespace, invite: Invite, doors: Doors) -> Serv
         default_tokens=arguments.default_max_tokens,
         wait_s=arguments.wait,
         activations=arguments.activations,
+        speculate=arguments.speculate,
     )
     return ServeConfig(
         model, invite, options, arguments.revision, arguments.dtype, arguments.grace, json=arguments.json

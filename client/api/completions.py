@@ -32,7 +32,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     model = api.check_model(asked.wishes.model)
     prompts = [await _prompt(api, prompt, asked) for prompt in asked.prompts]
     grammar = await api.shapes.grammar(asked.wishes.shape)
-    generation = options_of(asked.wishes, grammar, api.serving.model, api.options.default_tokens)
+    generation = options_of(asked.wishes, grammar, api.serving.model, api.options)
     api.check_ready()
     with api.admission.enter(len(prompts) * asked.best_of):
         if asked.echo and asked.wishes.top_logprobs is not None:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from shoal.client.api.chat_request import ChatRequest
     from shoal.client.calls import CallFormat
     from shoal.client.chat import ChatPrompt
+    from shoal.client.generation import GenerationOptions
     from shoal.client.local import ClientModel
+    from shoal.client.reasoning import Reading
     from shoal.client.serving import Answer
 
 
@@ -30,9 +32,13 @@ class Conversations:
         return self._able().calls
 
     @property
-    def shown(self) -> frozenset[int]:
-        """Special tokens that mark calls and so belong to the text. Errors: as `calls`."""
-        return self._able().shown
+    def reading(self) -> Reading | None:
+        """How the model writes its reasoning, if it does. Errors: as `calls`."""
+        return self._able().reading
+
+    def options(self, options: GenerationOptions, prompt: ChatPrompt, *, calls: bool) -> GenerationOptions:
+        """See `Chat.options`. Errors: as `calls`."""
+        return self._able().options(options, prompt, calls=calls)
 
     async def prompt(self, asked: ChatRequest) -> ChatPrompt:
         """What the model reads. Errors: `ApiError` 400."""
@@ -40,7 +46,9 @@ class Conversations:
         tools = asked.tools if asked.tool_choice != "none" else []
 
         def read() -> ChatPrompt:
-            return chat.prompt(asked.messages, tools, continues=asked.continues, options=asked.template_options)
+            return chat.prompt(
+                asked.messages, tools, continues=asked.continues, options=asked.template_options, forced=asked.forced
+            )
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, read)

@@ -34,11 +34,18 @@ def _answer(fields: Fields) -> dict[str, Any]:
     """What the assistant said before: text, calls, or both."""
     content, refusal = fields.take("content", _content, ""), fields.take("refusal", text(), "")
     calls = list(fields.take("tool_calls", items(_call, MAX_CALLS), ()))
+    thought = fields.take("reasoning_content", _thought, "") or fields.take("reasoning", _thought, "")
     # What servers and clients add to answers.
-    fields.ignore("annotations", "reasoning_content", "reasoning", "logprobs", "parsed")
+    fields.ignore("annotations", "reasoning", "logprobs", "parsed")
     fields.cannot("give `tool_calls` instead.", "function_call")
     fields.cannot("only text is read here.", "audio")
-    return {"content": content or refusal, **({"tool_calls": calls} if calls else {})}
+    found: dict[str, Any] = {"content": content or refusal}
+    return {**found, **({"reasoning_content": thought} if thought else {}), **({"tool_calls": calls} if calls else {})}
+
+
+def _thought(value: Any, _: str) -> str:
+    """What the model thought, where a client sends it back as text; other forms are passed over."""
+    return value if isinstance(value, str) else ""
 
 
 def _tool_result(fields: Fields) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Doors:
 class ApiOptions:
     """`name`: what the model is called. `max_in_flight`: sequences generated at a time. `read_s`: how long a request
     may take to arrive; `write_s`: how long a client may take no bytes. `default_tokens`: of an answer whose request
-    names no limit. `wait_s`: how long a request waits for missing blocks. `activations`: as `SessionOptions.codec`."""
+    names no limit. `wait_s`: how long a request waits for missing blocks. `activations`: as `SessionOptions.codec`.
+    `speculate`: as `GenerationOptions`'."""
 
     name: str
     doors: Doors = field(default_factory=Doors)
@@ -30,3 +31,4 @@ class ApiOptions:
     default_tokens: int = 2048
     wait_s: float = 0.0
     activations: str = "auto"
+    speculate: int = 0

@@ -71,14 +71,19 @@ async def stream_reply(request: web.Request, run: Run, writer: Writer, wishes: W
     return stream.response
 
 
-def usage(prompt_tokens: int, answers: Sequence[Answer], per_prompt: int) -> dict[str, Any]:
+def usage(
+    prompt_tokens: int, answers: Sequence[Answer], per_prompt: int, reasoning_tokens: int | None = None
+) -> dict[str, Any]:
     """Tokens so far. `cached_tokens`: of the prompts, those that no peer had to run; of a prompt's `per_prompt` answers
-    the first one counts, since the others' prompt is its own."""
+    the first one counts, since the others' prompt is its own. `reasoning_tokens`: of the answers', None for a model
+    that does not tell its reasoning from the rest."""
     made = sum(len(answer.pieces) for answer in answers)
     cached = sum(answer.cached_tokens for answer in answers[::per_prompt])
+    of_those = {} if reasoning_tokens is None else {"completion_tokens_details": {"reasoning_tokens": reasoning_tokens}}
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": made,
         "total_tokens": prompt_tokens + made,
         "prompt_tokens_details": {"cached_tokens": cached},
+        **of_those,
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from shoal.client.guess import MOST
 from shoal.client.sampling_options import Sampling, SamplingError
+from shoal.dht.arguments import echoed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,21 @@ def token_ids(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids such as 1,2,3") from None
+
+
+def add_speculation(parser: argparse._ActionsContainer) -> None:
+    """The option of speculative decoding."""
+    parser.add_argument(
+        "--speculate", type=_guesses, default=0, metavar="N",
+        help="guess up to N tokens from the text so far and send them along: as many as pay, and wrong ones change "
+        "nothing; quicker where texts repeat themselves and peers are far away (default 0: off)",
+    )  # fmt: skip
+
+
+def _guesses(text: str) -> int:
+    if not text.isdecimal() or len(text) > 3 or int(text) > MOST:
+        raise argparse.ArgumentTypeError(f"{echoed(text)} is not a whole number from 0 (off) to {MOST}")
+    return int(text)
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, suggested: bool = False) -> None:

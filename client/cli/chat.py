@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shoal.blocks.choices import DTYPES
 from shoal.blocks.formats import FORMS
-from shoal.client.cli.arguments import add_sampling
+from shoal.client.cli.arguments import add_sampling, add_speculation
 from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import gap_teller, quiet_libraries
 from shoal.dht.arguments import Parser, add_join, file, seconds, whole
@@ -71,6 +71,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="how hidden states travel (default auto: as they are, or 16-bit ones as int8 over slow lines)",
     )  # fmt: skip
     parser.add_argument("--background", action="store_true", help="wait behind all that others ask of the peers")
+    add_speculation(parser)
     parser.add_argument("--quiet", action="store_true", help="no line about peers and speed below the answers")
     parser.add_argument("--json", action="store_true", help="each answer as one JSON object a line")
     add_sampling(parser, suggested=True)
@@ -88,7 +89,8 @@ def _dialogue(arguments: argparse.Namespace, folder: Path) -> Dialogue:
         if getattr(arguments, name) is not None
     }
     sampling = replace(suggested(folder), **given)
-    dialogue = Dialogue(arguments.system, options=GenerationOptions(arguments.max_new_tokens, sampling))
+    options = GenerationOptions(arguments.max_new_tokens, sampling, speculate=arguments.speculate)
+    dialogue = Dialogue(arguments.system, options=options)
     if arguments.load is not None:
         dialogue.load(arguments.load)
     return dialogue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.client.cli.complaint import CommandError, complaint
 from shoal.client.cli.lines import Keyboard, Pipe, message, state_folder
+from shoal.client.cli.telling import Telling, coloured, dimmed
 from shoal.client.cli.terminal import route_json, route_line, tell, write
 
 if TYPE_CHECKING:
@@ -126,14 +126,15 @@ class Conversation:
         self._dialogue.pending = question
         prompt = self._talk.prompt(self._dialogue.asked(question))
         pieces = self._talk.stream(prompt, self._dialogue.options)
-        text, finish = "", "interrupted"
+        reader, spoken = self._talk.reader(prompt), self._voice
+        thoughts = spoken.interactive and not spoken.json and sys.stderr.isatty()
+        telling, finish = Telling(reader, aloud=not spoken.json, thoughts=thoughts), "interrupted"
         try:
             with self._waiting():
                 piece = next(pieces, None)
             while piece is not None:
-                text, finish = text + piece.text, piece.finish
-                if not self._voice.json:
-                    write(piece.text)
+                finish = piece.finish
+                telling.push(piece.text)
                 piece = next(pieces, None)
         except KeyboardInterrupt:
             if not self._voice.interactive:
@@ -142,10 +143,9 @@ class Conversation:
         finally:
             with suppress(GeneratorExit):
                 pieces.close()  # type: ignore[attr-defined]  # a generator
-            self._dialogue.answered(question, text)
-            if text and not self._voice.json:
-                write("\n")
-        self._report(text, finish, len(prompt.token_ids))
+            telling.finish()
+            self._dialogue.answered(question, telling.text)
+        self._report(telling, finish, len(prompt.token_ids))
 
     def _waiting(self) -> AbstractContextManager[Any]:
         """What a person sees until the first token is there."""
@@ -155,16 +155,18 @@ class Conversation:
 
         return Console(stderr=True).status("")
 
-    def _report(self, text: str, finish: str, prompt_tokens: int) -> None:
+    def _report(self, telling: Telling, finish: str, prompt_tokens: int) -> None:
         last = self._last = self._talk.last
         if last is None:
             return
         if self._voice.json:
-            write(json.dumps(as_json(last, text, finish, prompt_tokens)) + "\n")
+            thought = {"reasoning": telling.thought} if telling.thought else {}
+            write(json.dumps({**as_json(last, telling.text, finish, prompt_tokens), **thought}) + "\n")
         elif not self._voice.quiet:
             line = figures(last, prompt_tokens) + (" · stopped" if finish == "interrupted" else "")
             line += " · cut at max-new-tokens or the context's end" if finish == "length" else ""
-            tell(f"\x1b[2m{line}\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else line)
+            line += ", before the answer began" if finish == "length" and telling.thought and not telling.text else ""
+            tell(dimmed(line) if coloured() else line)
 
     def _help(self, _: str) -> None:
         width = max(map(len, COMMANDS))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shoal.blocks.choices import DTYPES
 from shoal.blocks.formats import FORMS
-from shoal.client.cli.arguments import add_sampling, token_ids
+from shoal.client.cli.arguments import add_sampling, add_speculation, token_ids
 from shoal.client.cli.surroundings import utf8
 from shoal.client.cli.terminal import gap_teller, quiet_libraries, route_json, route_line, run_async, tell, write
 from shoal.client.sampling_options import Sampling
@@ -88,6 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="how hidden states travel (default auto: as they are, or 16-bit ones as int8 over slow lines)",
     )  # fmt: skip
     parser.add_argument("--background", action="store_true", help="wait behind all that others ask of the peers")
+    add_speculation(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, at the end")
     add_sampling(parser)
     arguments = parser.parse_args(argv)
@@ -108,7 +109,9 @@ def _request(arguments: argparse.Namespace, prompt: str | None) -> Request:
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
     )
-    options = GenerationOptions(arguments.max_new_tokens, sampling, tuple(arguments.stop))
+    options = GenerationOptions(
+        arguments.max_new_tokens, sampling, tuple(arguments.stop), speculate=arguments.speculate
+    )
     return Request(prompt, arguments.token_ids, options, arguments.wait, arguments.background, arguments.activations)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from shoal.client.chat import Chat
 from shoal.client.model.background import background, hold, only
 from shoal.client.options import Model
+from shoal.client.reasoning import AnswerReader
 from shoal.client.sampling_options import Sampling, SamplingError
 from shoal.client.serving import Ask, Serving
 from shoal.client.swarm import join_swarm
@@ -46,10 +47,15 @@ class Talk:
         """A conversation that an answer is to follow. Errors: `ChatError`."""
         return self._chat.prompt(messages)
 
+    def reader(self, prompt: ChatPrompt) -> AnswerReader:
+        """What tells reasoning from the rest of the answer to `prompt`."""
+        return AnswerReader(self._chat.reading, prompt.begun)
+
     def stream(self, prompt: ChatPrompt, options: GenerationOptions) -> Iterator[Piece]:
         """The pieces of an answer. Closing the iterator, or Ctrl-C in it, ends the answer and its leases on the peers,
         before it returns. Errors: those of `Serving.stream`."""
         self.last = None
+        options = self._chat.options(options, prompt, calls=False)
         ask = Ask(prompt.token_ids, options, priority=self._priority, activations=self._activations)
         news: SimpleQueue[Any] = SimpleQueue()
         background().start(self._pump(ask, news))

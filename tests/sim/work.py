@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shoal.client.options import SessionOptions
 from shoal.client.prefix import Prompt
@@ -13,12 +14,13 @@ from tests.sim import toy
 from tests.sim.swarm import N_BLOCKS, states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from shoal.client.remote import RemoteSession
     from shoal.client.swarm import Swarm
 
-STYLES = ("greedy", "all", "quiet", "rewind", "kept")
+T = TypeVar("T")
+STYLES = ("greedy", "all", "quiet", "rewind", "kept", "guess")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Job:
 
     `style`: "greedy"; "all": every state comes back; "quiet": the prompt's first half is answered with nothing;
     "rewind": sets its position back to `back` after `turn` tokens and goes on with other ones; "kept": greedy, and the
-    session keeps its inputs itself. `named`: the session is told its prompt, for the prefix cache.
+    session keeps its inputs itself; "guess": greedy, with guesses that go along, of which some are wrong.
+    `named`: the session is told its prompt, for the prefix cache.
     """
 
     client: str
@@ -54,30 +57,66 @@ class Ends(Protocol):
 
     position: int
 
-    async def feed(self, tokens: Sequence[int], want: Want) -> list[list[int]]: ...
+    async def feed(self, tokens: Sequence[int], want: Want, *, prompt: bool = True) -> list[list[int]]: ...
 
 
 async def play(job: Job, ends: Ends, note: Callable[[int], None] = lambda _number: None) -> list[int]:
     """Every number that comes back, in order; `note(how many steps are done)`."""
     seen: list[int] = []
 
-    async def feed(tokens: Sequence[int], want: Want) -> int:
-        rows = await ends.feed(tokens, want)
+    async def run(tokens: Sequence[int], want: Want, *, prompt: bool = True) -> list[int]:
+        rows = await ends.feed(tokens, want, prompt=prompt)
         seen.extend(number for row in rows for number in row)
         note(len(seen))
-        return toy.choose(rows[-1]) if rows else 0
+        return [toy.choose(row) for row in rows]
+
+    async def feed(tokens: Sequence[int], want: Want) -> int:
+        return [0, *await run(tokens, want)][-1]
 
     want = Want.ALL if job.style == "all" else Want.LAST
     half = len(job.prompt) // 2 if job.style == "quiet" else 0
     if half:
         await feed(job.prompt[:half], Want.NONE)
     token = await feed(job.prompt[half:], want)
-    for number in range(job.count - 1):
+    done = 0
+    while job.style == "guess" and done < job.count - 1:
+        guesses = _guesses(job, done)
+        chosen = await run([token, *guesses], Want.ALL, prompt=not guesses)
+        right = next((i for i, guess in enumerate(guesses) if guess != chosen[i]), len(guesses))
+        ends.position -= len(guesses) - right
+        token, done = chosen[right], done + right + 1
+    for number in range(done, job.count - 1):
         if job.style == "rewind" and number == job.turn:
             ends.position = job.back
             token = await feed([(token + i) % toy.VOCAB for i in range(len(job.prompt) // 2)], want)
         token = await feed([token], want)
     return seen
+
+
+def _guesses(job: Job, number: int) -> list[int]:
+    """For what follows token `number` of the text: up to three, and now and then a wrong one."""
+    count = min((number + len(job.prompt)) % 4, job.count - 2 - number)
+    text = _text(job)[number + 1 : number + 1 + count]
+    return [token if (number + 2 * i) % 5 else (token + 1) % toy.VOCAB for i, token in enumerate(text)]
+
+
+@cache
+def _text(job: Job) -> list[int]:
+    """The tokens that a greedy session chooses."""
+    whole, chosen, tokens = toy.Whole(job.start, job.stop), [], list(job.prompt)
+    for _ in range(job.count):
+        tokens = [toy.choose(_at_once(whole.step(tokens))[-1])]
+        chosen += tokens
+    return chosen
+
+
+def _at_once(playing: Coroutine[object, object, T]) -> T:
+    """What a coroutine gives that waits for nothing."""
+    try:
+        playing.send(None)
+    except StopIteration as done:
+        return done.value
+    raise RuntimeError("the undisturbed run waited for something")
 
 
 class _Undisturbed:
@@ -94,7 +133,7 @@ class _Undisturbed:
     def position(self, position: int) -> None:
         self._whole.position = position
 
-    async def feed(self, tokens: Sequence[int], want: Want) -> list[list[int]]:
+    async def feed(self, tokens: Sequence[int], want: Want, *, prompt: bool = True) -> list[list[int]]:
         rows = await self._whole.step(tokens)
         return {Want.NONE: [], Want.LAST: rows[-1:], Want.ALL: rows}[want]
 
@@ -117,24 +156,19 @@ class _Remote:
         self._session.position = position
         del self._tokens[position:]
 
-    async def feed(self, tokens: Sequence[int], want: Want) -> list[list[int]]:
+    async def feed(self, tokens: Sequence[int], want: Want, *, prompt: bool = True) -> list[list[int]]:
         before = len(self._tokens)
         self._tokens += tokens
         if self._job.named and not before:
             await self._session.ready(self._tokens)
             tokens = tokens[self._session.position :]
-        rows = await self._session.step(states(tokens), want)
+        rows = await self._session.step(states(tokens), want, prompt=prompt)
         return [[int(number) for number in row] for row in rows.tolist()]
 
 
 def expected(job: Job) -> list[int]:
     """What the job gives where nothing happens."""
-    playing = play(job, _Undisturbed(job))
-    try:
-        playing.send(None)
-    except StopIteration as done:
-        return done.value
-    raise RuntimeError("the undisturbed run waited for something")
+    return _at_once(play(job, _Undisturbed(job)))
 
 
 async def perform(

@@ -164,6 +164,18 @@ async def test_the_next_turn_of_a_conversation_runs_only_what_is_new(invite, mod
     pytest.skip("this machine is so busy that hops were replaced in every conversation")
 
 
+async def test_guesses_change_no_token_and_save_steps(invite, model) -> None:
+    ids = tokens(model, TEXT + "        if name in self._numbers:\n")
+    async with serving(invite, model) as it:
+        found = []
+        for speculate in (0, 8):
+            (answer,) = await answers(it, Ask(ids, GenerationOptions(60, speculate=speculate)))
+            found.append(answer)
+    alone, guessing = found
+    assert guessing.token_ids == alone.token_ids
+    assert guessing.steps < 0.8 * alone.steps
+
+
 async def test_a_tool_is_called_with_arguments_that_fit(invite, model) -> None:
     grammars = Grammars(model.tokenizer, model.ends.spec.vocab_size, model.eos)
     place = {"type": "object", "properties": {"city": {"enum": ["Ulm", "Bonn"]}}, "required": ["city"]}

@@ -50,7 +50,7 @@ class LocalSession:
     def remember(self, tokens: Callable[[], Sequence[int]]) -> None:
         self.remembered = tokens
 
-    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
+    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST, *, prompt: bool = True) -> torch.Tensor:
         assert self._position + len(hidden) <= self._options.max_tokens
         if self._swarm.fails:
             self._swarm.fails -= 1

@@ -12,8 +12,9 @@ from shoal.blocks.checkpoint import DEMO_PATH
 from shoal.client.calling import must_call
 from shoal.client.calls import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallReader
 from shoal.client.chat import Chat, ChatError
-from shoal.client.generation import Completion, GenerationOptions, Piece, _Writer
+from shoal.client.generation import Completion, GenerationOptions, Piece
 from shoal.client.grammar import GrammarError, Grammars
+from shoal.client.writer import Writer
 from transformers import AutoTokenizer
 
 VOCAB, EOS = 8192, 1
@@ -170,7 +171,7 @@ def test_special_tokens_that_mark_calls_are_text() -> None:
     chat = Chat(Model(tokenizer))
     mark, other = tokenizer.convert_tokens_to_ids(["[TOOL_CALLS]", "<|other|>"])
     assert chat.shown == {mark}
-    writer = _Writer(tokenizer, [5], GenerationOptions(shown=chat.shown))
+    writer = Writer(tokenizer, [5], GenerationOptions(shown=chat.shown))
     text = "".join(
         writer.write(token, ended=False, last=False)[0] for token in (mark, other, *tokenizer("[]")["input_ids"])
     )

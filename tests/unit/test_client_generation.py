@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from shoal.blocks.ends import load_ends, load_tokenizer
 from shoal.blocks.errors import PromptTooLong
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.client import generation
 from shoal.client.cli.completion import Outcome
 from shoal.client.cli.generate import as_json
 from shoal.client.generation import Completion, GenerationError, GenerationOptions, eos_token_ids, generate, room
 from shoal.client.grammar import Grammars
+from shoal.client.guess import Guesser
 from shoal.client.sampling_options import Sampling, SamplingError
 from shoal.client.serving import Answer
 from shoal.peer.wire import Want
@@ -65,7 +68,8 @@ class LocalSession:
         if self._held and not self.position:
             self._run(self.recall(0, self._held))
 
-    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST) -> torch.Tensor:
+    async def step(self, hidden: torch.Tensor, want: Want = Want.LAST, *, prompt: bool = True) -> torch.Tensor:
+        assert prompt or len(hidden) > 1
         self.asked.append((len(hidden), want))
         hidden = self._run(hidden)
         return hidden[-1:] if want is Want.LAST else hidden
@@ -167,6 +171,67 @@ def test_one_pass_over_the_prompt_then_one_token_a_step(checkpoint: Checkpoint) 
     session = LocalSession(checkpoint)
     run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=5), session)
     assert session.asked == [(len(PROMPT), Want.LAST), *[(1, Want.LAST)] * 4]
+
+
+class Oracle(Guesser):
+    """Knows the text, and is wrong about some of its tokens."""
+
+    text: Sequence[int] = ()
+    wrong_every = 7
+
+    def guess(self, ids: Sequence[int], room: int) -> list[int]:
+        found = self.text[len(ids) : len(ids) + min(self._most, room)]
+        return [token if at % self.wrong_every else (token + 1) % VOCAB for at, token in enumerate(found, len(ids))]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(repetition_penalty=1.3), Sampling(temperature=0.7, seed=5),
+     Sampling(temperature=1.5, top_p=0.9, seed=1), Sampling(frequency_penalty=0.5, logit_bias={7: 3.0})],
+    ids=["greedy", "penalty", "warm", "hot", "bias"],
+)  # fmt: skip
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_guesses_change_no_token(
+    checkpoint: Checkpoint, sampling: Sampling, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = GenerationOptions(max_new_tokens=60, sampling=sampling, top_logprobs=2)
+    expected = run(checkpoint, PROMPT, alone)
+    monkeypatch.setattr(Oracle, "text", [*PROMPT, *expected.token_ids])
+    monkeypatch.setattr(generation, "Guesser", Oracle)
+    session = LocalSession(checkpoint)
+    found = run(checkpoint, PROMPT, replace(alone, speculate=most), session)
+    assert found.token_ids == expected.token_ids
+    assert (found.text, found.finish) == (expected.text, expected.finish)
+    for mine, theirs in zip(found.pieces, expected.pieces, strict=True):
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+        assert [token for token, _ in mine.top] == [token for token, _ in theirs.top]
+    sent = [count for count, want in session.asked[1:] if want is Want.ALL]
+    assert max(sent) == most + 1
+    assert len(session.asked) <= 61 - len(sent) * min(most, 3) // 2
+    assert session.position == len(PROMPT) + 59  # all but the last token, and no guess that was wrong
+    assert session.remembered() == [*PROMPT, *expected.token_ids]
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_an_end_among_guesses_ends_it_there(checkpoint: Checkpoint, eos: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(checkpoint, PROMPT, GenerationOptions(max_new_tokens=40)).token_ids
+    monkeypatch.setattr(Oracle, "text", [*PROMPT, *whole])
+    monkeypatch.setattr(generation, "Guesser", Oracle)
+    for at in range(8, 24):
+        ends = frozenset([whole[at]]) if eos else frozenset()
+        options = GenerationOptions(max_new_tokens=40 if eos else at + 1, eos_token_ids=ends)
+        expected = run(checkpoint, PROMPT, options)
+        session = LocalSession(checkpoint)
+        found = run(checkpoint, PROMPT, replace(options, speculate=16), session)
+        assert (found.token_ids, found.text, found.finish) == (expected.token_ids, expected.text, expected.finish)
+        held = len(PROMPT) + len(found.token_ids)
+        assert held - 1 <= session.position <= held  # an end that was guessed has been run
+
+
+def test_guesses_that_cannot_be_are_refused() -> None:
+    for wrong in (-1, 65):
+        with pytest.raises(GenerationError, match=f"speculate is {wrong}, but must be a whole number from 0"):
+            GenerationOptions(speculate=wrong)
 
 
 def test_a_session_goes_on_where_it_stands(checkpoint: Checkpoint) -> None:

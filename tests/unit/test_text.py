@@ -99,6 +99,38 @@ def test_a_context_that_begins_inside_a_character_hides_nothing(prompt: str) -> 
     assert feed(byte_fallback().decode, after, before) == ["", "", "", "🐟", "", "", "に", ""]
 
 
+def fallback_ids(data: bytes) -> list[int]:
+    return [byte_fallback().token_to_id(f"<0x{byte:02X}>") for byte in data]
+
+
+@pytest.mark.parametrize("before", ["", "é", "der é", "é" * 20, "価格" * 6, f"{'👩' * 5}é", f"{'👩' * 5}a"])
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_a_run_of_bytes_that_the_prompt_broke_off_is_finished(before: str, missing: int) -> None:
+    """Such a decoder shows no character of a run whose last one is unfinished, whole ones before it neither."""
+    run, tokenizer = fallback_ids(f"{before}🐟に!".encode()), byte_fallback()
+    prompt, answer = run[: -4 - missing], run[-4 - missing :]
+    assert tokenizer.decode(prompt).endswith(REPLACEMENT)
+    pieces = feed(tokenizer.decode, answer, prompt)
+    assert pieces == [*[""] * (missing - 1), "🐟", "", "", "に", "!", ""]
+    assert before + "".join(pieces) == tokenizer.decode(run)
+
+
+@given(st.text("aé価🐟", max_size=12), st.text("aé価🐟", min_size=1, max_size=12), st.integers(0, 40))
+@settings(max_examples=300, deadline=None)
+def test_a_prompt_may_end_anywhere_in_a_run_of_bytes(prompt: str, text: str, cut: int) -> None:
+    """What comes is all beyond the prompt's whole characters, wherever among its bytes the prompt ends."""
+    run = f"{prompt}{text}".encode()
+    cut = min(cut, len(run))
+    whole = run[:cut].decode(errors="ignore")
+    pieces = feed(byte_fallback().decode, fallback_ids(run[cut:]), fallback_ids(run[:cut]))
+    assert whole + "".join(pieces) == f"{prompt}{text}"
+
+
+def test_a_character_that_the_prompt_broke_off_for_good_is_no_answer() -> None:
+    ids = fallback_ids("é🐟".encode()[:-1])
+    assert "".join(feed(byte_fallback().decode, [byte_fallback().token_to_id("e")], ids)) == "e"
+
+
 def test_a_wrong_byte_after_a_character_takes_nothing_back() -> None:
     tokenizer = byte_fallback()
     ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "€".encode() + b"\xff"]

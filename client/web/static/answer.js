@@ -17,10 +17,11 @@ export class AnswerView {
     this.actions = actions;
     this.look = look;
     this.body = el("div", { class: "md" });
+    this.thought = el("details", { class: "thought" }, el("summary", { class: "small" }), el("div", { class: "small muted" }));
     this.waiting = el("p", { class: "waiting" }, el("span", { class: "pulse", "aria-hidden": "true" }), el("span", { text: "Finding a way through the swarm" }));
     this.trouble = el("div");
     this.foot = el("div", { class: "answer-foot" });
-    this.element = el("article", { class: "turn answer", "aria-label": "Answer" }, this.body, this.waiting, this.trouble, this.foot);
+    this.element = el("article", { class: "turn answer", "aria-label": "Answer" }, this.thought, this.body, this.waiting, this.trouble, this.foot);
     this.isLive = false;
     this.due = false;
     this.update();
@@ -30,12 +31,16 @@ export class AnswerView {
     return this.turn.answers[this.turn.shown] ?? { text: "", finish: "", via: null };
   }
 
+  get isBegun() {
+    return Boolean(this.answer.text || this.answer.thought);
+  }
+
   /** Everything anew. */
   update() {
     this.write();
     this.element.classList.toggle("live", this.isLive);
     this.element.setAttribute("aria-busy", String(this.isLive));
-    this.waiting.hidden = !this.isLive || Boolean(this.answer.text);
+    this.waiting.hidden = !this.isLive || this.isBegun;
     this.foot.replaceChildren(...(this.isLive ? [] : this.parts()));
   }
 
@@ -46,7 +51,7 @@ export class AnswerView {
     requestAnimationFrame(() => {
       this.due = false;
       if (!this.isLive) return;
-      this.waiting.hidden = Boolean(this.answer.text);
+      this.waiting.hidden = this.isBegun;
       this.write();
       this.foot.replaceChildren(el("p", { class: "small muted rate", text: rate ? `${figure(rate)} tokens/s` : "" }));
       this.onGrown?.();
@@ -54,14 +59,19 @@ export class AnswerView {
   }
 
   write() {
+    const { text, thought } = this.answer;
+    const [summary, reasoning] = this.thought.children;
+    this.thought.hidden = !thought;
+    summary.textContent = this.isLive && !text ? "Thinking …" : "Thought before answering";
+    reasoning.textContent = thought ?? "";
     const plain = this.look.plain();
     this.body.classList.toggle("as-is", plain);
     if (plain) {
-      this.body.textContent = this.answer.text;
+      this.body.textContent = text;
       this.body.shownBlocks = null;
     } else {
       if (this.body.shownBlocks === null) this.body.replaceChildren();
-      show(this.body, this.answer.text);
+      show(this.body, text);
     }
   }
 

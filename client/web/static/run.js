@@ -49,12 +49,14 @@ export class Run {
   #take(choice) {
     if (!choice) return;
     const text = choice.delta?.content ?? "";
+    const thought = choice.delta?.reasoning_content ?? "";
     if (choice.finish_reason) this.answer.finish = choice.finish_reason;
-    if (!text) return;
+    if (!text && !thought) return;
     this.pieces += 1;
     this.lastAt = performance.now();
     this.firstAt ||= this.lastAt;
     this.answer.text += text;
+    if (thought) this.answer.thought = (this.answer.thought ?? "") + thought;
     this.onGrown(this);
   }
 }

@@ -1,7 +1,7 @@
 /* Keeps conversations and settings in this browser: nothing of them is kept on the server. Knows no elements.
 
    A conversation: { id, title, at, turns }. A turn: { role: "user", text } or { role: "assistant", answers, shown }, an
-   answer being { text, finish, via, at }; asking again adds an answer and leaves the old ones to look at. */
+   answer being { text, finish, via, at, thought? }; asking again adds an answer and leaves the old ones to look at. */
 
 const CONVERSATIONS = "shoal.conversations";
 const SETTINGS = "shoal.settings";

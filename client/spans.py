@@ -1,0 +1,44 @@
+"""Parts of an answer's raw text by what they are for: thought, said, called, or mere marks. Text only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+
+class Kind(Enum):
+    """What a part is for."""
+
+    THOUGHT = auto()
+    SAID = auto()
+    CALL = auto()  # a call's arguments
+    MARK = auto()  # for nobody to see: marks, and the white space around them
+
+
+@dataclass(frozen=True)
+class Span:
+    """Part of a text as it came. `to`: the name of the function, if it is of a call."""
+
+    kind: Kind
+    text: str
+    to: str = ""
+
+
+class Scanner(Protocol):
+    """Parts a text that comes in pieces: all spans, one behind the other, are the text."""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is thought, as far as is known."""
+
+    def push(self, text: str) -> list[Span]:
+        """What is sure once `text` has come."""
+
+    def finish(self) -> list[Span]:
+        """The rest: no more text comes."""
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that begins `mark` without being all of it."""
+    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
