@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from shoal.peer.errors import HopClosed, ProtocolError
 from shoal.peer.line import Line
 from shoal.peer.link import Link, Patience
+from shoal.peer.toll import Toll
 from shoal.peer.turns import Turns
 from shoal.peer.wire import Hidden, Mark, encode
 
@@ -53,6 +54,7 @@ class Channel:
         self._on_room = on_room or (lambda: None)
         self._corked: list[Buffer] = []  # leaves in one write, and mostly in one packet, when this tick is over
         self._turns = waiting if waiting is not None else Turns()
+        self._toll = Toll()
         self._clogged = self._turns.bytes > self._clogged_bytes()
         self._sender, self._others_at = b"", -SHARED_S  # the last session to send, and when it was another one
         self._soon = False
@@ -122,8 +124,11 @@ class Channel:
         self._on_room()
 
     async def _read(self, on_message: Callable[[Channel, Message], None]) -> None:
-        while not self.closed and (data := await self._stream.read()):
-            now, flow = self._now(), self.link.flow
+        while not self.closed:
+            data = b"" if self.link.unread else await self._stream.read()
+            if not data and not self.link.unread:
+                return
+            now, flow, frames = self._now(), self.link.flow, self.link.frames
             proven, arrived = flow.proven, flow.under_way
             try:
                 messages = self.link.receive(data, now)
@@ -138,7 +143,10 @@ class Channel:
             for message in messages:
                 on_message(self, message)
             self._line.down.take(len(data), now)
-            if (wait_s := self._line.down.wait_s(self._now())) > 0.0:
+            wait_s = max(
+                self._line.down.wait_s(self._now()), self._toll.wait_s(self.link.frames - frames, len(data), now)
+            )
+            if wait_s > 0.0 or self.link.unread:
                 await asyncio.sleep(wait_s)  # what comes meanwhile stays with the sender
 
     async def _watch(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from shoal.peer.errors import LocalProtocolError, RemoteProtocolError
 from shoal.peer.flow import Flow
 from shoal.peer.parts import Parts
+from shoal.peer.toll import AT_ONCE
 from shoal.peer.wire import (
     PREFIX,
     VERSION,
@@ -75,6 +76,8 @@ class Link:
         self.outbox: list[Buffer] = list(encode(Hello(version=VERSION, agent=agent)))
         self.flow = Flow()
         self._bytes = bytearray()
+        self.frames = 0  # that came so far
+        self.unread = False  # more of them lie here: `receive` with no bytes goes on
         self.parts = Parts()
         self._heard = now
         self._pinged: float | None = None
@@ -90,7 +93,8 @@ class Link:
         return encode(message)
 
     def receive(self, data: Buffer, now: float) -> list[Message]:
-        """Messages completed by `data` (greetings and keep-alive are kept inside); none on a closed link.
+        """Messages completed by `data` (greetings and keep-alive are kept inside), of AT_ONCE frames at most; none on a
+        closed link.
 
         Errors: `RemoteProtocolError`.
         """
@@ -148,8 +152,12 @@ class Link:
 
     def _take_all(self, data: memoryview, now: float, messages: list[Message]) -> int:
         """Put the messages of all whole frames in `data` to `messages`; how many bytes these took."""
-        done = 0
+        done, last = 0, self.frames + AT_ONCE
+        self.unread = False
         while len(data) - done >= PREFIX.size:
+            if self.frames == last:
+                self.unread = True
+                break
             body = done + PREFIX.size
             header, payload = decode_prefix(data[done:body])
             end = body + header + payload
@@ -159,6 +167,7 @@ class Link:
             # The payload is copied once, into memory of its own that a tensor may be laid over and keep.
             message = decode(data[body : body + header], bytearray(data[body + header : end]))
             done = end
+            self.frames += 1
             if (passed := self._filter(message, now)) is not None:
                 messages.append(passed)
         return done

@@ -9,7 +9,8 @@ import pytest
 from shoal.peer.channel import CLOGGED_BYTES, Channel
 from shoal.peer.line import Line
 from shoal.peer.link import Patience
-from shoal.peer.wire import Close, Hidden, Want
+from shoal.peer.toll import BURST, PER_S
+from shoal.peer.wire import VERSION, Close, Hello, Hidden, Mark, Message, Ping, Want, encode
 
 from tests.sim.clock import run
 from tests.sim.network import SimNetwork, SimTransport
@@ -129,3 +130,47 @@ def test_what_is_small_still_goes_out_with_the_last_word() -> None:
 
     run(pair.talk(say))
     assert [message.step for _, message in pair.came] == [2]
+
+
+@pytest.mark.parametrize(
+    "frame", [Ping(nonce=1), Mark(number=1), Close(session=BIG, epoch=1)], ids=["ping", "mark", "close"]
+)
+def test_a_flood_of_small_frames_is_read_at_a_rate_that_leaves_others_their_turns(frame: Message) -> None:
+    net, turns, read, seconds = SimNetwork(random.Random(1)), 0, [], 5.0
+
+    async def flood() -> None:
+        nonlocal turns
+        loop = asyncio.get_running_loop()
+
+        async def serve(stream) -> None:
+            channel = Channel(stream, "b", Patience(), loop.time)
+            read.append(channel.link)
+            await channel.run(lambda *_: None)
+
+        async with net.tasks:
+            net.servers["b"] = serve
+            stream = await SimTransport(net, "a").connect("b", ())
+            stream.write(*encode(Hello(version=VERSION, agent="flood")))
+            data = b"".join(encode(frame)) * 1000
+            ended = loop.time() + seconds
+            while loop.time() < ended:
+                stream.write(data)
+                await asyncio.sleep(0.05)
+            turns = read[0].frames
+            stream.close()
+
+    run(flood())
+    assert BURST < turns < BURST + 1.2 * PER_S * seconds
+
+
+def test_frames_that_bring_bytes_are_not_held_up() -> None:
+    pair = Pair()
+
+    async def say(channel: Channel) -> None:
+        for step in range(20_000):
+            channel.send(states(SMALL, step, 1024))
+        await asyncio.sleep(3.0)
+
+    run(pair.talk(say))
+    assert len(pair.came) == 20_000
+    assert pair.came[-1][0] - pair.came[0][0] < 3.2  # the line alone takes 2.75

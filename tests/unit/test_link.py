@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from shoal.peer.errors import LocalProtocolError, RemoteProtocolError
 from shoal.peer.link import Link, LinkState, Patience
+from shoal.peer.toll import AT_ONCE
 from shoal.peer.wire import VERSION, Close, Hello, Hidden, Opened, Ping, Pong, Want, encode
 
 S = b"s" * 16
@@ -178,3 +179,12 @@ def test_an_unsteady_line_gets_more_patience(round_trips, dead_after_s):
     assert link.deadline() == pytest.approx(heard + dead_after_s)
     assert link.on_timer(heard + dead_after_s - 0.01)
     assert not link.on_timer(heard + dead_after_s + 0.01)
+
+
+def test_of_many_frames_some_are_taken_at_a_time() -> None:
+    link, data = opened(), raw(*[OPENED] * (2 * AT_ONCE + 5))
+    found = [len(link.receive(data, 0.0))]
+    while link.unread:
+        found.append(len(link.receive(b"", 0.0)))
+    assert found == [AT_ONCE, AT_ONCE, 5]
+    assert link.receive(raw(OPENED), 0.0) == [OPENED]
