@@ -20,6 +20,7 @@ SWEEP_EVERY_S = 10.0
 LIST_TIMEOUT_S = 5.0
 LIST_EVERY_S, LIST_MOST_S = 0.05, 1.0  # bounds of the pause after a list of who is connected
 LIST_PAUSE = 9  # times what the list took: in the long run at most a tenth of the time goes into lists
+CLOSED = "the host is being closed"
 LIST_CREDIT_S = 5.0  # of pauses that may be left out: who joins meets many nodes at once, and should not wait for each
 
 
@@ -57,18 +58,35 @@ class Connected(NamedTuple):
 class Listing:
     """Who is connected, where any stranger's request may ask for it: all who ask while a list or a pause lasts share
     the next one, so that nobody gets a list that was made before it asked. Pauses begin where more than LIST_CREDIT_S
-    of them are due. Errors: those of `ask`, `TimeoutError`."""
+    of them are due. Errors: those of `ask`, `TimeoutError`, `ConnectionResetError` once it is closed."""
 
     def __init__(self, ask: Callable[[], Awaitable[Iterable[Any]]]) -> None:
         self._ask, self._due = ask, float("-inf")
         self._next: asyncio.Task[tuple[Connected, ...]] | None = None
         self._last: asyncio.Task[tuple[Connected, ...]] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Ask no more: whoever waits hears of it, and no task stays behind."""
+        self._closed = True
+        for task in (self._next, self._last):
+            if task is not None:
+                task.cancel()
 
     async def __call__(self) -> tuple[Connected, ...]:
+        if self._closed:
+            raise ConnectionResetError(CLOSED)
         if self._next is None:
             self._next = asyncio.create_task(self._list())
             self._next.add_done_callback(lambda task: task.cancelled() or task.exception())  # all may have given up
-        return await asyncio.shield(self._next)
+        asked = self._next
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            ours = asyncio.current_task()
+            if asked.cancelled() and ours is not None and not ours.cancelling():
+                raise ConnectionResetError(CLOSED) from None
+            raise
 
     async def _list(self) -> tuple[Connected, ...]:
         if self._last is not None:

@@ -157,7 +157,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
         key_file.touch(mode=0o600)
         key_file.write_bytes(identity.to_bytes())
         p2p = await _start_daemon(config, folder, key_file)
-        p2p.list_peers = Listing(p2p.list_peers)  # a stranger's request to our directory needs one
+        p2p.list_peers = listing = Listing(p2p.list_peers)  # a stranger's request to our directory needs one
         key_file.unlink()  # the daemon has read it; nothing secret stays behind if this process is killed
         try:
             maddrs = _full(p2p._visible_maddrs, identity.peer_id)
@@ -166,6 +166,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
             await dial_all(host, config.bootstrap)
             yield await _with_relays(host) if config.relayed else host
         finally:
+            listing.close()
             await _stop_daemon(p2p)
 
 

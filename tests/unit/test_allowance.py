@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from types import SimpleNamespace
 
 import pytest
 from shoal.dht import protocol as protocol_module
-from shoal.dht.allowance import BURST_BYTES, BYTES_S, NAMES_BYTES, SWEEP_EVERY_S, Allowance
+from shoal.dht.allowance import BURST_BYTES, BYTES_S, NAMES_BYTES, SWEEP_EVERY_S, Allowance, Listing
 from shoal.dht.foreign import P2PContext, PeerID, dht_pb2
 from shoal.dht.identity import Identity
 from shoal.dht.keys import SHARDS, shard_key
@@ -118,3 +119,22 @@ def test_what_is_paid_for_is_forgotten():
     allowance.draw("last", 1, 20.0 + SWEEP_EVERY_S)
     assert len(allowance) == 2
     assert allowance.left("big", 20.0 + SWEEP_EVERY_S) == SWEEP_EVERY_S * BYTES_S
+
+
+async def test_a_host_that_ends_leaves_no_question_behind() -> None:
+    async def forever() -> tuple[object, ...]:
+        await asyncio.Event().wait()
+        return ()
+
+    listing, before = Listing(forever), asyncio.all_tasks()
+    waiting = [asyncio.create_task(listing()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    waiting += [asyncio.create_task(listing()) for _ in range(2)]  # share the next one
+    await asyncio.sleep(0.01)
+    listing.close()
+    heard = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(error) for error in heard] == [ConnectionResetError] * 4
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+    with pytest.raises(ConnectionResetError):
+        await listing()
