@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from shoal.blocks.checkpoint import DEMO_PATH, resolve
 from shoal.blocks.spec import spec_of
+from shoal.client.actions import SessionStats
 from shoal.client.local import ClientModel
 from shoal.client.serving import Serving
 from shoal.routing.view import View
@@ -124,7 +125,7 @@ class _Session:
     def __init__(self, script: Sequence[int]) -> None:
         self._script, self._made = script, 0
         self.position, self.route = 0, ()
-        self.stats = SimpleNamespace(repairs=0, moves=0, cached_tokens=0)
+        self.stats = SessionStats()
 
     async def __aenter__(self) -> Self:
         return self
