@@ -49,12 +49,12 @@ class Guesser:
             self._kept = None
             return []
         found: list[int] = []
-        for at in range(start, start + max(1, min(self._worth(), room))):
+        count = min(self._worth(), room)
+        for at in range(start, start + max(1, count)):
             # Behind the end of the text it goes on as the guesses do.
             found.append(ids[at] if at < len(ids) else found[at - len(ids)])
-        sent = min(self._worth(), room) > 0
-        self._kept = None if sent else (len(ids), found[0])
-        return found if sent else []
+        self._kept = None if count > 0 else (len(ids), found[0])
+        return found[:count]
 
     def judged(self, offered: int, right: int) -> None:
         """Of so many guesses the first `right` were; the next one, if there is one, was not."""

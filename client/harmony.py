@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from shoal.client.spans import Kind, Span, overlap
+from shoal.client.spans import Kind, Span, Steps, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -56,34 +56,18 @@ class _At(Enum):
     TEXT = auto()
 
 
-class ChannelScanner:
+class ChannelScanner(Steps[_At]):
     """See `Scanner`. Text without a header is said; a header that does not end is a mark."""
 
     def __init__(self, names: Collection[str]) -> None:
-        self._names, self._at, self._held = names, _At.BETWEEN, ""
+        super().__init__(_At.BETWEEN, {_At.BETWEEN: self._between, _At.HEADER: self._header, _At.TEXT: self._text})
+        self._names = names
         self._kind, self._to = Kind.SAID, ""
-        self._steps = {_At.BETWEEN: self._between, _At.HEADER: self._header, _At.TEXT: self._text}
 
     @property
     def thinking(self) -> bool:
         """See `Scanner`."""
         return self._at is _At.TEXT and self._kind is Kind.THOUGHT
-
-    def push(self, text: str) -> list[Span]:
-        """See `Scanner`."""
-        self._held += text
-        return list(self._scan(whole=False))
-
-    def finish(self) -> list[Span]:
-        """See `Scanner`."""
-        return list(self._scan(whole=True))
-
-    def _scan(self, *, whole: bool) -> Iterator[Span]:
-        while self._held:
-            before = len(self._held), self._at
-            yield from (span for span in self._steps[self._at](whole) if span.text)
-            if (len(self._held), self._at) == before:
-                return
 
     def _between(self, whole: bool) -> Iterator[Span]:
         text = self._held.lstrip()
@@ -110,11 +94,11 @@ class ChannelScanner:
     def _text(self, whole: bool) -> Iterator[Span]:
         end = min((at for mark in _BREAKS if (at := self._held.find(mark)) >= 0), default=-1)
         if end >= 0:
-            yield self._cut(self._kind, end)
+            yield self._cut(self._kind, end, self._to)
             self._at = _At.BETWEEN
         else:
             unsure = 0 if whole else max(overlap(self._held, mark) for mark in _BREAKS)
-            yield self._cut(self._kind, len(self._held) - unsure)
+            yield self._cut(self._kind, len(self._held) - unsure, self._to)
 
     def _addressed(self, header: str) -> tuple[Kind, str]:
         """What a header's message is for, and whom a call calls. A message to what is no function of anybody's, such as
@@ -126,8 +110,3 @@ class ChannelScanner:
             return Kind.CALL, name
         thought = channel[-1:] == ["analysis"] or (name and to and not to[1].startswith(_FUNCTIONS))
         return (Kind.THOUGHT if thought and channel[-1:] != ["final"] else Kind.SAID), ""
-
-    def _cut(self, kind: Kind, length: int) -> Span:
-        to = self._to if kind is Kind.CALL else ""
-        span, self._held = Span(kind, self._held[:length], to), self._held[length:]
-        return span

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+A = TypeVar("A", bound=Enum)
 
 
 class Kind(Enum):
@@ -37,6 +42,34 @@ class Scanner(Protocol):
 
     def finish(self) -> list[Span]:
         """The rest: no more text comes."""
+
+
+class Steps(Generic[A]):
+    """A `Scanner` that stands at one of several places: `steps` gives for each what it makes of the text that is held,
+    told whether that is all."""
+
+    def __init__(self, at: A, steps: Mapping[A, Callable[[bool], Iterator[Span]]]) -> None:
+        self._at, self._steps, self._held = at, steps, ""
+
+    def push(self, text: str) -> list[Span]:
+        """See `Scanner`."""
+        self._held += text
+        return list(self._scan(whole=False))
+
+    def finish(self) -> list[Span]:
+        """See `Scanner`."""
+        return list(self._scan(whole=True))
+
+    def _scan(self, *, whole: bool) -> Iterator[Span]:
+        while self._held:
+            before = len(self._held), self._at
+            yield from (span for span in self._steps[self._at](whole) if span.text)
+            if (len(self._held), self._at) == before:
+                return
+
+    def _cut(self, kind: Kind, length: int, to: str = "") -> Span:
+        span, self._held = Span(kind, self._held[:length], to), self._held[length:]
+        return span
 
 
 def overlap(text: str, mark: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shoal.client.spans import overlap
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -117,7 +119,7 @@ class StopFilter:
         if matches := [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]:
             self.stopped, self._held = True, ""
             return text[: min(matches)[1]]
-        sure = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        sure = len(text) - max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[sure:]
         return text[:sure]
 
@@ -125,8 +127,3 @@ class StopFilter:
         """What was held back, when no more text comes."""
         rest, self._held = self._held, ""
         return rest
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop` without being all of it."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

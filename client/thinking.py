@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from shoal.client.spans import Kind, Span, overlap
+from shoal.client.spans import Kind, Span, Steps, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -54,37 +54,21 @@ class _At(Enum):
     ANSWER = auto()
 
 
-class TagScanner:
+class TagScanner(Steps[_At]):
     """See `Scanner`. An opening tag counts at the beginning only: an answer may speak of tags."""
 
     def __init__(self, tags: Tags) -> None:
-        self._tags, self._at, self._held = tags, _At.BEGINNING, ""
-        self._opened = False
-        self._steps = {
+        steps = {
             _At.BEGINNING: self._beginning, _At.THOUGHT: self._thought, _At.BEHIND: self._behind,
             _At.ANSWER: self._answer,
         }  # fmt: skip
+        super().__init__(_At.BEGINNING, steps)
+        self._tags, self._opened = tags, False
 
     @property
     def thinking(self) -> bool:
         """See `Scanner`."""
         return self._opened and self._at in (_At.BEGINNING, _At.THOUGHT)
-
-    def push(self, text: str) -> list[Span]:
-        """See `Scanner`."""
-        self._held += text
-        return list(self._scan(whole=False))
-
-    def finish(self) -> list[Span]:
-        """See `Scanner`."""
-        return list(self._scan(whole=True))
-
-    def _scan(self, *, whole: bool) -> Iterator[Span]:
-        while self._held:
-            before = len(self._held), self._at
-            yield from (span for span in self._steps[self._at](whole) if span.text)
-            if (len(self._held), self._at) == before:
-                return
 
     def _beginning(self, whole: bool) -> Iterator[Span]:
         text = self._held.lstrip()
@@ -115,7 +99,3 @@ class TagScanner:
 
     def _answer(self, _: bool) -> Iterator[Span]:
         yield self._cut(Kind.SAID, len(self._held))
-
-    def _cut(self, kind: Kind, length: int) -> Span:
-        span, self._held = Span(kind, self._held[:length]), self._held[length:]
-        return span
