@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 from shoal.peer.errors import HopClosed, ProtocolError
 from shoal.peer.line import Line
 from shoal.peer.link import Link, Patience
-from shoal.peer.toll import Toll
 from shoal.peer.turns import Turns
 from shoal.peer.wire import Hidden, Mark, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shoal.peer.toll import Toll
     from shoal.peer.transport import Stream
     from shoal.peer.wire import Buffer, Message
 
@@ -31,7 +31,8 @@ SHARED_S: Final = 2.0  # a session that has sent something within this time shar
 
 class Channel:
     """A stream with a link on it. `run` reads until the end; `send` may be called at any time before. `on_room` is
-    called when what waits has become little again. `waiting`: what is to be sent first."""
+    called when what waits has become little again. `waiting`: what is to be sent first. `toll`: what frames cost a
+    stranger."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Channel:
         line: Line | None = None,
         on_room: Callable[[], None] | None = None,
         waiting: Turns | None = None,
+        toll: Toll | None = None,
     ) -> None:
         self.remote = stream.remote
         self._stream = stream
@@ -54,7 +56,7 @@ class Channel:
         self._on_room = on_room or (lambda: None)
         self._corked: list[Buffer] = []  # leaves in one write, and mostly in one packet, when this tick is over
         self._turns = waiting if waiting is not None else Turns()
-        self._toll = Toll()
+        self._toll = toll
         self._clogged = self._turns.bytes > self._clogged_bytes()
         self._sender, self._others_at = b"", -SHARED_S  # the last session to send, and when it was another one
         self._soon = False
@@ -143,9 +145,9 @@ class Channel:
             for message in messages:
                 on_message(self, message)
             self._line.down.take(len(data), now)
-            wait_s = max(
-                self._line.down.wait_s(self._now()), self._toll.wait_s(self.link.frames - frames, len(data), now)
-            )
+            wait_s = self._line.down.wait_s(self._now())
+            if self._toll is not None:
+                wait_s = max(wait_s, self._toll.wait_s(self.link.frames - frames, len(data), now))
             if wait_s > 0.0 or self.link.unread:
                 await asyncio.sleep(wait_s)  # what comes meanwhile stays with the sender
 

@@ -19,6 +19,7 @@ from shoal.peer.line import Line
 from shoal.peer.link import IMPATIENT, Patience
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.peer.steps import Steps
+from shoal.peer.toll import Toll
 from shoal.peer.wire import Close, Hidden, Leaving, Open, Opened, Refused, Reroute
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Node:
         if not has_room(self._links, self.book.leases.values(), stream.remote):
             stream.close()
             return
-        channel = Channel(stream, config.agent, config.patience, self._now, self._line, self.steps.wake)
+        channel = Channel(stream, config.agent, config.patience, self._now, self._line, self.steps.wake, toll=Toll())
         channel.link.parts.room = lambda: unfinished(self._links, self.book.leases.values(), stream.remote)
         number = next(self._numbers)
         self._links[number] = channel

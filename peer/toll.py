@@ -1,8 +1,8 @@
 """What a link's small frames cost whoever sends them. Pure: told the time; knows no messages.
 
 A frame takes this program's time whatever it carries: a stranger's pings, a few bytes each, would fill the loop that
-serves tokens at a few Mbit/s. So frames are paid for with the bytes that they bring, beyond a number that honest sides
-do not come near, and a link that owes is not read for a while.
+serves tokens at a few Mbit/s. So a peer has whoever opens a link to it pay for frames with the bytes that they bring,
+beyond a number that honest sides do not come near: they send states. A link that owes is not read for a while.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from shoal.peer.channel import CLOGGED_BYTES, Channel
 from shoal.peer.line import Line
 from shoal.peer.link import Patience
-from shoal.peer.toll import BURST, PER_S
+from shoal.peer.toll import BURST, PER_S, Toll
 from shoal.peer.wire import VERSION, Close, Hello, Hidden, Mark, Message, Ping, Want, encode
 
 from tests.sim.clock import run
@@ -40,7 +40,7 @@ class Pair:
         net = SimNetwork(random.Random(1))
 
         async def serve(stream) -> None:
-            other = Channel(stream, "b", Patience(), loop.time, self._down)
+            other = Channel(stream, "b", Patience(), loop.time, self._down, toll=Toll())
             await other.run(lambda _, message: self.came.append((loop.time(), message)))
 
         async with net.tasks:
@@ -143,7 +143,7 @@ def test_a_flood_of_small_frames_is_read_at_a_rate_that_leaves_others_their_turn
         loop = asyncio.get_running_loop()
 
         async def serve(stream) -> None:
-            channel = Channel(stream, "b", Patience(), loop.time)
+            channel = Channel(stream, "b", Patience(), loop.time, toll=Toll())
             read.append(channel.link)
             await channel.run(lambda *_: None)
 
