@@ -30,11 +30,13 @@ class Makers:
     """How a fused block's four matrices become modules `x [.., in] -> [.., out]`; weights are `[out, in]`.
 
     `gated`: takes the activation's name as well, and its module hands back `activation(gate) * up` by itself.
+    `mixture`: takes transformers' module of router and experts; None: there is none for fused blocks.
     """
 
     plain: MakeLinear
     partial: MakeLinear
     gated: Callable[[torch.Tensor, torch.Tensor | None, str], nn.Module] | None = None
+    mixture: Callable[[nn.Module], nn.Module] | None = None
 
 
 class FusedBlock(nn.Module):
@@ -49,15 +51,21 @@ class FusedBlock(nn.Module):
         rows = torch.cat([order, torch.arange(len(order), len(weight))])
         self.qkv = makers.partial(weight[rows], None if bias is None else bias[rows])
         self.o = makers.partial(structure.o.weight.detach(), _bias(structure.o))
-        self.down = makers.partial(structure.down.weight.detach(), _bias(structure.down))
-        up, up_bias = _stacked(structure.gate_up)
-        self.gate_up = makers.gated(up, up_bias, self.activation) if makers.gated else makers.plain(up, up_bias)
+        self.mixture = structure.mixture and makers.mixture and makers.mixture(structure.mixture)
+        if structure.down is not None:
+            self.down = makers.partial(structure.down.weight.detach(), _bias(structure.down))
+            up, up_bias = _stacked(structure.gate_up)
+            self.gate_up = makers.gated(up, up_bias, self.activation) if makers.gated else makers.plain(up, up_bias)
         self._weights = nn.ParameterList()
         self.norms = [self._keep(norm, device, dtype) for norm in structure.norms]
         n_query = structure.attention.heads * structure.attention.head_dim
         self.q_norm = self._keep(_reordered(structure.q_norm, order[:n_query]), device, dtype)
         self.k_norm = self._keep(_reordered(structure.k_norm, order[n_query:] - n_query), device, dtype)
-        self.rules = Rules(structure.attention.scale, structure.attention.softcap)
+        sinks = structure.sinks
+        if sinks is not None:
+            self._weights.append(nn.Parameter(sinks.to(device, dtype), requires_grad=False))
+            sinks = self._weights[-1]
+        self.rules = Rules(structure.attention.scale, structure.attention.softcap, sinks)
 
     def _keep(self, norm: RMSNorm | None, device: torch.device, dtype: torch.dtype) -> RMSNorm | None:
         """The norm with its weight among our parameters; Gemma's weight less one is made whole, in 32 bits."""
@@ -72,9 +80,15 @@ class FusedBlock(nn.Module):
         before, after, before_mlp, after_mlp = self.norms
         seen = self.o(self._attend(self.qkv(_normed(hidden, before)), turn, kv, batch))
         hidden = self._add(hidden, _normed(seen, after))
-        inner = self.gate_up(_normed(hidden, before_mlp))
-        inner = inner if self.gated else gate(inner, self.activation)
-        return self._add(hidden, _normed(self.down(inner), after_mlp))
+        return self._add(hidden, _normed(self._mlp(_normed(hidden, before_mlp)), after_mlp))
+
+    def _mlp(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.mixture is not None:
+            out: torch.Tensor = self.mixture(hidden)
+        else:
+            inner = self.gate_up(hidden)
+            out = self.down(inner if self.gated else gate(inner, self.activation))
+        return out
 
     def _attend(self, qkv: torch.Tensor, turn: torch.Tensor, kv: BlockKV, batch: Batch) -> torch.Tensor:
         shape = self.attention

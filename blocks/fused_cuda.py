@@ -88,8 +88,12 @@ class FusedSpan:
             turn = turns[""] if "" in turns else turns[self._types[index]]
             seen = self._attend(index, block.qkv(state), turn, inputs)
             scale = block.residual_scale
-            state = self._normed(residual, block.o(seen), before_mlp, after, scale, block.gate_up)
-            delta, post = block.down(self._gated(block, state, len(residual))), after_mlp
+            if block.mixture is None:
+                state = self._normed(residual, block.o(seen), before_mlp, after, scale, block.gate_up)
+                delta = block.down(self._gated(block, state, len(residual)))
+            else:
+                delta = block.mixture(self._normed(residual, block.o(seen), before_mlp, after, scale, block.mixture))
+            post = after_mlp
         return add_norm(residual, delta, None, post=post, scale=scale, dtype=self.dtype, starts_early=self.starts_early)
 
     def _normed(
@@ -154,7 +158,7 @@ def _decode(
 ) -> torch.Tensor:
     return decode_attention(
         query, kv, decodes.table, decodes.ends, splits=decodes.splits, scale=block.rules.scale,
-        window=block.attention.window, softcap=block.rules.softcap, sinks=None,
+        window=block.attention.window, softcap=block.rules.softcap, sinks=block.rules.sinks,
         starts_early=starts_early,
     )  # fmt: skip
 
@@ -164,7 +168,7 @@ def _prefill(
 ) -> torch.Tensor:
     return prefill_attention(
         query, kv, tiles, scale=block.rules.scale, window=block.attention.window, softcap=block.rules.softcap,
-        sinks=None, starts_early=starts_early,
+        sinks=block.rules.sinks, starts_early=starts_early,
     )  # fmt: skip
 
 

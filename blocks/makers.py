@@ -58,6 +58,7 @@ def _plain(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, 
 
 
 def _kernel_makers(quantization: str, device: torch.device, dtype: torch.dtype) -> Makers:
+    from shoal.blocks.kernels.experts import mixture
     from shoal.blocks.kernels.linear import kernel_linear
 
     make = functools.partial(kernel_linear, kind=quantization, device=device, dtype=dtype)
@@ -65,4 +66,5 @@ def _kernel_makers(quantization: str, device: torch.device, dtype: torch.dtype) 
         plain=make,
         partial=functools.partial(make, partials=True),
         gated=lambda weight, bias, activation: make(weight, bias, gated=activation),
+        mixture=functools.partial(mixture, kind=quantization, device=device, dtype=dtype),
     )

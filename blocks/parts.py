@@ -13,6 +13,7 @@ import torch
 from shoal.blocks.attention import IMPLEMENTATION
 from shoal.blocks.cpu.short import fits, short_library
 from shoal.blocks.fused import FusedBlock
+from shoal.blocks.kernels import has_kernels
 from shoal.blocks.makers import makers_for
 from shoal.blocks.offload import Streamed, spread
 from shoal.blocks.own_attention import Bias
@@ -85,8 +86,8 @@ def load_parts(
     # A captured graph asks for no block, and streamed blocks wait for the bus anyway: the library's layers will do.
     # Elsewhere (MPS) complex numbers, which our own layer rotates with, are not known to work.
     fuse = placement.fused and not placement.host_blocks and placement.device.type in ("cpu", "cuda")
-    asked = _asked(make, spec, blocks, rotary) if fuse and rotary else None
-    short = _short(placement, {*_sums(make(blocks[0]), asked)}) if asked else None
+    asked = _asked(make, spec, blocks, rotary, _has_experts(placement)) if fuse and rotary else None
+    short = _short(placement, make(blocks[0]), asked) if asked else None
     layers = Streamed(placement.device, spread(blocks, placement.host_blocks))
     for index in blocks:
         block = make(index)
@@ -105,12 +106,25 @@ def _empty(config: Any, spec: ModelSpec, index: int) -> nn.Module:
 
 
 def _asked(
-    make: Callable[[int], nn.Module], spec: ModelSpec, blocks: range, rotary: Rotary
+    make: Callable[[int], nn.Module],
+    spec: ModelSpec,
+    blocks: range,
+    rotary: Rotary,
+    has_experts: Callable[[nn.Module], bool],
 ) -> dict[int, Attention] | None:
     """What each block asks of attention, if our own layer computes what all of these blocks do."""
-    asked = {index: probe(make(index), rotary.width, library(spec.family)) for index in blocks}
+    asked = {index: probe(make(index), rotary.width, library(spec.family), has_experts) for index in blocks}
     known = {index: attention for index, attention in asked.items() if attention is not None}
     return known if len(known) == len(blocks) else None
+
+
+def _has_experts(placement: Placement) -> Callable[[nn.Module], bool]:
+    """Whether our own layer computes what a module of experts does: on a GPU, where it is captured with the rest."""
+    if not has_kernels(placement.device, placement.dtype):
+        return lambda _: False
+    from shoal.blocks.kernels import experts
+
+    return experts.fits
 
 
 def _sums(block: Any, asked: dict[int, Attention]) -> Iterator[int]:
@@ -120,12 +134,12 @@ def _sums(block: Any, asked: dict[int, Attention]) -> Iterator[int]:
     yield from (each.heads * each.head_dim for each in asked.values())
 
 
-def _short(placement: Placement, sums: set[int]) -> ctypes.CDLL | None:
+def _short(placement: Placement, block: nn.Module, asked: dict[int, Attention]) -> ctypes.CDLL | None:
     """What computes short steps of fused blocks on a CPU, their matrices being as torch keeps them."""
     if not placement.short or placement.device.type != "cpu" or placement.quantization != "none":
         return None
     found = short_library(placement.dtype)
-    return found if found is not None and fits(found, sums) else None
+    return found if found is not None and fits(found, set(_sums(block, asked))) else None
 
 
 def _fuse(block: nn.Module, attention: Attention, placement: Placement, short: ctypes.CDLL | None) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from shoal.blocks.choices import QUANTIZATIONS
 from shoal.blocks.errors import QuantizationError
+from shoal.blocks.kernels import has_kernels
 from shoal.blocks.quantize_experts import QuantizedExperts, is_fused
 from shoal.blocks.quantize_linear import FOUR_BIT_BLOCK, four_bit_linear, int8_linear
 from torch import nn
@@ -47,15 +48,26 @@ def quantize_(module: nn.Module, kind: str, device: torch.device | str, dtype: t
     `kind` is one of QUANTIZATIONS: `none`; `int8`, LLM.int8() with threshold 6; `nf4` with double quantization; `fp4`.
     nn.Linear, the transposed Conv1D of GPT-2 and fused experts are quantized; biases, norms, routers and the rest stay
     in `dtype`, buffers in their own. One matrix moves at a time, so the peak is the quantized module plus one matrix.
+    Where there are kernels of our own they compute, over the same data, and int8 meets activations of 16 bits.
     Raises QuantizationError for an unknown kind, weights on the meta device, or a `module` that is itself a linear map.
     """
     check_kind(kind)
     if any(parameter.is_meta for parameter in module.parameters()):
         raise QuantizationError("The weights are not loaded yet: load them before quantizing.")
     if kind != "none":
-        replace_matrices(module, maker(kind, torch.device(device), dtype))
+        _replace(module, kind, torch.device(device), dtype)
     _move_rest(module, torch.device(device), dtype)
     module.eval()
+
+
+def _replace(module: nn.Module, kind: str, device: torch.device, dtype: torch.dtype) -> None:
+    if has_kernels(device, dtype):
+        from shoal.blocks.kernels.any_shape import Kernels
+
+        kernels = Kernels(kind, device, dtype)
+        replace_matrices(module, kernels.linear, kernels.experts)
+    else:
+        replace_matrices(module, maker(kind, device, dtype))
 
 
 def maker(kind: str, device: torch.device, dtype: torch.dtype) -> MakeLinear:
@@ -70,16 +82,20 @@ _MAKERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def replace_matrices(module: nn.Module, make: MakeLinear) -> None:
+def replace_matrices(
+    module: nn.Module, make: MakeLinear, make_experts: Callable[[nn.Module], nn.Module | None] | None = None
+) -> None:
     """Put `make(weight [out, in], bias [out] or None)` in place of each linear map inside, routers excepted.
 
+    `make_experts(module)` makes what stands for a fused experts module; None: one `make` for each of their matrices.
     Raises QuantizationError for a `module` that is itself a linear map.
     """
     if _is_linear(module) or is_fused(module):
         raise QuantizationError("A linear map cannot be quantized in place: pass the module that contains it.")
     for parent, name, child in list(_children(module)):
         if is_fused(child):
-            setattr(parent, name, QuantizedExperts(child, make))
+            made = make_experts(child) if make_experts is not None else None
+            setattr(parent, name, made or QuantizedExperts(child, make))
         elif _is_linear(child) and name not in _ROUTERS:
             setattr(parent, name, make(*_weight_and_bias(child)))
         elif any(p.dim() == 3 for p in child.parameters(recurse=False)):

@@ -35,11 +35,9 @@ class QuantizedExperts(nn.Module):
 
     def __init__(self, experts: nn.Module, make_linear: MakeLinear) -> None:
         super().__init__()
-        self.gate_up = nn.ModuleList(make_linear(*pair) for pair in _matrices(experts, "gate_up_proj"))
-        self.down = nn.ModuleList(make_linear(*pair) for pair in _matrices(experts, "down_proj"))
-        for name in [name for name, _ in experts.named_parameters(recurse=False)]:
-            delattr(experts, name)  # what is kept of it is its activation, not its weights
-        self._activate: Callable[[torch.Tensor], torch.Tensor] = experts._apply_gate  # type: ignore[assignment]
+        self.gate_up = nn.ModuleList(make_linear(*pair) for pair in matrices_of(experts, "gate_up_proj"))
+        self.down = nn.ModuleList(make_linear(*pair) for pair in matrices_of(experts, "down_proj"))
+        self._activate = activation_of(experts)
 
     def forward(self, hidden: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Sum over each token's experts: hidden [tokens, hidden], indices and weights [tokens, experts a token]."""
@@ -52,7 +50,16 @@ class QuantizedExperts(nn.Module):
         return result
 
 
-def _matrices(experts: Any, name: str) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
+def activation_of(experts: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What is between an expert's matrices: its weights, which have been taken, are let go."""
+    for name in [name for name, _ in experts.named_parameters(recurse=False)]:
+        delattr(experts, name)
+    activate: Callable[[torch.Tensor], torch.Tensor] = experts._apply_gate  # type: ignore[assignment]
+    return activate
+
+
+def matrices_of(experts: Any, name: str) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight [out, in] and bias [out], if there is one, of each expert's `gate_up_proj` or `down_proj`."""
     weights = getattr(experts, name).detach()
     biases = getattr(experts, f"{name}_bias").detach() if experts.has_bias else [None] * len(weights)
     for weight, bias in zip(weights, biases, strict=True):

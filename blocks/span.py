@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "Span", "SpanOptions", "load_span"]
 
+_PROMPT_TOKENS = 256  # of a prompt that is tried before anybody is served
+
 
 class Checkpoint(HasConfig, Tensors, Protocol):
     """A config and tensors by name."""
@@ -101,6 +103,9 @@ class Span:
             row = Row((0,), PAGE_TOKENS - 1, 1)
             for count in (1 << power for power in range(rows.bit_length())):
                 self.forward(torch.zeros((count, self.spec.hidden_size)), (row,) * count)
+            # A prompt needs other kernels than steps of few rows.
+            prompt = (Row((0,), 0, PAGE_TOKENS),) * (_PROMPT_TOKENS // PAGE_TOKENS)
+            self.forward(torch.zeros((_PROMPT_TOKENS, self.spec.hidden_size)), prompt)
 
     def _forward(self, hidden: torch.Tensor, rows: Sequence[Row], run: range) -> torch.Tensor:
         if self._steps is not None:

@@ -8,6 +8,7 @@ is computed, with an attention function that only writes down what it is asked.
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ class RMSNorm:
 
 @dataclass(frozen=True)
 class Structure:
-    """A block: norms before and after attention and MLP, norms of queries and keys, and two pairs of matrices."""
+    """A block: norms before and after attention and MLP, norms of queries and keys, and two pairs of matrices; or a
+    `mixture` of experts, transformers' own module, in place of the second pair. `sinks [heads]`: gpt-oss's."""
 
     attention: Attention
     norms: tuple[RMSNorm | None, RMSNorm | None, RMSNorm | None, RMSNorm | None]
@@ -81,44 +83,67 @@ class Structure:
     residual_scale: float
     qkv: tuple[nn.Linear, ...]
     o: nn.Linear
-    gate_up: tuple[nn.Linear, ...]
-    down: nn.Linear
+    gate_up: tuple[nn.Linear, ...] = ()
+    down: nn.Linear | None = None
+    mixture: nn.Module | None = None
+    sinks: torch.Tensor | None = None
 
 
-def probe(block: nn.Module, rotary_dim: int, library: ModuleType) -> Attention | None:
-    """What a block on the meta device asks of attention; None if it computes anything that our own layer does not."""
-    if not _is_llama_like(block):
+class _Enough(Exception):
+    """Attention has been asked, and no more of the block need run."""
+
+
+def probe(
+    block: nn.Module,
+    rotary_dim: int,
+    library: ModuleType,
+    has_experts: Callable[[nn.Module], bool] = lambda _: False,
+) -> Attention | None:
+    """What a block on the meta device asks of attention; None if it computes anything that our own layer does not.
+    `has_experts`: whether it computes what a module of experts does."""
+    if not _is_llama_like(block, has_experts):
         return None
     config: Any = block.self_attn.config  # type: ignore[union-attr]
     asked: dict[str, Any] = {}
 
     def note(_: nn.Module, query: torch.Tensor, key: torch.Tensor, *_rest: Any, **given: Any) -> tuple[Any, None]:
         asked.update(given, query=query.shape, key=key.shape)
-        return query.transpose(1, 2), None
+        raise _Enough
 
-    before = config._attn_implementation
+    before, interleaved = config._attn_implementation, _interleaved(library)
     ALL_ATTENTION_FUNCTIONS.register(PROBE, note)
     try:
         config._attn_implementation = PROBE
-        with torch.inference_mode(), torch.device("meta"):
-            angles = torch.empty((1, 1, rotary_dim), device="meta")
+        with torch.inference_mode(), torch.device("meta"), suppress(_Enough):
+            width = rotary_dim if hasattr(library, "rotate_half") else rotary_dim // 2
+            angles = torch.empty((1, 1, width), device="meta")
             hidden = torch.empty((1, 1, config.hidden_size), device="meta")
             block(hidden, position_embeddings=(angles, angles), attention_mask=None)
     finally:
         config._attn_implementation = before
-    rotated = getattr(library, "rotate_half", None)
-    if "query" not in asked or rotated is None or asked.get("s_aux") is not None:
+    if "query" not in asked or interleaved is None or (asked.get("s_aux") is None) == hasattr(block.self_attn, "sinks"):
         return None
     return Attention(
         heads=asked["query"][1],
         kv_heads=asked["key"][1],
         head_dim=asked["query"][3],
         rotary_dim=rotary_dim,
-        interleaved=rotated(torch.arange(4)).tolist() == [-1, 0, -3, 2],
+        interleaved=interleaved,
         scale=float(asked["scaling"]),
         window=asked.get("sliding_window"),
         softcap=asked.get("softcap"),
     )
+
+
+def _interleaved(library: ModuleType) -> bool | None:
+    """Whether a family rotates neighbours as pairs, and not numbers half a head apart; None: neither, or not known."""
+    turned: list[float] = []
+    if (rotate := getattr(library, "rotate_half", None)) is not None:
+        turned = rotate(torch.arange(4)).tolist()
+    elif (rotate := getattr(library, "_apply_rotary_emb", None)) is not None:  # cosines and sines of half a head
+        turned = rotate(torch.arange(4.0), torch.zeros(2), torch.ones(2)).tolist()
+    by_neighbours = turned == [-1, 0, -3, 2]
+    return by_neighbours if by_neighbours or turned == [-2, -3, 0, 1] else None
 
 
 def structure_of(block: nn.Module, attention: Attention) -> Structure:
@@ -126,6 +151,7 @@ def structure_of(block: nn.Module, attention: Attention) -> Structure:
     attend: Any = block.self_attn
     mlp: Any = block.mlp
     before, after, before_mlp, after_mlp = (_norm(block, name) for name in _NORM_PLACES[_norm_names(block)])
+    mixture = hasattr(mlp, "experts")
     return Structure(
         attention=attention,
         norms=(before, after, before_mlp, after_mlp),
@@ -135,20 +161,25 @@ def structure_of(block: nn.Module, attention: Attention) -> Structure:
         residual_scale=float(getattr(block, "residual_multiplier", 1.0)),
         qkv=_linears(attend, ("q_proj", "k_proj", "v_proj"), "qkv_proj"),
         o=attend.o_proj,
-        gate_up=_linears(mlp, ("gate_proj", "up_proj"), "gate_up_proj"),
-        down=mlp.down_proj,
+        gate_up=() if mixture else _linears(mlp, ("gate_proj", "up_proj"), "gate_up_proj"),
+        down=None if mixture else mlp.down_proj,
+        mixture=mlp if mixture else None,
+        sinks=attend.sinks.detach() if hasattr(attend, "sinks") else None,
     )
 
 
-def _is_llama_like(block: nn.Module) -> bool:
+def _is_llama_like(block: nn.Module, has_experts: Callable[[nn.Module], bool]) -> bool:
     """Whether the block has the parts that we compute, and no others with weights."""
     attention, mlp = getattr(block, "self_attn", None), getattr(block, "mlp", None)
     if attention is None or mlp is None or _norm_names(block) not in _NORM_PLACES:
         return False
+    mixture = _is_mixture(mlp, has_experts)
+    more = {"q_norm", "k_norm"} | ({"sinks"} if mixture else set())  # our C for a CPU, where no mixture is, knows none
     fits = (
         _parts(block) <= {"self_attn", "mlp", *_norm_names(block)},
-        _parts(attention) - {"q_norm", "k_norm"} in ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"}),
-        _parts(mlp) in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}),
+        _parts(attention) - more in ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"}),
+        mixture
+        or (_parts(mlp) in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}) and _activation(mlp)),
     )
     linear = (part for module in (attention, mlp) for name, part in module.named_children() if name.endswith("_proj"))
     norms = [child for module in (block, attention) for name, child in module.named_children() if "norm" in name]
@@ -156,8 +187,12 @@ def _is_llama_like(block: nn.Module) -> bool:
         all(fits)
         and all(type(part) is nn.Linear for part in linear)
         and all(_plus_one(norm) is not None for norm in norms)
-        and _activation(mlp) is not None
     )
+
+
+def _is_mixture(mlp: nn.Module, has_experts: Callable[[nn.Module], bool]) -> bool:
+    """A router and its experts, and nothing that all tokens go through."""
+    return _parts(mlp) in ({"gate", "experts"}, {"router", "experts"}) and has_experts(mlp.experts)  # type: ignore[arg-type]
 
 
 def _parts(module: nn.Module) -> set[str]:

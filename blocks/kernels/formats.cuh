@@ -1,7 +1,7 @@
 // What skinny.cu is made of: each format's loads and decoding, products, activations. Knows no tiles and no grid.
 //
 // Set at compile time: KIND (0 16-bit, 1 four-bit, 2 int8), HALF (fp16, else bf16), NESTED (8-bit scales), PAIRED, Q,
-// MT, ABREAST, NT, ACT, ARRANGED, PARTIAL, EARLY, CTAS: see skinny.cu.
+// MT, ABREAST, NT, ACT, ARRANGED, PARTIAL, EARLY, CTAS, EXPERTS, SHARED: see skinny.cu.
 //
 // Four-bit codes become pairs of 16-bit values by one look-up a byte, in a table that each lane has for itself: copies
 // lie side by side, one a bank, so that no two lanes collide, and a byte permutation makes an address.

@@ -5,16 +5,23 @@ Blocks of 64 weights share a scale, and NF4's scales are quantized as well (QLoR
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from shoal.blocks.kernels.skinny import Operands
 from shoal.blocks.kernels.variants import FOUR_BIT
 from torch import nn
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _BLOCK = 64
+_SCALES = 256  # that share a scale of their own under double quantization
 
 
 class FourBitMatrix(nn.Module):
-    """`weight [N, K]` in four bits of `code` ("nf4", "fp4"), quantized on `device` from its values in `dtype`."""
+    """`pieces` `[N, K]` one below the other in four bits of `code` ("nf4", "fp4"), quantized on `device` from their
+    values in `dtype`, one after the other."""
 
     packed: torch.Tensor
     scales: torch.Tensor
@@ -23,22 +30,35 @@ class FourBitMatrix(nn.Module):
     outer: torch.Tensor | None
     offset: torch.Tensor | None
 
-    def __init__(self, weight: torch.Tensor, code: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, pieces: Iterable[torch.Tensor], code: str, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         from bitsandbytes import functional
 
-        self.out_features, self.in_features = weight.shape
-        values = weight.detach().to(device, dtype).contiguous()
-        packed, state = functional.quantize_4bit(
-            values, blocksize=_BLOCK, compress_statistics=code == "nf4", quant_type=code
-        )
-        self.register_buffer("packed", packed.flatten())
-        self.register_buffer("scales", state.absmax.contiguous())
-        self.register_buffer("code", state.code.float().contiguous())
-        nested = state.state2 if state.nested else None
-        self.register_buffer("inner", None if nested is None else nested.code.float().contiguous())
-        self.register_buffer("outer", None if nested is None else nested.absmax.float().contiguous())
-        self.register_buffer("offset", None if nested is None else state.offset.float().reshape(1))
+        self.out_features, self.in_features, packed, scales, code_table = 0, 0, [], [], torch.empty(0)
+        for piece in pieces:
+            values = piece.detach().to(device, dtype).contiguous()
+            codes, state = functional.quantize_4bit(values, blocksize=_BLOCK, quant_type=code)
+            packed.append(codes.flatten())
+            scales.append(state.absmax)
+            code_table = state.code
+            self.out_features, self.in_features = self.out_features + piece.shape[0], piece.shape[1]
+        self.register_buffer("packed", torch.cat(packed))
+        self.register_buffer("code", code_table.float().contiguous())
+        self._keep_scales(torch.cat(scales), nested=code == "nf4")
+
+    def _keep_scales(self, scales: torch.Tensor, *, nested: bool) -> None:
+        """As they are, or quantized themselves, as bitsandbytes does it."""
+        from bitsandbytes import functional
+
+        inner = outer = offset = None
+        if nested:
+            mean = scales.mean()
+            scales, state = functional.quantize_blockwise(scales - mean, blocksize=_SCALES)
+            inner, outer, offset = state.code.float().contiguous(), state.absmax.float(), mean.float().reshape(1)
+        self.register_buffer("scales", scales.contiguous())
+        self.register_buffer("inner", inner)
+        self.register_buffer("outer", outer)
+        self.register_buffer("offset", offset)
 
     def operands(self) -> Operands:
         """The buffers as the kernels read them."""

@@ -7,27 +7,32 @@ independent of the tokens beside it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from shoal.blocks.kernels.skinny import Operands
 from shoal.blocks.kernels.variants import INT8
 from torch import nn
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class Int8Matrix(nn.Module):
-    """`weight [N, K]` as int8 rows with one float32 scale each, quantized on `device` through float16."""
+    """`pieces` `[N, K]` one below the other as int8 rows with one float32 scale each, quantized on `device` through
+    float16, one after the other."""
 
     codes: torch.Tensor
     scales: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, device: torch.device) -> None:
+    def __init__(self, pieces: Iterable[torch.Tensor], device: torch.device) -> None:
         super().__init__()
         from bitsandbytes import functional
 
-        self.out_features, self.in_features = weight.shape
-        values = weight.detach().to(device, torch.float16).contiguous()
-        codes, scales, _ = functional.int8_vectorwise_quant(values)
-        self.register_buffer("codes", codes.contiguous())
-        self.register_buffer("scales", scales.float().contiguous())
+        made = [functional.int8_vectorwise_quant(one.detach().to(device, torch.float16).contiguous()) for one in pieces]
+        self.register_buffer("codes", torch.cat([codes for codes, _, _ in made]))
+        self.register_buffer("scales", torch.cat([scales.float() for _, scales, _ in made]))
+        self.out_features, self.in_features = self.codes.shape
 
     def operands(self) -> Operands:
         """The buffers as the kernels read them."""

@@ -16,9 +16,7 @@ import torch
 from shoal.blocks.errors import QuantizationError
 from shoal.blocks.kernels import dequantize, portable, skinny
 from shoal.blocks.kernels.activation import gated_activation
-from shoal.blocks.kernels.dense import DenseMatrix
-from shoal.blocks.kernels.four_bit import FourBitMatrix
-from shoal.blocks.kernels.int8 import Int8Matrix
+from shoal.blocks.kernels.matrices import Matrix, matrix_of
 from shoal.blocks.kernels.skinny import Arranged
 from shoal.blocks.kernels.tuner import Tuner
 from shoal.blocks.kernels.variants import DENSE, Variant, variants
@@ -47,7 +45,7 @@ class KernelLinear(nn.Module):
 
     def __init__(
         self,
-        matrix: FourBitMatrix | Int8Matrix | DenseMatrix,
+        matrix: Matrix,
         bias: torch.Tensor | None,
         tuner: Tuner,
         *,
@@ -198,13 +196,7 @@ def kernel_linear(
     if gated not in skinny.ACTIVATIONS or (gated is not None and weight.shape[0] % 2):
         raise QuantizationError(f"There is no gated activation {gated!r} over {weight.shape[0]} rows.")
     place = torch.device(device)
-    matrix: FourBitMatrix | Int8Matrix | DenseMatrix
-    if kind == "none":
-        matrix = DenseMatrix(weight, place, dtype)
-    elif kind == "int8":
-        matrix = Int8Matrix(weight, place)
-    else:
-        matrix = FourBitMatrix(weight, kind, place, dtype)
+    matrix = matrix_of([weight], kind, place, dtype)
     if kind != "none":
         dequantize.reserve(matrix.operands(), dtype)
     held = None if bias is None else bias.detach().to(place, dtype).contiguous()

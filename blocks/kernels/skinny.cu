@@ -13,14 +13,29 @@
 // blocks a multiprocessor. PAIRED: for four-bit data and at most 4 rows, chunks of 128 columns. There
 // two neighbouring lanes' weights share a scale, instead of all four, and a load takes 16 bytes of a row instead of 8;
 // since mma adds up over four lanes, x stands twice in its operand, each time half of it zero.
+// EXPERTS: W is many matrices [n, K] one below the other, and gridDim.y blocks share them: rows of x meet the matrix of
+// the expert that they were sent to. `owners[i]` is the expert of pair `order[i]`, and those of expert e begin at
+// `starts[e]`; x has a row for every `per_token` pairs, or (SHARED) for every pair: then the results are fp32 times the
+// pair's share, [per_token, T, N]. As many pairs as x has tiles for are taken at a time.
 // K must be a multiple of the columns of a step, the output as wide as a tile, x and W aligned to 16 bytes.
 
 #define X_PART (KIND == 0 ? 32 : 8)  // columns from one 16 bytes of x that a lane takes of a chunk to the next
 #define X_CHUNK (ARRANGED ? NT * 8 * CHUNK : CHUNK)
+#if EXPERTS
+#define FIRST_PART 0  // of K, for a block
+#define PARTS 1
+#else
+#define FIRST_PART blockIdx.y
+#define PARTS gridDim.y
+#endif
 
 // Where this lane finds what it takes of tile j of x. Past the last row, the last: those results are not stored.
-__device__ __forceinline__ const u16 *x_of(const u16 *x, int x_stride, int j, int g, int t, int rows) {
-#if ARRANGED
+__device__ __forceinline__ const u16 *x_of(const u16 *x, int x_stride, int j, int g, int t, int rows,
+                                           const int *pair_of, int per_token) {
+#if EXPERTS
+  const int pair = pair_of[min(j * 8 + g, rows - 1)];
+  return x + (i64)(SHARED ? pair : pair / per_token) * x_stride + t * (KIND == 0 ? 8 : CHUNK / 4);
+#elif ARRANGED
   return x + j * (8 * CHUNK) + (g * 4 + t) * 8;
 #else
   return x + (i64)min(j * 8 + g, rows - 1) * x_stride + t * (KIND == 0 ? 8 : CHUNK / 4);
@@ -82,7 +97,20 @@ __device__ __forceinline__ void add_product(float (&acc)[4], const u32 (&a)[2][W
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
 skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float *code, const float *inner_scales,
-       const float *outer_scales, const float *scales_offset, const u16 *bias, void *out, int rows, int n, int k) {
+       const float *outer_scales, const float *scales_offset, const u16 *bias, void *out, int rows, int n, int k
+#if EXPERTS
+       , const int *order, const int *starts, const int *owners, const float *shares, int per_token, int by_pair
+#endif
+       ) {
+#if EXPERTS
+  const int pairs = rows, expert = by_pair ? owners[blockIdx.y] : blockIdx.y, begin = starts[expert];
+  const int end = by_pair && begin != blockIdx.y ? begin : starts[expert + 1];  // the first of its pairs does them all
+  if (begin == end) return;
+  const int above = expert * n;
+#else
+  const int above = 0, per_token = 0;
+  const int *pair_of = nullptr;
+#endif
 #if EARLY
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
@@ -91,20 +119,25 @@ skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int n_out = ACT ? n / 2 : n, tiles = (n_out + TILE_ROWS - 1) / TILE_ROWS;
   const int abreast = warp % ABREAST, share = warp / ABREAST;
-  const int chunks = k / CHUNK, steps = chunks / Q, first = blockIdx.y * SHARES + share, stride = gridDim.y * SHARES;
+  const int chunks = k / CHUNK, steps = chunks / Q, first = FIRST_PART * SHARES + share, stride = PARTS * SHARES;
   const i64 row_bytes = (i64)chunks * CHUNK_BYTES;
   const int half = ACT ? n / 2 : 8;  // rows from the first to the second half of 16
   // Paired: results 0 to 3 of 8 are the sums over the first blocks of chunks, 4 to 7 those over the second.
   const int block = PAIRED ? t / 2 : 0;
   const bool mine = !PAIRED || block == g / 4;
+  int flip = 0;
+#if EXPERTS
+  for (int done = begin; done < end; done += PAIRED ? 4 : 8 * NT) {
+  const int rows = min(end - done, PAIRED ? 4 : 8 * NT), *pair_of = order + done;
+#endif
   const u16 *x_part[NT];
 #pragma unroll
-  for (int j = 0; j < NT; j++) x_part[j] = x_of(x, x_stride, j, PAIRED ? g % 4 : g, t, rows);
+  for (int j = 0; j < NT; j++) x_part[j] = x_of(x, x_stride, j, PAIRED ? g % 4 : g, t, rows, pair_of, per_token);
 
   // What is fetched next: this thread's part of the first row of the tile. The last tile overlaps the one before.
   const int own = abreast * MT * ROWS + g;
   int tile = blockIdx.x, row = min(tile * TILE_ROWS, n_out - TILE_ROWS) + own;
-  const u8 *source = w + row * row_bytes + (i64)first * Q * CHUNK_BYTES + t * LANE_BYTES;
+  const u8 *source = w + (above + row) * row_bytes + (i64)first * Q * CHUNK_BYTES + t * LANE_BYTES;
   u32 held[Q][MT][2][REGS];
   if (first < steps)
 #pragma unroll
@@ -119,15 +152,20 @@ skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float 
 #if KIND == 1
   const float offset = NESTED ? *scales_offset : 0.0f;
   Scales scale[MT][2], next_scale[MT][2];
-  int scale_at = (row * chunks + first * Q) * BLOCKS;
+  int scale_at = ((above + row) * chunks + first * Q) * BLOCKS;
   if (first < steps)
 #pragma unroll
     for (int i = 0; i < MT; i++)
 #pragma unroll
       for (int h = 0; h < 2; h++)
         fetch_scales(next_scale[i][h], scales, outer_scales, scale_at + (i * ROWS + h * half) * chunks * BLOCKS, block);
-  build_table(shared, code, inner_scales, warp, lane);
-  __syncthreads();
+#if EXPERTS
+  if (done == begin)
+#endif
+  {
+    build_table(shared, code, inner_scales, warp, lane);
+    __syncthreads();
+  }
 #endif
 
   // Up to here nothing depended on the kernel before this one: weights do not change. From here on everything does.
@@ -135,7 +173,6 @@ skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float 
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 
-  int flip = 0;
   for (; tile < tiles; tile += gridDim.x) {
     float acc[MT][NT][4];
 #pragma unroll
@@ -156,9 +193,9 @@ skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float 
         const int next_tile = tile + gridDim.x;
         more = next_tile < tiles;
         row = min(next_tile * TILE_ROWS, n_out - TILE_ROWS) + own;
-        source = w + row * row_bytes + (i64)first * Q * CHUNK_BYTES + t * LANE_BYTES;
+        source = w + (above + row) * row_bytes + (i64)first * Q * CHUNK_BYTES + t * LANE_BYTES;
 #if KIND == 1
-        scale_at = (row * chunks + first * Q) * BLOCKS;
+        scale_at = ((above + row) * chunks + first * Q) * BLOCKS;
 #endif
       }
 #if KIND == 1
@@ -226,12 +263,18 @@ skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float 
             }
             const int source = column + part * (n / 2);
 #if KIND == 2
-            sum *= ((const float *)scales)[source] * (1.0f / 127.0f);
+            sum *= ((const float *)scales)[above + source] * (1.0f / 127.0f);
 #endif
-            if (bias != nullptr && blockIdx.y == 0) sum += widen(bias[source]);
+            if (bias != nullptr && FIRST_PART == 0) sum += widen(bias[above + source]);
             total[part] = sum;
           }
-#if ACT
+#if EXPERTS && SHARED
+          const int pair = pair_of[m], token = pair / per_token, place = pair % per_token * (pairs / per_token) + token;
+          ((float *)out)[(i64)place * n_out + column] = total[0] * shares[pair];
+#elif EXPERTS
+          const float result = ACT ? activate(total[0]) * total[ACT ? 1 : 0] : total[0];
+          ((u16 *)out)[(i64)pair_of[m] * n_out + column] = narrow(result);
+#elif ACT
           const i64 place = ORDERED ? ordered(m, column) : (i64)m * n_out + column;
           ((u16 *)out)[place] = narrow(activate(total[0]) * total[1]);
 #elif PARTIAL
@@ -243,4 +286,7 @@ skinny(const u16 *x, int x_stride, const u8 *w, const void *scales, const float 
       }
     }
   }
+#if EXPERTS
+  }
+#endif
 }

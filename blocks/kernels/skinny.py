@@ -9,13 +9,18 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from shoal.blocks.kernels.nvrtc import CudaKernel, compile_cubin, is_there
 from shoal.blocks.kernels.variants import DENSE, FOUR_BIT, INT8, Variant
 
+if TYPE_CHECKING:
+    from shoal.blocks.kernels.grouped import Pairs
+
 MOST_ROWS = 64
 _THREADS = 256
+_WAVES = 2  # of blocks, where matrices differ in how many rows meet them
 ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3}
 
 
@@ -104,6 +109,38 @@ def run(
     return out
 
 
+def run_experts(
+    operands: Operands,
+    x: torch.Tensor,
+    pairs: Pairs,
+    variant: Variant,
+    rows: int,
+    *,
+    bias: torch.Tensor | None = None,
+    gated: str | None = None,
+    shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`[pairs, N]` in x's dtype (`[pairs, N / 2]` if gated): every pair's row of x times its expert's matrix; `rows` of
+    an expert's pairs are taken at a time. `operands`, `bias`: of all experts, one below the other; x `[T, K]`.
+
+    With `shares [pairs]`, float32, x has a row for every pair, and the results, float32, are multiplied with them:
+    `[pairs a token, T, N]`. Raises NvrtcError if the kernel does not compile or start.
+    """
+    x, count, n = _readable(x), len(pairs.order), operands.out_features // pairs.experts
+    n_out = n if gated is None else n // 2
+    out = torch.empty((count, n_out), dtype=x.dtype if shares is None else torch.float32, device=x.device)
+    defines = _defines(operands, rows, variant, x.dtype, gated, None, early=False)
+    kernel = _kernel(x.device, "skinny", (*defines, ("EXPERTS", 1), ("SHARED", int(shares is not None))))
+    by_pair = count < pairs.experts
+    asked = count if by_pair else pairs.experts
+    blocks, _ = _grid(n_out, variant, x.device, gated=gated is not None, beside=asked)
+    o = operands
+    pointers = (o.weight, o.scales, o.code, o.inner, o.outer, o.offset, bias, out)
+    numbers = (count, n, o.in_features, pairs.order, pairs.starts, pairs.owners, shares, pairs.each, int(by_pair))
+    kernel.launch((blocks, asked), _THREADS, (x, x.stride(0), *pointers, *numbers))
+    return out
+
+
 def _readable(x: torch.Tensor) -> torch.Tensor:
     """The same rows, aligned and spaced as the kernel loads them."""
     if x.stride(1) != 1 or x.stride(0) % 8 != 0 or x.data_ptr() % 16 != 0:
@@ -181,9 +218,12 @@ def _source() -> str:
     return "".join(Path(__file__).with_name(name).read_text() for name in ("formats.cuh", "skinny.cu"))
 
 
-def _grid(n_out: int, variant: Variant, device: torch.device, *, gated: bool) -> tuple[int, int]:
+def _grid(n_out: int, variant: Variant, device: torch.device, *, gated: bool, beside: int = 1) -> tuple[int, int]:
+    """As many blocks as the device takes at once; `beside`: for so many matrices, which differ in their work."""
     tiles = -(-n_out // ((8 if gated else 16) * variant.tiles * variant.abreast))
     at_once = _multiprocessors(device) * variant.resident // variant.splits
+    if beside > 1:
+        at_once = -(-_WAVES * at_once // beside)
     return max(1, min(tiles, at_once)), variant.splits
 
 

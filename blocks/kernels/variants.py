@@ -5,6 +5,7 @@ The tables hold what was fastest on an H100 among some hundred variants, for the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 CHUNK = 64  # columns that the kernel takes as one
@@ -65,6 +66,39 @@ _TABLES: dict[int, dict[int, tuple[Variant, ...]]] = {
         64: _arranged((2, 4, 2, 1, 1), (2, 2, 2, 2, 1), (2, 2, 2, 1, 1)),
     },
 }
+
+
+# For experts' matrices, up to how many rows of x an expert on average, a variant and how many rows it takes at a time.
+_OF_EXPERTS: dict[int, tuple[tuple[float, Variant, int], ...]] = {
+    FOUR_BIT: (
+        (1.5, Variant(1, 1, 2, 1, 2, paired=True), 4),
+        (6, Variant(2, 1, 2, 1, 1), 8),
+        (12, Variant(2, 2, 2, 1, 1), 16),
+        (32, Variant(2, 4, 2, 1, 1), 32),
+        (math.inf, Variant(2, 4, 1, 1, 1), 64),
+    ),
+    INT8: (
+        (6, Variant(1, 1, 2, 1, 2), 8),
+        (12, Variant(1, 1, 2, 1, 2), 16),
+        (24, Variant(2, 2, 2, 1, 1), 32),
+        (math.inf, Variant(2, 4, 1, 1, 1), 64),
+    ),
+}
+
+
+def of_experts(form: int, n: int, k: int, mean: float, *, gated: bool) -> tuple[Variant, int] | None:
+    """For experts' matrices [n, k], quantized, that meet `mean` rows each: the variant, and how many rows it takes at a
+    time. None where the kernel cannot run, or is not faster: weights of 16 bits."""
+    width = n // 2 if gated else n
+    if form not in _OF_EXPERTS or k % CHUNK or width < (8 if gated else 16):
+        return None
+    found = (
+        (fitted, rows)
+        for most, variant, rows in _OF_EXPERTS[form]
+        if mean <= most and not (k % (2 * CHUNK) and variant.paired)
+        and (fitted := _fit(variant, width, k, gated=gated, partials=False)) is not None
+    )  # fmt: skip
+    return next(found, None)
 
 
 def variants(form: int, n: int, k: int, rows: int, *, gated: bool, partials: bool) -> list[Variant]:

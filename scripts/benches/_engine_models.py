@@ -123,7 +123,7 @@ class RandomCheckpoint:
         drawn = torch.randn(shape, generator=seed, device=self._device, dtype=torch.float32)
         if len(shape) == 1:
             return (1 + 0.1 * drawn).to(self._dtype)
-        matrix = (drawn * (1.28 * shape[1] ** -0.5)).to(self._dtype)
+        matrix = (drawn * (1.28 * shape[-1] ** -0.5)).to(self._dtype)
         return self._change(matrix) if self._change else matrix
 
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 GPU_PARTS = {
     "floors": ("_engine_decode", "floors"),
     "matmul": ("_engine_matmul", "matmul"),
+    "attention": ("_engine_attention", "attention"),
     "decode": ("_engine_decode", "decode"),
     "errors": ("_engine_errors", "errors"),
     "mixed": ("_engine_decode", "mixed"),
     "generic": ("_engine_generic", "generic"),
+    "experts": ("_engine_experts", "experts"),
     "requests": ("_engine_load", "requests"),
     "stall": ("_engine_stall", "stall"),
     "prefix": ("_engine_node", "prefix"),

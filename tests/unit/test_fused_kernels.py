@@ -14,7 +14,9 @@ from shoal.blocks.span import Row, Span, SpanOptions, load_span
 from tiny_models import save_tiny
 
 # isort: split
-from shoal.blocks import graphs, makers, steps
+from shoal.blocks import graphs, makers, parts, quantize, steps
+from shoal.blocks.kernels.any_shape import AnyShape
+from shoal.blocks.kernels.experts import KernelExperts, Mixture
 from shoal.blocks.sizes import split
 from shoal.blocks.steps import Steps
 
@@ -55,6 +57,62 @@ def test_kernels_compute_what_the_layer_computes(variant: str, tmp_path, monkeyp
         expected, found = exact.forward(hidden, rows), through_kernels(half, hidden, rows).float()
         error = (found - expected).norm() / expected.norm()
         assert 1e-6 < error < 5e-3, (rows, error)
+
+
+@pytest.mark.parametrize(("variant", "sizes"), [
+    ("mixtral", {"intermediate_size": 128}),
+    ("qwen3-moe", {"moe_intermediate_size": 64, "num_experts": 9, "num_experts_per_tok": 3}),
+    ("gpt-oss", {"intermediate_size": 128}),
+])  # fmt: skip
+def test_mixtures_of_experts_are_fused_too(variant: str, sizes: dict[str, int], tmp_path, monkeypatch) -> None:
+    """Quantized ones keep what their kernels read as it is, whatever the rest of the block computes in."""
+    monkeypatch.setattr(graphs, "choose_splits", lambda *_: 3)
+    save_tiny(variant, tmp_path, **sizes)
+    checkpoint = resolve(str(tmp_path))
+    exact = load_span(checkpoint, range(1, 3), SpanOptions(kv_pages=24, dtype=torch.float32))
+    assert not exact.fused
+    for module in (parts, makers):
+        monkeypatch.setattr(module, "has_kernels", lambda *_: True)
+    half = load_span(checkpoint, range(1, 3), SpanOptions(kv_pages=24, dtype=torch.float16, short=False))
+    assert half.fused
+    assert isinstance(half._parts.layers[2].mixture, Mixture)
+    generator = torch.Generator().manual_seed(3)
+    for rows in FORWARDS:
+        hidden = torch.randn((sum(row.count for row in rows), exact.spec.hidden_size), generator=generator)
+        expected, found = exact.forward(hidden, rows), through_kernels(half, hidden, rows).float()
+        error = (found - expected).norm() / expected.norm()
+        assert 1e-6 < error < 5e-3, (rows, error)
+    for quantization in ("nf4", "int8"):
+        options = SpanOptions(24, quantization, dtype=torch.float16, short=False)
+        held = load_span(checkpoint, range(2, 3), options)._parts.layers[2].mixture.mlp
+        assert (held.router if variant == "gpt-oss" else held.gate).weight.dtype == torch.float16
+        scales = [one for name, one in held.experts.named_buffers() if "bias" not in name and one.is_floating_point()]
+        assert len(scales) > 1
+        assert all(one.dtype == torch.float32 for one in scales)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize(("variant", "sizes"), [
+    ("gpt2", {}), ("falcon-multi-query", {}), ("gpt-oss", {"intermediate_size": 128}), ("opt", {}), ("bloom", {}),
+    ("gpt-neox", {}),
+])  # fmt: skip
+def test_other_families_matrices_are_ours_as_well(
+    variant: str, sizes: dict[str, int], quantization: str, tmp_path, monkeypatch
+) -> None:
+    save_tiny(variant, tmp_path, **sizes)
+    checkpoint, options = resolve(str(tmp_path)), SpanOptions(24, quantization, dtype=torch.float16)
+    plain = load_span(checkpoint, range(1, 3), options)
+    monkeypatch.setattr(quantize, "has_kernels", lambda *_: True)
+    ours = load_span(checkpoint, range(1, 3), options)
+    made = [module for layer in ours._parts.layers.values() for module in layer.modules()]
+    assert any(isinstance(module, AnyShape) for module in made)
+    assert not any(type(module).__module__.startswith("bitsandbytes") for module in made)
+    assert any(isinstance(module, KernelExperts) for module in made) == (variant == "gpt-oss")
+    generator = torch.Generator().manual_seed(5)
+    for rows in FORWARDS:
+        hidden = torch.randn((sum(row.count for row in rows), ours.spec.hidden_size), generator=generator).half()
+        expected, found = plain.forward(hidden, rows).float(), ours.forward(hidden, rows).float()
+        assert (found - expected).norm() / expected.norm() < (0.03 if quantization == "int8" else 5e-3)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])

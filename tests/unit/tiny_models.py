@@ -175,10 +175,11 @@ TINY: dict[str, Tiny] = {
 }
 
 
-def save_tiny(variant: str, folder: Path) -> Any:
-    """Save a random model of `variant` with transformers, and give it back as transformers loads it, in float32."""
+def save_tiny(variant: str, folder: Path, **sizes: int) -> Any:
+    """Save a random model of `variant` with transformers, and give it back as transformers loads it, in float32.
+    `sizes`: entries of its config that shall be other than usual."""
     tiny = TINY[variant]
-    entries = {**{key: value for key, value in _SMALL.items() if key not in tiny.without}, **tiny.entries}
+    entries = {**{key: value for key, value in _SMALL.items() if key not in tiny.without}, **tiny.entries, **sizes}
     config = getattr(transformers, tiny.config)(**entries)
     torch.manual_seed(sum(map(ord, variant)))
     model = transformers.AutoModelForCausalLM.from_config(config)
