@@ -29,8 +29,8 @@ def must_call(
         raise GrammarError("A call was asked for, but there are no tools to call.")
     rules = _RULES[form.style](grammars, form, functions, parallel)
     if answer is not None:
-        header = _header(grammars, "final") if form.style is Style.ADDRESSED else ""
-        rules = f"start: answer | calls\nanswer: {header} {within(answer)}\n{rules.replace('start:', 'calls:', 1)}"
+        final = header(grammars, "final") if form.style is Style.ADDRESSED else ""
+        rules = f"start: answer | calls\nanswer: {final} {within(answer)}\n{rules.replace('start:', 'calls:', 1)}"
     return grammars.lark(rules)
 
 
@@ -84,7 +84,7 @@ def _addressed(grammars: Grammars, _: CallFormat, functions: Sequence[Mapping[st
     """One call, whatever `parallel` says: its end is the answer's."""
     json_type = f"{grammars.marker(CONSTRAIN)} {quoted('json')}"
     rules = [
-        f"call{n}: {_header(grammars, _to(function), json_type)} {within(function.get('parameters') or _ANY)}"
+        f"call{n}: {header(grammars, _to(function), json_type)} {within(function.get('parameters') or _ANY)}"
         for n, function in enumerate(functions)
     ]
     return "\n".join([f"start: {' | '.join(f'call{n}' for n in range(len(rules)))}", *rules])
@@ -94,7 +94,8 @@ def _to(function: Mapping[str, Any]) -> str:
     return f"commentary to=functions.{function['name']} "
 
 
-def _header(grammars: Grammars, channel: str, form: str = "") -> str:
+def header(grammars: Grammars, channel: str, form: str = "") -> str:
+    """What begins a message of gpt-oss in a channel, as a Lark grammar writes it."""
     return f"{grammars.marker(CHANNEL)} {quoted(channel)} {form} {grammars.marker(MESSAGE)}"
 
 

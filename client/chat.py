@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from shoal.client.calls import HERMES, CallFormat, Style, format_of
-from shoal.client.reasoning import AnswerStops, reading_of
+from shoal.client.reasoning import AnswerStops, Forethought, reading_of
+from shoal.client.spans import Place
 from shoal.client.text import StopFilter, special_ids
 
 if TYPE_CHECKING:
@@ -40,11 +41,12 @@ class ChatError(ValueError):
 @dataclass(frozen=True)
 class ChatPrompt:
     """A conversation up to where the answer begins. `begun`: what of the answer's marks it has already, for who reads
-    the answer."""
+    the answer. `thought`: what may come before an answer of a form that was asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     begun: str = ""
+    thought: Forethought | None = None
 
 
 REFUSALS = (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
@@ -90,7 +92,8 @@ class Chat:
     ) -> ChatPrompt:  # fmt: skip
         """What the model reads before it answers. `messages` and `tools` as OpenAI's API has them, contents as strings.
         `continues`: the last message is the beginning of the answer. `options`: further names for the template.
-        `forced`: a grammar has the answer, or a call of `tools` if there are any, begin without reasoning.
+        `forced`: a grammar says what the answer is, or a call of `tools` if there are any; reasoning comes before it,
+        unless the template's `options` turn that off.
 
         Errors: `ChatError`.
         """
@@ -102,9 +105,12 @@ class Chat:
         text = self._render(read, tools, continues, options or {}) if self.templated else _plain(read)
         if self.reading is None:
             return ChatPrompt(text, self._tokens(text))
-        ended = self.reading.ended(text, calls=bool(tools)) if forced else ""
-        begun = self.reading.begun(text + ended, messages[-1].get("content") or "" if continues else "")
-        return ChatPrompt(text + ended, self._tokens(text + ended), begun)
+        silent, continued = _silent(options or {}), messages[-1].get("content") or "" if continues else ""
+        text += self.reading.ended(text, calls=bool(tools)) if forced and silent else ""
+        place = self.reading.place(text, continued)
+        thinks = forced and (place is Place.WITHIN or (place is Place.BEFORE and not silent))
+        thought = Forethought(self.reading, begun=place is Place.WITHIN) if thinks else None
+        return ChatPrompt(text, self._tokens(text), self.reading.begun(text, continued), thought)
 
     def remember(self, prompt: ChatPrompt, answer: Completion) -> None:
         """Keep an answer's own tokens for when the conversation goes on: its text, cut into tokens again, might give
@@ -166,6 +172,12 @@ class Chat:
         """A template writes the special tokens itself."""
         special = first and not self.templated
         return tuple(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _silent(options: Mapping[str, Any]) -> bool:
+    """Whether a template is told that the model is not to think; some cannot be told."""
+    off = any(options.get(name) is False for name in ("enable_thinking", "thinking"))
+    return off or options.get("reasoning_effort") == "none"
 
 
 def _read_call(call: Mapping[str, Any]) -> dict[str, Any]:

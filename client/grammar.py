@@ -8,6 +8,7 @@ where the text so far is one. Where all texts go on alike, the token is the one 
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos: frozenset[int]) -> None:
         """`vocab_size`: of the scores, which may be more than the tokenizer's. Errors: `GrammarError`."""
-        self._vocab, self._tokenizer = vocab_size, tokenizer
+        self._vocab, self._tokenizer, self._eos, self._lead = vocab_size, tokenizer, eos, ""
         # Of a model without an end the library gets one of the tokens that are no text, and it is never allowed.
         ends = sorted(eos) or sorted(tokenizer.all_special_ids)[:1]
         self._never = frozenset(ends) - eos
@@ -86,6 +87,12 @@ class Grammars:
             self._tokens: LLTokenizer = from_tokenizer(tokenizer, vocab_size, ends)
         except (ValueError, AttributeError) as error:
             raise GrammarError(f"This model's tokenizer allows no grammars: {_first_line(str(error))}") from error
+
+    def behind(self, lead: str) -> Grammars:
+        """The same, for texts with something before them: `lead`, a Lark grammar, says `@form` where they begin."""
+        found = copy(self)
+        found._lead = lead
+        return found
 
     def json_object(self) -> Grammar:
         """Any JSON object."""
@@ -107,19 +114,45 @@ class Grammars:
 
     def lark(self, grammar: str) -> Grammar:
         """A grammar in llguidance's dialect of Lark."""
-        return self._compile(LLMatcher.grammar_from_lark(grammar), "The grammar cannot be used")
+        return self._compile(json.dumps({"grammars": [{"lark_grammar": grammar}]}), "The grammar cannot be used")
 
     def marker(self, text: str) -> str:
-        """How a Lark grammar writes `text`, which is one special token of some models, and letters to others."""
-        token_id = self._tokenizer.convert_tokens_to_ids(text)
-        special = isinstance(token_id, int) and token_id in special_ids(self._tokenizer)
-        return f"<[{token_id}]>" if special else quoted(text)
+        """How a Lark grammar writes `text`, which is one token and no text of some models, and letters to others."""
+        token_id = self.mark(text)
+        return quoted(text) if token_id is None else _one_of([token_id])
+
+    def mark(self, text: str) -> int | None:
+        """The token that `text` is, if no other tokens may write it. To the library these are the special ones, and
+        others in angle brackets that were added to a vocabulary, as Qwen3's `<think>`."""
+        token_id = self._tokenizer.convert_tokens_to_ids(text)  # of what is no token, that of <unk>
+        own = isinstance(token_id, int) and self._tokenizer.convert_ids_to_tokens(token_id) == text
+        return token_id if own and self._tokens.is_special_token(token_id) else None
+
+    def visible(self, without: Sequence[str]) -> str:
+        """How a Lark grammar writes any one of the `mark`s that texts show, but for these; "" if there is none."""
+        added = getattr(self._tokenizer, "added_tokens_decoder", {})
+        marks = {number for number in added if self._tokens.is_special_token(number)}
+        found = marks - special_ids(self._tokenizer) - self._eos - {self.mark(text) for text in without}
+        return _one_of(sorted(found)) if found else ""
 
     def _compile(self, grammar: str, wrong: str) -> Grammar:
-        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=LIMITS)
+        matcher = LLMatcher(self._tokens, self._led(grammar, wrong), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise GrammarError(f"{wrong}: {_first_line(matcher.get_error())}")
         return Grammar(matcher, self._vocab, self._never)
+
+    def _led(self, grammar: str, wrong: str) -> str:
+        if not self._lead:
+            return grammar
+        try:
+            (form,) = json.loads(grammar)["grammars"]
+            return json.dumps({"grammars": [{"lark_grammar": self._lead}, {**form, "name": "form"}]})
+        except RecursionError as error:
+            raise GrammarError(f"{wrong}: {error}") from error
+
+
+def _one_of(token_ids: Sequence[int]) -> str:
+    return f"<[{','.join(map(str, token_ids))}]>"
 
 
 def quoted(text: str) -> str:

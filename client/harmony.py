@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from shoal.client.spans import Kind, Span, Steps, overlap
+from shoal.client.spans import Kind, Place, Span, Steps, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
-ENDS = ("<|end|>", "<|return|>", "<|call|>")
+END = "<|end|>"
+ENDS = (END, "<|return|>", "<|call|>")
 FINAL = f"{CHANNEL}final{MESSAGE}"
 _ASSISTANT = f"{START}assistant"
 _HEADS = (START, CHANNEL, CONSTRAIN, MESSAGE, "to=")
-_BREAKS = (*ENDS, START, CHANNEL)  # a header may follow a text that nothing ended
+BREAKS = (*ENDS, START, CHANNEL)  # a header may follow a text that nothing ended
 _FUNCTIONS = "functions."
 
 
@@ -39,6 +40,14 @@ class Harmony:
         _, start, answer = prompt.rpartition(_ASSISTANT)
         header, message, _ = answer.rpartition(MESSAGE)
         return header + message if message else answer if start else ""
+
+    def place(self, prompt: str, continued: str) -> Place:
+        """Where an answer to `prompt` begins; `continued` as in `begun`."""
+        if prompt.endswith(_ASSISTANT):
+            return Place.BEFORE
+        scanner = self.scanner(())
+        scanner.push(self.begun(prompt, continued))
+        return Place.WITHIN if scanner.thinking else Place.BEHIND
 
     def ended(self, prompt: str, *, calls: bool) -> str:
         """What ends the reasoning before it begins, so that the answer itself comes next; "" if `prompt` is in one
@@ -92,12 +101,12 @@ class ChannelScanner(Steps[_At]):
             yield self._cut(Kind.MARK, len(header))
 
     def _text(self, whole: bool) -> Iterator[Span]:
-        end = min((at for mark in _BREAKS if (at := self._held.find(mark)) >= 0), default=-1)
+        end = min((at for mark in BREAKS if (at := self._held.find(mark)) >= 0), default=-1)
         if end >= 0:
             yield self._cut(self._kind, end, self._to)
             self._at = _At.BETWEEN
         else:
-            unsure = 0 if whole else max(overlap(self._held, mark) for mark in _BREAKS)
+            unsure = 0 if whole else max(overlap(self._held, mark) for mark in BREAKS)
             yield self._cut(self._kind, len(self._held) - unsure, self._to)
 
     def _addressed(self, header: str) -> tuple[Kind, str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from shoal.client.calls import CallFormat
-    from shoal.client.spans import Scanner, Span
+    from shoal.client.spans import Place, Scanner, Span
 
 TAGS = (Tags("<think>", "</think>"), Tags("[THINK]", "[/THINK]"))
 HARMONY = Harmony()
@@ -33,6 +33,8 @@ class Reading(Protocol):
 
     def begun(self, prompt: str, continued: str) -> str: ...
 
+    def place(self, prompt: str, continued: str) -> Place: ...
+
     def ended(self, prompt: str, *, calls: bool) -> str: ...
 
     def scanner(self, names: Collection[str]) -> Scanner: ...
@@ -43,6 +45,14 @@ def reading_of(template: str) -> Reading | None:
     if CHANNEL in template and MESSAGE in template:
         return HARMONY
     return next((tags for tags in TAGS if tags.opening in template or tags.closing in template), None)
+
+
+@dataclass(frozen=True)
+class Forethought:
+    """What may come before an answer of a certain form: some reasoning, or, if it has `begun`, the rest of it."""
+
+    reading: Reading
+    begun: bool
 
 
 @dataclass(frozen=True)

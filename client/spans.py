@@ -30,6 +30,14 @@ class Span:
     to: str = ""
 
 
+class Place(Enum):
+    """Where an answer stands with its reasoning."""
+
+    BEFORE = auto()  # it may begin with some
+    WITHIN = auto()
+    BEHIND = auto()  # none comes any more
+
+
 class Scanner(Protocol):
     """Parts a text that comes in pieces: all spans, one behind the other, are the text."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from shoal.client.spans import Kind, Span, Steps, overlap
+from shoal.client.spans import Kind, Place, Span, Steps, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -32,6 +32,13 @@ class Tags:
             thinks = continued.lstrip().startswith(self.opening) and self.closing not in continued
             return self.opening + _SOME if thinks else _SOME
         return self.opening if self._open(prompt) else ""
+
+    def place(self, prompt: str, continued: str) -> Place:
+        """Where an answer to `prompt` begins; `continued` as in `begun`."""
+        begun = self.begun(prompt, continued)
+        if begun.startswith(self.opening):
+            return Place.WITHIN
+        return Place.BEHIND if begun or prompt.rstrip().endswith(self.closing) else Place.BEFORE
 
     def ended(self, prompt: str, *, calls: bool) -> str:  # noqa: ARG002 - calls follow the reasoning like any answer
         """What ends the reasoning that `prompt` begins, so that the answer itself comes next; "" if it begins none."""

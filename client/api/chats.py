@@ -34,7 +34,7 @@ async def chats(request: web.Request) -> web.StreamResponse:
     wishes, model = asked.wishes, api.check_model(asked.wishes.model)
     prompt = await api.conversations.prompt(asked)
     check_ids(api.serving.model, prompt.token_ids, "messages")
-    generation = options_of(wishes, await _grammar(api, asked), api.serving.model, api.options)
+    generation = options_of(wishes, await _grammar(api, asked, prompt), api.serving.model, api.options)
     generation = api.conversations.options(generation, prompt, calls=asked.tool_choice != "none")
     api.check_ready()
     ask = ask_of(prompt.token_ids, generation, wishes.n, wishes, api.options, caller(request))
@@ -51,14 +51,15 @@ async def chats(request: web.Request) -> web.StreamResponse:
         return response
 
 
-async def _grammar(api: Api, asked: ChatRequest) -> Grammar | None:
+async def _grammar(api: Api, asked: ChatRequest, prompt: ChatPrompt) -> Grammar | None:
     """What the answer must look like, if the request says so."""
     if asked.tool_choice == "none" or (asked.tool_choice == "auto" and asked.wishes.shape is None):
-        return await api.shapes.grammar(asked.wishes.shape)
+        return await api.shapes.grammar(asked.wishes.shape, prompt.thought)
     named = [tool for tool in asked.tools if asked.named_tool in (None, tool["function"]["name"])]
     return await api.shapes.calls(
-        api.conversations.calls, named, parallel=asked.parallel_tools, instead=asked.wishes.shape
-    )
+        api.conversations.calls, named, parallel=asked.parallel_tools, instead=asked.wishes.shape,
+        thought=prompt.thought,
+    )  # fmt: skip
 
 
 class _Chat:

@@ -13,6 +13,7 @@ from shoal.blocks.spec import spec_of
 from shoal.client.actions import SessionStats
 from shoal.client.local import ClientModel
 from shoal.client.serving import Serving
+from shoal.peer.wire import Want
 from shoal.routing.view import View
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
@@ -112,18 +113,19 @@ class _Swarm:
         self.view = View(12, (), 0.0)
         self.presence = SimpleNamespace(there=lambda view: view)
         self.asked: list[tuple[int, ...]] = []  # the prompts
+        self.steps: list[range] = []  # the tokens of answers, counted from 0, of which each told the scores
 
     def session(self, options):
         self.asked.append(options.prompt.token_ids)
         self._sessions += 1
-        return _Session(self._scripts[(self._sessions - 1) % len(self._scripts)])
+        return _Session(self._scripts[(self._sessions - 1) % len(self._scripts)], self.steps)
 
 
 class _Session:
-    """`StepSession` of which the hidden states are the next token's number."""
+    """`StepSession` of which the hidden states are the next token's number, whatever came before it."""
 
-    def __init__(self, script: Sequence[int]) -> None:
-        self._script, self._made = script, 0
+    def __init__(self, script: Sequence[int], steps: list[range]) -> None:
+        self._script, self._steps, self._first = script, steps, 0
         self.position, self.route = 0, ()
         self.stats = SessionStats()
 
@@ -136,10 +138,12 @@ class _Session:
     async def ready(self, _: Sequence[int]) -> None:
         pass
 
-    async def step(self, hidden: torch.Tensor, _: object) -> torch.Tensor:
+    async def step(self, hidden: torch.Tensor, want: Want, *, prompt: bool = True) -> torch.Tensor:
         self.position += len(hidden)
-        self._made += 1
-        return torch.tensor([[float(self._script[(self._made - 1) % len(self._script)])]])
+        self._first = self._first or self.position  # where the prompt ends
+        told, stop = len(hidden) if want is Want.ALL else 1, self.position - self._first + 1
+        self._steps.append(range(stop - told, stop))
+        return torch.tensor([[float(self._script[at % len(self._script)])] for at in self._steps[-1]])
 
     def recall_with(self, _: object) -> None:
         pass

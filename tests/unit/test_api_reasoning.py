@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
-from scripted_model import DEEPSEEK_R1, GPT_OSS, PLAIN, QWEN3, scripted, thinking_model
-from shoal.client.api.app import make_app
-from shoal.client.api.options import ApiOptions, Doors
+from scripted_api import HELLO, ask, gathered, length, model_of
+from scripted_model import DEEPSEEK_R1, GPT_OSS, PLAIN, QWEN3
 
 # aiohttp 3.14 advises keys that the older releases we run with do not have.
 pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey")
 
-HELLO = [{"role": "user", "content": "How is it?"}]
 THINKS = "<think>\nWell, é < ü.\n</think>\n\nIt is fine.<|im_end|>"
 HARMONY = (
     "<|channel|>analysis<|message|>Well, é < ü.<|end|>"
@@ -32,43 +28,6 @@ CITY = {"properties": {"city": {"enum": ["Ulm"]}}, "required": ["city"], "additi
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", **CITY}}}
 THINKERS = [(QWEN3, THINKS), (DEEPSEEK_R1, THINKS.removeprefix("<think>\n")), (GPT_OSS, HARMONY)]
 NAMES = ["qwen3", "r1", "gpt-oss"]
-
-
-@cache
-def model_of(template: str):
-    return thinking_model(template)
-
-
-async def ask(template: str, text: str | list[str], **body):
-    """The answer as JSON, and the prompts that the model was given."""
-    serving = scripted(model_of(template), *([text] if isinstance(text, str) else text))
-    app = make_app(serving, ApiOptions("demo", Doors(frozenset()), wait_s=1.0))
-    async with TestClient(TestServer(app)) as client:
-        answer = await client.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 200, **body})
-        assert answer.status == 200, await answer.text()
-        prompts = [model_of(template).tokenizer.decode(ids) for ids in serving.swarm.asked]
-        if not body.get("stream"):
-            return await answer.json(), prompts
-        lines = (await answer.text()).splitlines()
-        events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-        assert events[-1] == "[DONE]"
-        return [json.loads(event) for event in events[:-1]], prompts
-
-
-def length(template: str, text: str) -> int:
-    return len(model_of(template).tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def gathered(events, index: int = 0) -> dict[str, object]:
-    """The message that a stream's deltas make, and why it ended."""
-    message = {"reasoning_content": "", "content": "", "tool_calls": [], "finish": None}
-    for choice in (choice for event in events for choice in event["choices"] if choice["index"] == index):
-        delta = choice["delta"]
-        assert set(delta) <= {"role", "content", "reasoning_content", "tool_calls"}
-        for name in ("reasoning_content", "content", "tool_calls"):
-            message[name] += delta.get(name) or type(message[name])()
-        message["finish"] = choice["finish_reason"] or message["finish"]
-    return message
 
 
 @pytest.mark.parametrize(("template", "text"), THINKERS, ids=NAMES)
@@ -160,21 +119,22 @@ async def test_two_answers_do_not_mix_and_tokens_are_all_told() -> None:
     (QWEN3, "<|im_start|>assistant\n"), (DEEPSEEK_R1, "<think>\n\n</think>\n\n"),
     (GPT_OSS, "<|start|>assistant<|channel|>final<|message|>"),
 ], ids=NAMES)  # fmt: skip
-async def test_an_answer_in_a_form_begins_at_once(template: str, ends: str) -> None:
-    body, prompts = await ask(template, "x", guided_choice=["<b>yes</b>"])
+async def test_where_thinking_is_turned_off_an_answer_in_a_form_begins_at_once(template: str, ends: str) -> None:
+    off = {"reasoning_effort": "none"}
+    body, prompts = await ask(template, "x", guided_choice=["<b>yes</b>"], **off)
     (choice,) = body["choices"]
     assert choice["message"] == {"role": "assistant", "content": "<b>yes</b>", "refusal": None}
     assert prompts[0].endswith(ends)
     schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     for more in ({}, {"tools": [TOOL]}):
-        (choice,) = (await ask(template, "x", response_format=form, **more))[0]["choices"]
+        (choice,) = (await ask(template, "x", response_format=form, **more, **off))[0]["choices"]
         if choice["finish_reason"] == "tool_calls":
             continue
         assert json.loads(choice["message"]["content"]) == {"n": 7}
         assert "reasoning_content" not in choice["message"]
     must = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
-    (choice,) = (await ask(template, "x", **must))[0]["choices"]
+    (choice,) = (await ask(template, "x", **must, **off))[0]["choices"]
     assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["weather"]
     assert choice["message"]["content"] is None
 

@@ -15,7 +15,7 @@ from shoal.client.calls import HARMONY_CALLS, HERMES, Call, format_of
 from shoal.client.chat import Chat
 from shoal.client.generation import Completion, GenerationOptions, Piece
 from shoal.client.grammar import Grammars
-from shoal.client.reasoning import HARMONY, TAGS, AnswerReader, AnswerStops, Thought, reading_of
+from shoal.client.reasoning import HARMONY, TAGS, AnswerReader, AnswerStops, Forethought, Thought, reading_of
 from shoal.client.sampling import Sampler
 from shoal.client.sampling_options import Sampling
 from shoal.client.spans import Kind
@@ -185,6 +185,7 @@ WEATHER = {
         },
     },
 }  # fmt: skip
+OFF = {"reasoning_effort": "none"}
 CALLED = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
 
 
@@ -205,20 +206,51 @@ def test_a_template_shows_its_form(template: str, reading) -> None:
         (QWEN3, {"forced": True}, "assistant\n", ""),
         (QWEN3, {"options": {"enable_thinking": False}}, "</think>\n\n", ""),
         (DEEPSEEK_R1, {}, "<|Assistant|><think>\n", "<think>"),
-        (DEEPSEEK_R1, {"forced": True}, "<|Assistant|><think>\n\n</think>\n\n", ""),
+        (DEEPSEEK_R1, {"forced": True}, "<|Assistant|><think>\n", "<think>"),
+        (DEEPSEEK_R1, {"forced": True, "options": OFF}, "<|Assistant|><think>\n\n</think>\n\n", ""),
         (GPT_OSS, {}, "<|start|>assistant", ""),
         (GPT_OSS, {"continues": True}, "final<|message|>Well,", "<|channel|>final<|message|>"),
-        (GPT_OSS, {"forced": True}, "assistant<|channel|>final<|message|>", "<|channel|>final<|message|>"),
-        (GPT_OSS, {"forced": True, "tools": [WEATHER]}, "<|start|>assistant", ""),
+        (GPT_OSS, {"forced": True}, "<|start|>assistant", ""),
+        (GPT_OSS, {"forced": True, "options": OFF}, "assistant<|channel|>final<|message|>",
+         "<|channel|>final<|message|>"),
+        (GPT_OSS, {"forced": True, "options": OFF, "tools": [WEATHER]}, "<|start|>assistant", ""),
         (PLAIN, {"forced": True}, "<|im_start|>assistant", ""),
     ],
-)
+)  # fmt: skip
 def test_a_prompt_says_where_its_answer_begins(template: str, options, ends: str, begun: str) -> None:
     talk = [said("user", "Hi <think>"), *([said("assistant", "Well,")] if "continues" in options else [])]
     prompt = chat_with(template).prompt(talk, **options)
     assert prompt.text.endswith(ends)
     assert prompt.begun == begun
     assert prompt.token_ids == tuple(thinking_tokenizer(template)(prompt.text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "thought"),
+    [
+        (QWEN3, {}, Forethought(THINK, begun=False)),
+        (QWEN3, {"options": {"enable_thinking": False}}, None),
+        (QWEN3, {"options": OFF}, None),
+        (QWEN3, {"continues": "Well,"}, None),
+        (QWEN3, {"continues": "<think>\nWell,"}, Forethought(THINK, begun=True)),
+        (QWEN3, {"continues": "<think>\nWell,", "options": OFF}, Forethought(THINK, begun=True)),
+        (DEEPSEEK_R1, {}, Forethought(THINK, begun=True)),
+        (DEEPSEEK_R1, {"options": {"thinking": False}}, None),
+        (DEEPSEEK_R1, {"options": {"reasoning_effort": "low"}}, Forethought(THINK, begun=True)),
+        (GPT_OSS, {}, Forethought(HARMONY, begun=False)),
+        (GPT_OSS, {"tools": [WEATHER]}, Forethought(HARMONY, begun=False)),
+        (GPT_OSS, {"options": OFF}, None),
+        (GPT_OSS, {"options": OFF, "tools": [WEATHER]}, None),
+        (GPT_OSS, {"continues": "Well,"}, None),
+        (GPT_OSS + "<|channel|>analysis<|message|>", {}, Forethought(HARMONY, begun=True)),
+        (PLAIN, {}, None),
+    ],
+)
+def test_a_prompt_says_what_may_come_before_a_form(template: str, options, thought: Forethought | None) -> None:
+    talk = [said("user", "Hi"), *([said("assistant", options["continues"])] if "continues" in options else [])]
+    options = {**options, "continues": "continues" in options}
+    assert chat_with(template).prompt(talk, forced=True, **options).thought == thought
+    assert chat_with(template).prompt(talk, **options).thought is None
 
 
 def test_reasoning_goes_back_under_the_name_that_the_template_reads() -> None:
