@@ -23,11 +23,9 @@ from shoal.blocks.whole_file import write_whole
 _log = logging.getLogger(__name__)
 
 COMPILERS = ("cc", "gcc", "clang")
-_ALWAYS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
-# The first that a compiler takes: threads, and this processor's own instructions, by either of their names.
-_IF_KNOWN = tuple(
-    (*own, *threads) for threads in (("-fopenmp",), ()) for own in (("-march=native",), ("-mcpu=native",))
-)
+_ALWAYS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+# The first that a compiler takes: this processor's own instructions, by either of their names.
+_IF_KNOWN = ("-march=native", "-mcpu=native")
 _COMPILE_S = 60.0
 
 
@@ -81,7 +79,7 @@ def _compile(source: Path, options: tuple[str, ...]) -> Path:
     os.close(handle)
     said = ""
     for extra in _IF_KNOWN:
-        command = [compiler, *_ALWAYS, *extra, *options, str(source), "-o", target, "-lm"]
+        command = [compiler, *_ALWAYS, extra, *options, str(source), "-o", target, "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_S)
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,7 +1,9 @@
 /* Products with a matrix [out, in] that is read from memory once, whatever the number of tokens. */
+#include "crew.h"
 #include "vectors.h"
 
-enum { ROWS = 4 }; /* a tile: ROWS rows of a matrix by at most TOKENS tokens */
+enum { ROWS = 4 };              /* a tile: ROWS rows of a matrix by at most TOKENS tokens */
+enum { SHARE_BYTES = 1 << 16 }; /* of a matrix: about what a thread takes at a time, some microseconds' reading */
 
 /* out[t][r] for ROWS rows of weight and n_tokens of x: n numbers each, x's rows x_step apart, out's out_step. Meanwhile
  * n_ahead rows are fetched from memory: its own prefetching waits while rows are multiplied that are here already. */
@@ -49,13 +51,42 @@ static inline void tiles(const num *weight, int64_t n, const float *x, int64_t x
 }
 
 /* out [tokens, rows] = x [tokens, n], its rows x_step apart, * weight [rows, n] transposed, and bias. */
-static void multiply(const num *weight, const float *bias, int64_t rows, int64_t n, const float *x, int64_t x_step,
-                     float *out, int64_t tokens) {
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; r += ROWS) {
-        tiles(weight + r * n, n, x, x_step, out + r, rows, tokens, weight + (r + ROWS) * n);
-        if (bias)
-            for (int64_t t = 0; t < tokens; t++)
-                for (int i = 0; i < ROWS; i++) out[t * rows + r + i] += bias[r + i];
+typedef struct {
+    const num *weight;
+    const float *bias; /* or null */
+    int64_t rows, n;
+    const float *x;
+    int64_t x_step;
+    float *out;
+    int64_t tokens;
+} Product;
+
+/* Its rows [from, to). */
+static void multiply(const Product *p, int64_t from, int64_t to) {
+    for (int64_t r = from; r < to; r += ROWS) {
+        const num *weight = p->weight + r * p->n;
+        tiles(weight, p->n, p->x, p->x_step, p->out + r, p->rows, p->tokens, weight + ROWS * p->n);
+        if (p->bias)
+            for (int64_t t = 0; t < p->tokens; t++)
+                for (int i = 0; i < ROWS; i++) p->out[t * p->rows + r + i] += p->bias[r + i];
     }
 }
+
+/* Rows of n numbers in a share: whole vectors of results. */
+static int64_t share_rows(int64_t n) {
+    int64_t rows = SHARE_BYTES / (n * (int64_t)sizeof(num)) / LANES * LANES;
+    return rows > LANES ? rows : LANES;
+}
+
+static int64_t shares(int64_t rows, int64_t n) { return (rows + share_rows(n) - 1) / share_rows(n); }
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void multiply_share(const void *product, int64_t index, int64_t who) {
+    (void)who;
+    const Product *p = product;
+    int64_t size = share_rows(p->n), from = index * size;
+    multiply(p, from, least(p->rows, from + size));
+}
+
+static void multiply_all(int64_t threads, Product p) { each(threads, shares(p.rows, p.n), multiply_share, &p); }

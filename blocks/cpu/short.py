@@ -63,11 +63,10 @@ def short_library(dtype: torch.dtype) -> ctypes.CDLL | None:
     if dtype not in _OPTIONS or (dtype == torch.bfloat16 and can_pack(dtype)):
         return None
     try:
-        found = _declared(library("step.c", *_OPTIONS[dtype]))
+        return _declared(library("step.c", *_OPTIONS[dtype]))
     except CompileError as error:
         _log.info("Short steps on this CPU take torch's operations, which are slower: %s.", error)
         return None
-    return found if found.threaded() or torch.get_num_threads() == 1 else None
 
 
 def fits(found: ctypes.CDLL, sizes: Iterable[int]) -> bool:
@@ -190,7 +189,7 @@ def _matrices(block: Any) -> tuple[ShortLinear, ...]:
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions."""
-    found.lanes.restype = found.together.restype = found.threaded.restype = found.room.restype = _I
+    found.lanes.restype = found.together.restype = found.room.restype = _I
     found.room.argtypes = [_P, _I, _I, _I]
     found.step.argtypes = [_P, _I, _P, _I, _P, _I, _I, _I, _P, _P]
     found.product.argtypes = [_P, _P, _I, _I, _P, _P, _I, _I]

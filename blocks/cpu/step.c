@@ -156,68 +156,108 @@ int64_t room(const Block *b, int64_t tokens, int64_t threads, int64_t context) {
     return tokens * (2 * b->hidden + qkv + queries + 2 * b->inner) + threads * TOKENS * context;
 }
 
+/* A step where it has got to, and its room. */
+typedef struct {
+    const Block *b;
+    const Token *tokens;
+    const float *turns; /* the block's rotations */
+    int64_t n, page, context;
+    float *hidden, *x, *delta, *qkv, *seen, *inner, *scores;
+} Step;
+
+static int64_t query_width(const Block *b) { return b->heads * b->head_dim; }
+
+static int64_t qkv_width(const Block *b) { return query_width(b) + 2 * b->kv_heads * b->head_dim; }
+
+/* What follows is `Work` of crew.h on a Step: on token t, or on whatever else is said. */
+
+static void enter(const Step *s, int before, int64_t t) {
+    const Block *b = s->b;
+    float *x = s->x + t * b->hidden, *hidden = s->hidden + t * b->hidden;
+    if (b->norms[before]) normed(hidden, b->norms[before], b->eps[before], x, b->hidden);
+    else memcpy(x, hidden, b->hidden * sizeof(float));
+}
+
+static void enter_attention(const void *step, int64_t t, int64_t who) {
+    (void)who;
+    enter(step, 0, t);
+}
+
+static void place_one(const void *step, int64_t t, int64_t who) {
+    (void)who;
+    const Step *s = step;
+    place(s->b, s->qkv + t * qkv_width(s->b), s->tokens + t, s->turns + t * s->b->rotary_dim, s->page);
+}
+
+/* One head of those that attend together from one token on. */
+static void attend_head(const void *step, int64_t index, int64_t who) {
+    const Step *s = step;
+    const Block *b = s->b;
+    int64_t t = index / b->heads, h = index % b->heads, width = qkv_width(b), out_width = query_width(b);
+    if (s->tokens[t].together)
+        attend(b, s->qkv + t * width + h * b->head_dim, width, h / (b->heads / b->kv_heads), s->tokens + t, s->page,
+               s->scores + who * TOKENS * s->context, s->context, s->seen + t * out_width + h * b->head_dim, out_width);
+}
+
+static void enter_mlp(const void *step, int64_t t, int64_t who) {
+    (void)who;
+    const Step *s = step;
+    add(s->b, s->hidden + t * s->b->hidden, s->delta + t * s->b->hidden, 1);
+    enter(s, 2, t);
+}
+
+/* A share of the gate's rows and of those beside them; their product takes the gate's place. */
+static void gate_share(const void *step, int64_t index, int64_t who) {
+    (void)who;
+    const Step *s = step;
+    const Block *b = s->b;
+    Product p = {b->gate_up, b->gate_up_bias, 2 * b->inner, b->hidden, s->x, b->hidden, s->inner, s->n};
+    int64_t size = share_rows(b->hidden), from = index * size, to = least(b->inner, from + size);
+    multiply(&p, from, to);
+    multiply(&p, b->inner + from, b->inner + to);
+    for (int64_t t = 0; t < s->n; t++) {
+        float *gate = s->inner + t * 2 * b->inner + from;
+        activate(gate, gate + b->inner, to - from, b->activation);
+    }
+}
+
+static void leave(const void *step, int64_t t, int64_t who) {
+    (void)who;
+    const Step *s = step;
+    add(s->b, s->hidden + t * s->b->hidden, s->delta + t * s->b->hidden, 3);
+}
+
 /* hidden [tokens, hidden] through the blocks, in place. rotations: of each kind [tokens, rotary_dim / 2, 2], cosine and
  * sine. context: slots of the longest sequence's pages. */
 void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n, const float *const *rotations,
           int64_t page, int64_t threads, int64_t context, float *hidden, float *memory) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
+    threads = gather(threads);
     for (const Block *b = blocks; b < blocks + n_blocks; b++) {
-        int64_t size = b->hidden, n_query = b->heads * b->head_dim, n_qkv = n_query + 2 * b->kv_heads * b->head_dim;
-        float *x = memory, *delta = x + n * size, *qkv = delta + n * size, *seen = qkv + n * n_qkv;
-        float *inner = seen + n * n_query, *scores = inner + n * 2 * b->inner;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        scores += omp_get_thread_num() * TOKENS * context;
-#endif
-#pragma omp for
-        for (int64_t t = 0; t < n; t++) {
-            if (b->norms[0]) normed(hidden + t * size, b->norms[0], b->eps[0], x + t * size, size);
-            else memcpy(x + t * size, hidden + t * size, size * sizeof(float));
-        }
-        multiply(b->qkv, b->qkv_bias, n_qkv, size, x, size, qkv, n);
-#pragma omp for
-        for (int64_t t = 0; t < n; t++)
-            place(b, qkv + t * n_qkv, tokens + t, rotations[b->rotation] + t * b->rotary_dim, page);
-#pragma omp for collapse(2)
-        for (int64_t t = 0; t < n; t++)
-            for (int64_t h = 0; h < b->heads; h++)
-                if (tokens[t].together)
-                    attend(b, qkv + t * n_qkv + h * b->head_dim, n_qkv, h / (b->heads / b->kv_heads), tokens + t, page,
-                           scores, context, seen + t * n_query + h * b->head_dim, n_query);
-        multiply(b->o, b->o_bias, size, n_query, seen, n_query, delta, n);
-#pragma omp for
-        for (int64_t t = 0; t < n; t++) {
-            add(b, hidden + t * size, delta + t * size, 1);
-            if (b->norms[2]) normed(hidden + t * size, b->norms[2], b->eps[2], x + t * size, size);
-            else memcpy(x + t * size, hidden + t * size, size * sizeof(float));
-        }
-        multiply(b->gate_up, b->gate_up_bias, 2 * b->inner, size, x, size, inner, n);
-#pragma omp for
-        for (int64_t t = 0; t < n; t++) { /* the product takes the gate's place */
-            float *gate = inner + t * 2 * b->inner;
-            activate(gate, gate + b->inner, b->inner, b->activation);
-        }
-        multiply(b->down, b->down_bias, size, b->inner, inner, 2 * b->inner, delta, n);
-#pragma omp for
-        for (int64_t t = 0; t < n; t++) add(b, hidden + t * size, delta + t * size, 3);
+        int64_t size = b->hidden, n_query = query_width(b), n_qkv = qkv_width(b);
+        Step s = {.b = b, .tokens = tokens, .turns = rotations[b->rotation], .n = n, .page = page, .context = context};
+        s.hidden = hidden, s.x = memory, s.delta = s.x + n * size, s.qkv = s.delta + n * size;
+        s.seen = s.qkv + n * n_qkv, s.inner = s.seen + n * n_query, s.scores = s.inner + n * 2 * b->inner;
+        each(threads, n, enter_attention, &s);
+        multiply_all(threads, (Product){b->qkv, b->qkv_bias, n_qkv, size, s.x, size, s.qkv, n});
+        each(threads, n, place_one, &s);
+        each(threads, n * b->heads, attend_head, &s);
+        multiply_all(threads, (Product){b->o, b->o_bias, size, n_query, s.seen, n_query, s.delta, n});
+        each(threads, n, enter_mlp, &s);
+        each(threads, shares(b->inner, size), gate_share, &s);
+        multiply_all(threads, (Product){b->down, b->down_bias, size, b->inner, s.inner, 2 * b->inner, s.delta, n});
+        each(threads, n, leave, &s);
     }
+    disband(threads);
 }
 
 /* One matrix: out [tokens, rows] = x [tokens, n] * weight transposed, and bias. */
 void product(const num *weight, const float *bias, int64_t rows, int64_t n, const float *x, float *out, int64_t tokens,
              int64_t threads) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    multiply(weight, bias, rows, n, x, n, out, tokens);
+    threads = gather(threads);
+    multiply_all(threads, (Product){weight, bias, rows, n, x, n, out, tokens});
+    disband(threads);
 }
 
 int64_t lanes(void) { return LANES; }
 
 int64_t together(void) { return TOKENS; }
-
-int64_t threaded(void) {
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}

@@ -44,10 +44,12 @@ def run(load: Callable[[], Callable[[list[str]], int]], argv: list[str]) -> int:
     """Load and run a command; known errors become one line on stderr (SHOAL_DEBUG=1 shows where they came from)."""
     with at_once():
         from shoal.blocks.lean import leave_out
+        from shoal.blocks.waiting import wait_briefly
         from shoal.client.cli.complaint import complaint
         from shoal.client.cli.surroundings import settle
 
         leave_out()
+        wait_briefly()
         settle()
     try:
         with at_once():

@@ -150,18 +150,6 @@ def test_long_chunks_and_other_kv_go_through_torch(llama) -> None:
     assert (load(llama, torch.bfloat16)._short is None) == can_pack(torch.bfloat16)
 
 
-def test_a_compiler_without_threads_is_of_use_to_one_thread_only(llama, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(compiled, "_IF_KNOWN", ((),))
-    monkeypatch.setattr(compiled, "_folders", lambda _: (tmp_path,))
-    compiled.library.cache_clear()
-    try:
-        for threads in (1, 2):
-            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            assert (load(llama)._short is not None) == (threads == 1)
-    finally:
-        compiled.library.cache_clear()
-
-
 def test_sizes_that_are_no_whole_vectors_go_through_torch(tmp_path) -> None:
     save_tiny("llama-tied", tmp_path)  # heads of 24
     assert (load(tmp_path)._short is None) == bool(24 % library("step.c").lanes())
