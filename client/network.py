@@ -69,6 +69,10 @@ class Network:
         await self._up.wait()
         await self._transport.serve(on_stream)
 
+    def whence(self, _peer_id: str) -> str | None:
+        """See `Transport`: nobody's streams are taken."""
+        return None
+
     async def announce(self, body: bytes, ttl_s: float) -> None:
         """See `Directory`."""
         await self._up.wait()

@@ -6,13 +6,14 @@ Both stand behind one public address, so no hole can be punched either. But anno
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from typing import TYPE_CHECKING
 
 from shoal.dht.foreign import P2PDaemonError, PeerID
 from shoal.dht.maddr import endpoint, pack
-from shoal.dht.reach import listens
+from shoal.dht.proof import proves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 0.3  # in a local network
+PROOF_S = 0.5  # in a local network
 NETWORK_BITS = 24
 
 
@@ -34,23 +35,45 @@ def in_our_network(maddrs: Iterable[str], ours: Iterable[str]) -> list[str]:
 
 
 async def meet_nearby(host: Host, peer_id: str, maddrs: Iterable[str]) -> None:
-    """Go over to a direct connection if a peer that we reach through relays alone listens in our own network. What
+    """Go over to a direct connection if a peer that we reach through relays alone proves to be in our own network. What
     still runs over the relays is lost then. Errors: `OSError`, `EOFError` and `P2PDaemonError` if the daemon dies."""
     near = in_our_network(maddrs, await host.look())
     if not near or await host.direct_to(peer_id):
         return
-    for maddr in host.knocks.take(near):  # that somebody listens is to be seen by the one who named it
-        end = endpoint(maddr)
-        # Other networks have the same addresses: nothing is given up before something answers there.
-        if end is not None and await listens(*end, ANSWER_S):
-            peer = PeerID.from_base58(peer_id)
-            await host.p2p.part(peer)
-            try:
-                await host.p2p.dial(peer, [pack(maddr.removesuffix(f"/p2p/{peer_id}"))])
-            except P2PDaemonError as error:
-                logger.debug("somebody else listens at %s: %s", maddr, error)
-                await host.p2p.dial(peer, [pack(other.removesuffix(f"/p2p/{peer_id}")) for other in maddrs])
-            return
+    # Other networks have the same addresses, and whoever named them shall not see whether something listens there:
+    # nothing is given up before the peer itself has answered.
+    maddr = await _where_it_is(peer_id, host.knocks.take(near))
+    if maddr is None:
+        return
+    peer = PeerID.from_base58(peer_id)
+    await host.p2p.part(peer)
+    try:
+        await host.p2p.dial(peer, [pack(maddr.removesuffix(f"/p2p/{peer_id}"))])
+    except P2PDaemonError as error:
+        logger.debug("%s is not at %s any more: %s", peer_id, maddr, error)
+        await host.p2p.dial(peer, [pack(other.removesuffix(f"/p2p/{peer_id}")) for other in maddrs])
+
+
+async def _where_it_is(peer_id: str, maddrs: Iterable[str]) -> str | None:
+    """The address among these at which the peer is. If it is at none, that takes `PROOF_S` whatever is there."""
+    places = {maddr: found for maddr in maddrs if (found := endpoint(maddr))}
+    if not places:
+        return None
+    loop = asyncio.get_running_loop()
+    end = loop.time() + PROOF_S
+    tries = {asyncio.create_task(proves(peer_id, *place)): maddr for maddr, place in places.items()}
+    try:
+        waiting = set(tries)
+        while waiting and (left_s := end - loop.time()) > 0:
+            done, waiting = await asyncio.wait(waiting, timeout=left_s, return_when="FIRST_COMPLETED")
+            for task in done:
+                if task.result():
+                    return tries[task]
+        await asyncio.sleep(end - loop.time())
+        return None
+    finally:
+        for task in tries:
+            task.cancel()
 
 
 def _network_of(address: str) -> ipaddress.IPv4Network | None:

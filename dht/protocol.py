@@ -12,7 +12,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from shoal.dht.allowance import NAMES_BYTES, Allowance
+from shoal.dht.drawing import Drawing, bytes_drawn, offers_drawn
 from shoal.dht.errors import RecordError
 from shoal.dht.foreign import CALL_ERRORS, DHTID, DHTProtocol, P2PContext, PeerID, dht_pb2
 from shoal.dht.keys import KEY_BYTES, network_of, node_key
@@ -66,7 +66,9 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
     clock: SwarmClock
     routing_table: LimitedTable
     _shunned: dict[PeerID, float]
-    _allowance: Allowance
+    _drawn: Drawing
+    _offered: Drawing
+    _places: dict[str, str]
 
     @classmethod
     async def open(cls, host: Host, clock: SwarmClock, *, guest: bool) -> ShoalDHT:
@@ -81,7 +83,8 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
             parallel_rpc=64,
             client_mode=True,  # the handlers are added below, once the fields that they use are there
         )
-        self.clock, self.store, self._shunned, self._allowance = clock, RecordStore(), {}, Allowance()
+        self.clock, self.store, self._shunned, self._places = clock, RecordStore(), {}, {}
+        self._drawn, self._offered = bytes_drawn(), offers_drawn()
         self.routing_table = LimitedTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
         self.client_mode = guest or host.relayed
         if not self.client_mode:
@@ -105,12 +108,16 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         sizes = {len(request.keys), len(request.subkeys), len(request.values)}
         if len(sizes) != 1 or len(request.keys) > MAX_OFFERS or request.ByteSize() > MAX_REQUEST_BYTES:
             return dht_pb2.StoreResponse(store_ok=[False] * min(len(request.keys), MAX_KEYS), peer=self.node_info)
-        stored = []
+        asker, stored = context.remote_id, []
+        from_where, now = await self._network(self._offered, asker), steady()
+        if self._offered.left(str(asker), from_where, now, known=self._knows(asker))[0] < len(request.keys):
+            return dht_pb2.StoreResponse(store_ok=[False] * len(request.keys), peer=self.node_info)
+        self._offered.draw(str(asker), from_where, len(request.keys), now)
         for offer in zip(request.keys, request.subkeys, request.values, strict=True):
-            network = await self._whence(*offer[:2], context.remote_id)
-            stored.append(self._stored(*offer, context.remote_id, network))
+            network = await self._whence(*offer[:2], asker)
+            stored.append(self._stored(*offer, asker, network))
             await asyncio.sleep(0)  # a signature takes a quarter of a millisecond, and tokens are served here too
-        await self._met(request.peer, context.remote_id)
+        await self._met(request.peer, asker)
         return dht_pb2.StoreResponse(store_ok=stored, peer=self.node_info)
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
@@ -120,14 +127,26 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         wanted = [(key[:KEY_BYTES], key[KEY_BYTES : KEY_BYTES + 1], key[KEY_BYTES + 1 :]) for key in request.keys]
         if not 0 < len(wanted) <= MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES or not all(map(is_asked, wanted)):
             return dht_pb2.FindResponse(peer=self.node_info)
-        asker, now = str(context.remote_id), steady()
-        if (left := self._allowance.left(asker, now)) <= 0:
+        asker = context.remote_id
+        network, now = await self._network(self._drawn, asker), steady()
+        left, of_records = self._drawn.left(str(asker), network, now, known=self._knows(asker))
+        if left <= 0:
             return dht_pb2.FindResponse(peer=self.node_info)
-        budget = max(0, min(REPLY_BUDGET_BYTES, left - NAMES_BYTES)) // len(wanted)
-        results = [self._result(*each, budget, context.remote_id) for each in wanted]
-        self._allowance.draw(asker, sum(result.ByteSize() for result in results), now)
-        await self._met(request.peer, context.remote_id)
+        budget = min(REPLY_BUDGET_BYTES, of_records) // len(wanted)
+        results = [self._result(*each, budget, asker) for each in wanted]
+        self._drawn.draw(str(asker), network, sum(result.ByteSize() for result in results), now)
+        await self._met(request.peer, asker)
         return dht_pb2.FindResponse(results=results, peer=self.node_info)
+
+    def _knows(self, asker: PeerID) -> bool:
+        return node_id_of(asker) in self.routing_table
+
+    async def _network(self, drawing: Drawing, asker: PeerID) -> str | None:
+        """The network of who asks, as `Drawing` wants it: looked for only if that decides what is left."""
+        if str(asker) not in self._places and drawing.asks_whence(steady()):
+            self._places = await self.addresses()
+        maddr = self._places.get(str(asker))
+        return "" if maddr is None else network_of(maddr)
 
     async def _whence(self, key: bytes, subkey: bytes, offerer: PeerID) -> str | None:
         """The network of who offers its own record, as in `Kept`, if that may decide whether there is room for it."""

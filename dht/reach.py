@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shoal.dht.foreign import P2PDaemonError, P2PHandlerError, PeerID
 from shoal.dht.host import open_host
+from shoal.dht.keys import network_of
 from shoal.dht.maddr import endpoint, is_loopback, is_relayed
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ PROTOCOL = "/shoal/1/reach"
 DIAL_S = 2.0
 ANSWER_S = 5.0
 MAX_BYTES = 256
-MAX_AT_ONCE = 16
+MAX_AT_ONCE, MAX_EACH = 64, 16  # questions that are being answered, and those of one network
 ENOUGH = 3  # nodes that are asked
 RELAY_LOOK_S, RELAY_LOOKS = 20.0, 3
 MAX_ADDRS = 8
@@ -74,14 +76,15 @@ class DialBackService:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._busy = 0
+        self._busy: Counter[str | None] = Counter()  # by network; None: our own
 
     async def answer(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One question; no answer if it is none, or if too many are being answered."""
-        if self._busy >= MAX_AT_ONCE:
+        network = network_of(str(info.addr))
+        if self._busy.total() >= MAX_AT_ONCE or (network is not None and self._busy[network] >= MAX_EACH):
             writer.close()
             return
-        self._busy += 1
+        self._busy[network] += 1
         try:
             async with asyncio.timeout(ANSWER_S):
                 question = json.loads(await reader.readline())
@@ -91,7 +94,8 @@ class DialBackService:
         except NO_ANSWER as error:
             logger.debug("no dial-back for %s: %s", info.peer_id, error)
         finally:
-            self._busy -= 1
+            self._busy[network] -= 1
+            self._busy += Counter()  # forgets those that have none
             writer.close()
 
     async def _dial_back(self, peer_id: str, port: object) -> dict[str, object]:

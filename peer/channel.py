@@ -18,6 +18,7 @@ from shoal.peer.wire import Hidden, Mark, encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shoal.peer.callers import Crowd
     from shoal.peer.toll import Toll
     from shoal.peer.transport import Stream
     from shoal.peer.wire import Buffer, Message
@@ -56,7 +57,9 @@ class Channel:
         self._on_room = on_room or (lambda: None)
         self._corked: list[Buffer] = []  # leaves in one write, and mostly in one packet, when this tick is over
         self._turns = waiting if waiting is not None else Turns()
-        self._toll = toll
+        self._tolls: list[Toll | Crowd] = [] if toll is None else [toll]
+        if toll is not None and stream.crowd is not None:
+            self._tolls.append(stream.crowd)
         self._clogged = self._turns.bytes > self._clogged_bytes()
         self._sender, self._others_at = b"", -SHARED_S  # the last session to send, and when it was another one
         self._soon = False
@@ -146,8 +149,8 @@ class Channel:
                 on_message(self, message)
             self._line.down.take(len(data), now)
             wait_s = self._line.down.wait_s(self._now())
-            if self._toll is not None:
-                wait_s = max(wait_s, self._toll.wait_s(self.link.frames - frames, len(data), now))
+            for toll in self._tolls:
+                wait_s = max(wait_s, toll.wait_s(self.link.frames - frames, len(data), now))
             if wait_s > 0.0 or self.link.unread:
                 await asyncio.sleep(wait_s)  # what comes meanwhile stays with the sender
 

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 from shoal.dht.identity import PUBLIC_BYTES, SIGNATURE_BYTES, peer_id_of, verify
 from shoal.dht.keys import network_of
 from shoal.dht.maddr import direct_maddr, endpoint
-from shoal.peer.certificate import client_context, peer_id_in, server_context
+from shoal.dht.proof import client_context, peer_id_in
+from shoal.peer.callers import Beginnings
+from shoal.peer.certificate import server_context
 from shoal.peer.streams import take_over
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class DirectPort:
         self._listening = listening
         self._context, self._certificate = server_context(identity)
         self._greeted: Counter[str | None] = Counter()  # by network; None: our own
+        self._beginnings = Beginnings()
 
     async def run(self, on_stream: Callable[[SocketStream], None]) -> None:
         """Hand over every stream whose caller has proved who it is, until cancelled."""
@@ -83,27 +86,27 @@ class DirectPort:
                     logger.warning("cannot take another connection: %s", error)
                     await asyncio.sleep(FULL_S)
                     continue
-                network = network_of(direct_maddr(where[0], where[1], ""))
+                maddr = direct_maddr(where[0], where[1], "")
+                network = network_of(maddr)
                 crowd = network is not None and self._greeted[network] >= MAX_GREETED_EACH
-                if crowd or self._greeted.total() >= MAX_GREETED:
+                if crowd or self._greeted.total() >= MAX_GREETED or not self._beginnings.take(network):
                     caller.close()
                     continue
                 self._greeted[network] += 1
-                tasks.create_task(self._greet(caller, network, on_stream))
+                tasks.create_task(self._greet(caller, maddr, on_stream))
 
-    async def _greet(
-        self, caller: socket.socket, network: str | None, on_stream: Callable[[SocketStream], None]
-    ) -> None:
+    async def _greet(self, caller: socket.socket, maddr: str, on_stream: Callable[[SocketStream], None]) -> None:
+        network = network_of(maddr)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                on_stream(await self._take(caller))
+                on_stream(await self._take(caller, maddr))
         except (OSError, EOFError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
             logger.debug("no direct stream: %s", error)
         finally:
             self._greeted[network] -= 1
             self._greeted += Counter()  # forgets those that have none
 
-    async def _take(self, caller: socket.socket) -> SocketStream:
+    async def _take(self, caller: socket.socket, maddr: str) -> SocketStream:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -121,7 +124,7 @@ class DirectPort:
         except BaseException:
             transport.abort()
             raise
-        return take_over(peer_id, reader, writer)
+        return take_over(peer_id, reader, writer, maddr)
 
 
 @asynccontextmanager

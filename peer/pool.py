@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from shoal.peer.channel import CLOGGED_BYTES, MAX_QUEUED_BYTES, Channel
+from shoal.peer.dialling import NetworkDials, Way, one_too_many
 from shoal.peer.errors import HopClosed
 from shoal.peer.line import MEMORY_S, Line
 from shoal.peer.link import Patience
@@ -44,22 +45,13 @@ class PoolConfig:
     discreet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """Addresses that somebody named at some time, and those of them that may be dialled."""
-
-    addrs: tuple[str, ...]
-    granted: tuple[str, ...]
-    since: float
-
-
 @dataclass(slots=True)
 class _Entry:
     """A channel, or what waits until it stands. `ways`: addresses by who named them, each list of them tried beside the
     others. `why`: what ended it before that, if we did."""
 
     task: asyncio.Task[None] | None = None
-    ways: dict[object, _Way] = field(default_factory=dict)
+    ways: dict[object, Way] = field(default_factory=dict)
     named: asyncio.Event = field(default_factory=asyncio.Event)
     channel: Channel | None = None
     waiting: Turns = field(default_factory=Turns)
@@ -86,6 +78,7 @@ class ChannelPool:
         self._entries: dict[str, _Entry] = {}
         self._late: dict[str, _Entry] = {}  # that were still being opened after so long; some stand or are gone by now
         self._rates: dict[str, tuple[float, float]] = {}  # when last seen, bytes/s; of links that have ended too
+        self._dials = NetworkDials()
         self._tasks = asyncio.TaskGroup()
         self._left = False
 
@@ -127,15 +120,21 @@ class ChannelPool:
             self._name(entry, tuple(addrs), asker)
 
     def _name(self, entry: _Entry, addrs: tuple[str, ...], asker: str) -> None:
-        """Try these addresses as well, in place of what their asker named before or of the oldest."""
+        """Try these addresses as well, in place of what their asker named before, of one that a network named which
+        has more, or of the oldest."""
         now, ways, whose = self._config.clock(), entry.ways, asker or addrs
         if any(way.addrs == addrs for way in ways.values()):
             return
-        old = whose if whose in ways or len(ways) < MOST_WAYS else min(ways, key=lambda each: ways[each].since)
-        if old in ways and now - ways[old].since < CHANCE_S:
+        network = self._transport.whence(asker) if asker else None
+        old: object = whose if whose in ways else None
+        crowded = False
+        if old is None and len(ways) >= MOST_WAYS:
+            old, crowded = one_too_many(ways, network)
+        if old is not None and not crowded and now - ways[old].since < CHANCE_S:
             return
         ways.pop(old, None)
-        ways[whose] = _Way(addrs, self._config.grant(asker, addrs), now)
+        granted = self._config.grant(asker, self._dials.grant(network, addrs, now))
+        ways[whose] = Way(addrs, granted, now, network)
         entry.named.set()
 
     def flush(self, peer_id: str) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from shoal.peer.errors import HopClosed
+
+if TYPE_CHECKING:
+    from shoal.peer.callers import Crowd
 
 CLOSE_TIMEOUT_S = 5.0  # what is queued when a stream is closed may take this long to leave
 READ_CHUNK_BYTES = 256 * 1024  # at most so much in one read()
@@ -19,10 +22,15 @@ JOIN_BYTES = 64 * 1024  # buffers smaller than this in all leave in one write, a
 
 
 class SocketStream(asyncio.Protocol):
-    """A `transport.Stream` over an asyncio writer's transport. received: bytes read already; paused: reading is."""
+    """A `transport.Stream` over an asyncio writer's transport. received: bytes read already; paused: reading is.
+    maddr: where a side that began it is seen; crowd: what its network's frames cost."""
 
-    def __init__(self, remote: str, writer: asyncio.StreamWriter, received: bytes, paused: bool) -> None:
-        self.remote = remote
+    crowd: Crowd | None = None
+
+    def __init__(
+        self, remote: str, writer: asyncio.StreamWriter, received: bytes, paused: bool, maddr: str = ""
+    ) -> None:
+        self.remote, self.maddr = remote, maddr
         self._writer = writer  # kept, because a writer that is collected closes its transport
         self._transport = transport = cast("asyncio.Transport", writer.transport)
         self._chunks: deque[bytes] = deque([received] if received else [])
@@ -144,11 +152,13 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
         waiter.set_result(None)
 
 
-def take_over(peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> SocketStream:
+def take_over(
+    peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, maddr: str = ""
+) -> SocketStream:
     """Our stream in place of asyncio's pair, with whatever the reader holds already."""
     # There is no public way to ask for these three.
     received, paused = bytes(reader._buffer), reader._paused  # type: ignore[attr-defined]
-    stream = SocketStream(peer_id, writer, received, paused)
+    stream = SocketStream(peer_id, writer, received, paused, maddr)
     if reader.at_eof() or reader._eof:  # type: ignore[attr-defined]
         stream.eof_received()
     return stream

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shoal.dht.allowance import Allowance
+from shoal.dht.keys import network_of
 from shoal.dht.knocking import hushed
 from shoal.dht.maddr import direct_maddr, direct_place
 from shoal.dht.named import is_far, resolved, target, ways
+from shoal.peer.callers import Beginnings, Callers, Crowd
 from shoal.peer.direct import DirectError, dial
 from shoal.peer.errors import HopClosed
 from shoal.peer.streams import take_over
@@ -45,6 +47,7 @@ class Stream(Protocol):
     """A reliable, ordered, two-way byte stream to one peer."""
 
     remote: str  # peer id, authenticated by the transport
+    crowd: Crowd | None  # what its network's frames cost; None: it comes from no network that counts
 
     async def read(self) -> bytes:
         """At least one byte, or b"" when the other side has closed or died."""
@@ -81,6 +84,10 @@ class Transport(Protocol):
         """Run `on_stream` for every stream that others open, until cancelled; a stream is closed when it returns."""
         ...
 
+    def whence(self, peer_id: str) -> str | None:
+        """The network from which somebody's newest stream came: None if that does not count, "" if it is not known."""
+        ...
+
 
 class P2PTransport:
     """`Transport` over direct streams and a host's libp2p daemon. serving: set once streams of others are taken.
@@ -95,6 +102,7 @@ class P2PTransport:
         self._met: dict[str, Place] = {}  # where peers were last; whatever others say, they are asked there too
         self._known = False  # to the daemon, as one that takes streams
         self._accepted: asyncio.Queue[SocketStream] = asyncio.Queue()
+        self._beginnings, self._callers = Beginnings(), Callers()
 
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> SocketStream:
         """See `Transport`. At most 16 addresses are tried, such as strangers may name (`dht.named`); none are needed
@@ -201,7 +209,7 @@ class P2PTransport:
         try:
             async with asyncio.TaskGroup() as tasks:
                 if self._direct is not None:
-                    tasks.create_task(self._direct.run(accepted.put_nowait))
+                    tasks.create_task(self._direct.run(self._take))
                 while True:
                     tasks.create_task(_run(on_stream, await accepted.get()))
         finally:
@@ -209,12 +217,20 @@ class P2PTransport:
             while not accepted.empty():
                 accepted.get_nowait().close()
 
+    def whence(self, peer_id: str) -> str | None:
+        """See `Transport`."""
+        return self._callers.whence(peer_id)
+
+    def _take(self, stream: SocketStream) -> None:
+        self._callers.note(stream)
+        self._accepted.put_nowait(stream)
+
     async def _accept(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        stream = take_over(info.peer_id.to_base58(), reader, writer)
-        if self.serving.is_set() or not self._known:
-            self._accepted.put_nowait(stream)
+        maddr = str(info.addr)
+        if self._beginnings.take(network_of(maddr)) and (self.serving.is_set() or not self._known):
+            self._take(take_over(info.peer_id.to_base58(), reader, writer, maddr))
         else:
-            stream.close()
+            writer.close()
 
     async def _open(self, peer_id: str, far: Sequence[str], near: Sequence[str]) -> SocketStream:
         """A libp2p stream."""

@@ -34,6 +34,8 @@ PATIENT = Patience(ping_after_s=1e6, dead_after_s=2e6)
 class MemoryStream:
     """One end of a byte stream inside this process."""
 
+    crowd = None
+
     def __init__(self, remote: str) -> None:
         self.remote = remote
         self.other: MemoryStream

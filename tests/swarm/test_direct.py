@@ -11,8 +11,9 @@ import pytest
 from shoal.dht.host import HostConfig, open_host
 from shoal.dht.identity import Identity
 from shoal.dht.maddr import direct_maddr, direct_place
+from shoal.dht.proof import client_context, peer_id_in
 from shoal.peer import direct
-from shoal.peer.certificate import client_context, peer_id_in, server_context
+from shoal.peer.certificate import server_context
 from shoal.peer.direct import GREETING, MAX_GREETED, DirectPort, dial, open_direct_port
 from shoal.peer.errors import HopClosed
 from shoal.peer.transport import HEAD_START_S, P2PTransport

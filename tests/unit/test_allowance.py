@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from shoal.dht import protocol as protocol_module
 from shoal.dht.allowance import BURST_BYTES, BYTES_S, NAMES_BYTES, SWEEP_EVERY_S, Allowance, Listing
+from shoal.dht.drawing import bytes_drawn
 from shoal.dht.foreign import P2PContext, PeerID, dht_pb2
 from shoal.dht.identity import Identity
 from shoal.dht.keys import SHARDS, shard_key
@@ -39,16 +40,23 @@ class FullStore:
         return [raw for digest, raw in self.records.items() if digest in digests]
 
 
+class Known(set):
+    """A routing table."""
+
+    def get_nearest_neighbors(self, *_, **__):
+        return [(node_id_of(ME), ME)] * BUCKET_SIZE
+
+
 class Asked:
     """A node that knows many others, without a daemon, and its clock."""
 
     def __init__(self, monkeypatch) -> None:
         self.now, self.store = 100.0, FullStore()
-        near = [(node_id_of(ME), ME)] * BUCKET_SIZE
         node = self.node = object.__new__(ShoalDHT)
         node.store, node.clock = self.store, SimpleNamespace(now=lambda _steady: 0.0)
-        node._shunned, node._allowance, node.node_info = {}, Allowance(), dht_pb2.NodeInfo()
-        node.routing_table = SimpleNamespace(get_nearest_neighbors=lambda *_, **__: near)
+        node._shunned, node._places, node.node_info = {}, {}, dht_pb2.NodeInfo()
+        node._drawn = bytes_drawn()
+        node.routing_table = Known()
         monkeypatch.setattr(protocol_module, "steady", lambda: self.now)
 
     async def find(self, asker: PeerID, *keys: bytes) -> list[dht_pb2.FindResult]:
@@ -104,7 +112,7 @@ async def test_small_questions_draw_no_more_than_the_allowance(asked):
 
 
 async def test_who_has_drawn_too_many_records_still_learns_which_nodes_there_are(asked):
-    asked.node._allowance.draw(str(GREEDY), BURST_BYTES - NAMES_BYTES, asked.now)
+    asked.node._drawn.draw(str(GREEDY), "", BURST_BYTES - NAMES_BYTES, asked.now)
     for question in (KEYS[0], KEYS[0] + DIGESTS, some_of(KEYS[0], frozenset(asked.store.records))):
         (result,) = await asked.find(GREEDY, question)
         assert (result.value, len(result.nearest_peer_ids)) == (b"", BUCKET_SIZE)

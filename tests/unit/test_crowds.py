@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from shoal.dht import store as module
 from shoal.dht.crowds import Crowds
+from shoal.dht.drawing import offers_drawn
 from shoal.dht.errors import RecordError
 from shoal.dht.foreign import P2PContext, PeerID, dht_pb2
 from shoal.dht.identity import Identity
@@ -112,6 +113,7 @@ async def test_a_node_asks_whence_somebody_comes_once_that_matters(monkeypatch):
 
     node = object.__new__(ShoalDHT)
     node.store, node.clock, node._shunned = RecordStore(), SimpleNamespace(now=lambda _steady: NOW), {}
+    node._places, node._offered, node.routing_table = {}, offers_drawn(), set()
     node.node_info, node.p2p = dht_pb2.NodeInfo(), SimpleNamespace(list_peers=list_peers)
 
     async def offer(identity: Identity, sequence: int = 1) -> bool:

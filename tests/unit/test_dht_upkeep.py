@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from shoal.dht import node as node_module
 from shoal.dht import steady as steady_module
+from shoal.dht.drawing import offers_drawn
 from shoal.dht.errors import HostError, RecordError
 from shoal.dht.foreign import P2PContext, PeerID, dht_pb2
 from shoal.dht.identity import Identity
@@ -129,7 +130,8 @@ def answering(store) -> ShoalDHT:
     """A node's answering side, without a daemon."""
     protocol = object.__new__(ShoalDHT)
     protocol.store, protocol.clock, protocol._shunned = store, SimpleNamespace(now=lambda _steady: 0.0), {}
-    protocol.node_info = dht_pb2.NodeInfo()
+    protocol.node_info, protocol._places = dht_pb2.NodeInfo(), {}
+    protocol._offered, protocol.routing_table = offers_drawn(), set()
     return protocol
 
 

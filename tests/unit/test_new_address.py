@@ -136,10 +136,10 @@ async def test_a_peer_that_moves_to_other_blocks_tells_its_new_address(monkeypat
 async def test_a_neighbour_of_the_network_that_this_machine_is_in_now_is_met(monkeypatch):
     """A client's machine: nobody has looked where it is since it joined."""
 
-    async def listens(*_):
+    async def proves(*_):
         return True
 
-    monkeypatch.setattr(nearby_module, "listens", listens)
+    monkeypatch.setattr(nearby_module, "proves", proves)
     other, relay = (Identity.generate().peer_id for _ in range(2))
     relayed = f"/ip4/198.51.100.1/tcp/4001/p2p/{relay}/p2p-circuit/p2p/{other}"
     machine = Machine(monkeypatch, LOOPBACK, "192.168.1.2")
