@@ -88,7 +88,8 @@ class Plan:
 class Work:
     """What new hops will have to do: `prompt_tokens` in chunks of `chunk_tokens` (of a running session, those that they
     are refilled with too), then `new_tokens` one by one; `max_tokens` of KV, `token_bytes` on the wire. `begins`: of a
-    session that begins, what it begins with, if that is known."""
+    session that begins, what it begins with, if that is known. `ours`: peers that hold leases of the session, or did
+    until lately: a new one takes their place."""
 
     prompt_tokens: int
     new_tokens: int
@@ -96,6 +97,7 @@ class Work:
     chunk_tokens: int
     token_bytes: int
     begins: Prefix | None = None
+    ours: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

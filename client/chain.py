@@ -24,7 +24,8 @@ class Link:
     newest step that it sent a receipt for; `offered`: tokens of the prompt that it got keys for; `cached`: those of
     them that it holds; `begins`: where its kept outputs begin; `leaving`: it asked to be replaced; `slow_s`: if it
     has become too slow, the seconds a token that others may promise to be worth a move; `silent`: it has not been
-    heard of for long, though its link stands; `pace`: how fast it is; `born`: the epoch under which it was opened."""
+    heard of for long, though its link stands; `pace`: how fast it is; `born`: the epoch under which it was opened;
+    `filling`: what came before it was opened is being sent to it, and no step has been answered since."""
 
     hop: Hop
     fresh: bool = True
@@ -38,11 +39,17 @@ class Link:
     silent: bool = False
     pace: Pace = field(default_factory=Pace)
     born: int = 0
+    filling: bool = False
 
     @property
     def peer_id(self) -> str:
         """Who serves it."""
         return self.hop.peer_id
+
+    @property
+    def lacks(self) -> bool:
+        """Whether it may lack what it is being refilled with: it has run no step yet."""
+        return self.filling and self.seen < 0
 
     def opened(self, cached: int) -> bool:
         """It confirmed the current epoch; False if it says that it holds what it cannot."""
@@ -59,6 +66,7 @@ class Chain:
         self.terms = terms
         self.links: list[Link] = []
         self.epoch = 0
+        self.left: set[str] = set()  # peers whose hops were taken out since the last answer
         self._apart: set[tuple[str, str]] = set()  # pairs whose boundary the client carries
 
     def index_of(self, peer_id: str) -> int | None:
@@ -90,6 +98,34 @@ class Chain:
         it keeps its outputs from position 0 on, else the first block, which the client refills."""
         gap = any(link.begins for link in self.links if link.hop.stop == start)
         return self.terms.start if gap else start
+
+    def given_up(self, lost: Link, *, refilling: bool) -> list[tuple[int, int]]:
+        """Blocks that are planned anew with a lost hop's: those of an unfinished repair and, if hops may still be
+        `refilling`, of its neighbours that lack something: what was to fill these is gone with it, or they hold too
+        little to fill its successor."""
+        at = self.links.index(lost)
+        first = last = at
+        while refilling and first and self.links[first - 1].lacks:
+            first -= 1
+        while refilling and not self.is_last(last) and self.links[last + 1].lacks:
+            last += 1
+        gone = (link.hop for i, link in enumerate(self.links) if first <= i <= last or link.fresh)
+        return [(hop.start, hop.stop) for hop in gone]
+
+    def lacking(self) -> bool:
+        """Whether a hop may lack what it is being refilled with."""
+        return any(link.lacks for link in self.links)
+
+    def settle(self, *, refills: bool) -> None:
+        """Every hop is ready; the new ones are sent what came before, if that `refills` anything."""
+        for link in self.links:
+            link.fresh, link.filling = False, link.filling or (link.fresh and refills)
+
+    def filled(self) -> None:
+        """A step was answered, so every hop has run it."""
+        self.left.clear()
+        for link in self.links:
+            link.filling = False
 
     def insert(self, hops: Iterable[Hop], start: int, stop: int) -> bool:
         """Put new hops in the place of blocks `[start, stop)`; True if other hops survive."""
@@ -154,6 +190,7 @@ class Chain:
         """Take the hops within `[start, stop)` out; their peers."""
         gone = [link for link in self.links if start <= link.hop.start < stop]
         self.links = [link for link in self.links if link not in gone]
+        self.left |= {link.peer_id for link in gone}
         return [link.peer_id for link in gone]
 
     def open(self, index: int, next_step: int, *, offer: bool) -> Open:

@@ -30,6 +30,7 @@ class Handover:
         self._span = (0, 0)
         self._worth_s: float | None = None
         self._hushed: Link | None = None  # whose silence the attempt is for
+        self._leaves = False  # whom it is for
         self._planning = False
         self._due: float | None = None  # when to try again, or when new hops must have confirmed
 
@@ -37,6 +38,11 @@ class Handover:
     def planning(self) -> bool:
         """Whether a plan was asked for."""
         return self._planning
+
+    @property
+    def forced(self) -> bool:
+        """Whether a plan was asked for, and for a hop that has to be left, whatever that costs."""
+        return self._planning and self._leaves
 
     @property
     def due(self) -> float | None:
@@ -53,7 +59,7 @@ class Handover:
     def plan(self, chain: Chain, link: Link, failed: frozenset[str]) -> Plan:
         """Ask for hops in the place of `link`, and of those before it that could not refill them."""
         start, stop = self._span = chain.refillable(link.hop.start), link.hop.stop
-        self._planning, self._hushed = True, link if link.silent else None
+        self._planning, self._leaves, self._hushed = True, link.leaving, link if link.silent else None
         gone = [other for other in chain.links if start <= other.hop.start < stop]
         worth_s = None if link.leaving or link.silent else sum(other.slow_s or other.pace.expected_s for other in gone)
         self._worth_s = worth_s

@@ -18,7 +18,7 @@ from shoal.client.actions import Apart, Blame, Plan, Send, State
 from shoal.client.handover import RETRY_S, Handover
 from shoal.client.session import Session
 from shoal.client.tempo import Tempo
-from shoal.peer.errors import HopClosed, HopTimedOut
+from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
 from shoal.peer.wire import Hidden, Leaving, Receipt
 from shoal.routing.route import NoRoute
 
@@ -43,7 +43,7 @@ class MovingSession(Session):
     def step(self, count: int, want: Want, payload: Buffer, now: float, length: int = 0) -> tuple[int, list[Action]]:
         """See `Session`."""
         number, actions = super().step(count, want, payload, now, length)
-        self._tempo.sent(number, now, alone=bool(actions) and count == 1 and len(self._steps) == 1)
+        self._tempo.sent(number, now, alone=bool(actions) and not length and len(self._steps) == 1, rows=count)
         return number, actions
 
     def close(self, token_ids: Sequence[int] = ()) -> list[Action]:
@@ -55,6 +55,16 @@ class MovingSession(Session):
         actions = super().on_route(route, now)
         self._chain.expect(route)
         return actions
+
+    @property
+    def ours(self) -> frozenset[str]:
+        """Peers with leases of this session, or that were given up since its last answer and may hold theirs yet."""
+        return frozenset(self._chain.left) | {hop.peer_id for hop in self.route()}
+
+    @property
+    def must_move(self) -> bool:
+        """Whether a plan for a hop that leaves is under way, and still of use: survivors may be given up for it."""
+        return self.state is State.STREAMING and self._handover.forced
 
     def on_ahead(self, found: Route | NoRoute, now: float) -> list[Action]:
         """Hops for the place of one that still serves were looked for."""
@@ -134,8 +144,9 @@ class MovingSession(Session):
         return [Blame(error), *self._stay(now)]
 
     def _seek(self) -> list[Action]:
-        """Ask for hops in the place of one that had better go."""
-        link = self._handover.wanted(self._chain) if self.state is State.STREAMING else None
+        """Ask for hops in the place of one that had better go; if some are being refilled, once they are."""
+        settled = self.state is State.STREAMING and not (self._steps.refills() and self._chain.lacking())
+        link = self._handover.wanted(self._chain) if settled else None
         return [] if link is None else [self._handover.plan(self._chain, link, frozenset(self.avoided.peers))]
 
     def _stay(self, now: float, dead: str = "") -> list[Action]:
@@ -178,6 +189,8 @@ class MovingSession(Session):
 
     def _lose(self, lost: Link, error: HopError) -> list[Action]:
         actions = super()._lose(lost, error)
+        if isinstance(error, HopRefused) and error.reason is Reason.BUSY:
+            self._chain.left.discard(lost.peer_id)  # it holds nothing of ours
         return [action for action in actions if not (lost.leaving and isinstance(action, Blame))]
 
     def _bridge(self, index: int, now: float) -> list[Action]:

@@ -234,7 +234,7 @@ class RemoteSession:
         if isinstance(found, NoRoute) and plan.worth_s is None:
             await self._backend.refresh()
             found = self._backend.plan(plan, self._work())
-            if isinstance(found, NoRoute) and self._starts_over():
+            if isinstance(found, NoRoute) and self._core.must_move and self._starts_over():
                 return
         self._perform(self._core.on_ahead(found, self._loop.time()))
 
@@ -244,7 +244,7 @@ class RemoteSession:
         known, most = len(prefix.prompt.token_ids) if prefix is not None else 0, terms.max_tokens
         prompt = min(max(known, self._core.position), most)
         chunk, begins = self._shape.chunk_tokens or CHUNK_TOKENS, None if self.stats.steps else prefix
-        return Work(prompt, most - prompt, most, chunk, terms.token_bytes, begins)
+        return Work(prompt, most - prompt, most, chunk, terms.token_bytes, begins, self._core.ours)
 
     def _why(self, found: NoRoute) -> str:
         last = self._core.last_error

@@ -179,8 +179,7 @@ class Session:
         replays = self._steps.replay(self._recall) if self._chain.links[0].fresh else []
         if not self._begun:
             self._skip_cached()
-        for link in self._chain.links:
-            link.fresh = False
+        self._chain.settle(refills=self._steps.replay_to() > 0)
         self.state = State.STREAMING
         self._deadline = now + self.terms.step_timeout_s if len(self._steps) else None
         messages = [self._chain.hidden(step, replay=True) for step in replays]
@@ -194,12 +193,12 @@ class Session:
             self.stats.cached_tokens = cached
 
     def _lose(self, lost: Link, error: HopError) -> list[Action]:
-        """A hop is gone: plan its span anew. Hops of an unfinished repair are given up with it."""
+        """A hop is gone: plan its span anew, with hops that its repair, or the one before, cannot do without."""
         if self.state is State.CLOSED:
             return []
         self.last_error = error
         self.avoided.failed(lost.peer_id)
-        spans = [(link.hop.start, link.hop.stop) for link in self._chain.links if link is lost or link.fresh]
+        spans = self._chain.given_up(lost, refilling=self._steps.refills())
         if self.state is State.PLANNING:
             spans.append(self._lost)
         # A hop that refused or was silent may hold its lease still; one whose link is gone is not to be called again.
@@ -292,6 +291,7 @@ class Session:
             return []
         self._watch.answered(number, now)
         self._starts_over = 0
+        self._chain.filled()
         self.avoided.answered()
         self._deadline = now + self.terms.step_timeout_s if len(self._steps) else None
         return [Deliver(number, rows, payload)]

@@ -107,6 +107,10 @@ class Steps:
         """First position that is not answered for: everything before it must be in every KV."""
         return next((step.position for step in self._in_flight.values()), self.position)
 
+    def refills(self) -> bool:
+        """Whether steps wait behind what a new hop must be refilled with: who has run none may lack it."""
+        return bool(self._in_flight) and self.replay_to() > 0
+
     def replay(self, recall: Callable[[int, int], Buffer]) -> list[Step]:
         """What fills an empty KV up to `replay_to`; `recall(a, b)` gives inputs again."""
         pieces = self._lengths.pieces(self.replay_to())

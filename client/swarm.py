@@ -166,7 +166,7 @@ class Swarm:
         request = RouteRequest(
             plan.start, plan.stop, prompt_tokens=work.prompt_tokens, new_tokens=work.new_tokens,
             kv_tokens=work.max_tokens, avoid=plan.avoid, knowledge=knowledge, upstream=plan.upstream,
-            downstream=plan.downstream, chunk_tokens=work.chunk_tokens, token_bytes=work.token_bytes,
+            downstream=plan.downstream, chunk_tokens=work.chunk_tokens, token_bytes=work.token_bytes, ours=work.ours,
         )  # fmt: skip
         # Peers that have let us in come first; a doubtful one is better than none, too.
         trusting = replace(request, knowledge=replace(knowledge, banned=frozenset()))

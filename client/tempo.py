@@ -54,12 +54,13 @@ class Tempo:
 
     def __init__(self) -> None:
         self._step, self._next, self._since = -1, 0, 0.0
-        self._waiting = -1  # for the answer to this step
+        self._waiting, self._rows = -1, 1  # for the answer to this step, of so many tokens
         self._wait, self._patience = 0, PATIENCE
 
-    def sent(self, step: int, now: float, *, alone: bool) -> None:
-        """A step of one token left, `alone` if it is the only one under way."""
-        self._step = self._waiting = step if alone else -1
+    def sent(self, step: int, now: float, *, alone: bool, rows: int = 1) -> None:
+        """A step of one token, or of `rows`, most of them guesses, left; `alone` if it is the only one under way."""
+        self._waiting, self._rows = step if alone else -1, rows
+        self._step = self._waiting if rows == 1 else -1  # how much longer more take is not known
         self._next, self._since = 0, now
 
     def answered(self, step: int) -> None:
@@ -73,7 +74,8 @@ class Tempo:
 
     def due(self, links: Sequence[Link]) -> float | None:
         """When who should be heard of next has been silent for too long; None while nothing is known of their pace."""
-        wait_s = max(HUSH_S, HUSH * sum(link.pace.usual_s for link in links))
+        usual_s = sum(link.pace.usual_s for link in links)
+        wait_s = max(HUSH_S, (HUSH + self._rows - 1) * usual_s)  # a guess takes as long as a token at most
         return self._since + wait_s if self._waiting >= 0 and wait_s < float("inf") else None
 
     def hushed(self) -> None:
@@ -82,11 +84,14 @@ class Tempo:
 
     def receipt(self, links: Sequence[Link], index: int, step: int, now: float) -> None:
         """A hop has run a step: notes its pace and, at the last hop, who has become slow."""
+        since = self._since
+        if step in (self._step, self._waiting):
+            self._since = now
         if step != self._step or index != self._next:
             self._step = -1  # repeated, or one receipt overtook another: no measure
             return
-        links[index].pace.add(now - self._since)
-        self._next, self._since = index + 1, now
+        links[index].pace.add(now - since)
+        self._next = index + 1
         if self._next == len(links):
             self._judge(links)
 

@@ -113,7 +113,9 @@ class Costs:
 
 def usable(columns: Columns, request: RouteRequest, now: float) -> NDArray[np.bool_]:
     """Return which peers may serve any of the request: online, not expired, enough KV, neither avoided nor banned."""
-    able: NDArray[np.bool_] = columns.online & (columns.expiry > now) & (columns.free_tokens >= request.kv_tokens)
+    able: NDArray[np.bool_] = columns.free_tokens >= request.kv_tokens
+    able[rows_of(columns, request.ours)] = True
+    able &= columns.online & (columns.expiry > now)
     able &= (columns.start < request.stop) & (columns.stop > request.start)
     able[rows_of(columns, request.avoid | request.knowledge.banned)] = False
     return able

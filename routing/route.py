@@ -46,7 +46,8 @@ class RouteRequest:
     """Work to route through blocks `start`..`stop`.
 
     `prompt_tokens` pass in chunks of `chunk_tokens`, then `new_tokens` one by one; `kv_tokens` must be free on each
-    peer. `token_bytes`: what one token's hidden states take on the wire (0: only the latency of a leg counts).
+    peer but `ours`, which hold as much for the same session already. `token_bytes`: what one token's hidden states take
+    on the wire (0: only the latency of a leg counts).
     `upstream` and `downstream` are the peers before and after the blocks (a repair), None where that is the client;
     whoever repairs adds the peers that keep their hops to `avoid`, so that no peer serves twice.
     Raises ValueError for an empty span or a negative count.
@@ -63,6 +64,7 @@ class RouteRequest:
     downstream: str | None = None
     chunk_tokens: int = CHUNK_TOKENS
     token_bytes: int = 0
+    ours: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:

@@ -44,7 +44,7 @@ def _reasons(columns: Columns, request: RouteRequest, missing: Sequence[int], no
             yield "gone"
         elif not columns.online[row]:
             yield "still joining" if columns.joining[row] else "paused" if columns.paused[row] else "leaving"
-        elif columns.free_tokens[row] < request.kv_tokens:
+        elif columns.free_tokens[row] < request.kv_tokens and columns.ids[row] not in request.ours:
             yield f"without free memory for {request.kv_tokens} tokens"
         elif columns.ids[row] in request.knowledge.banned:
             yield "failing"

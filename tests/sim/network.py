@@ -10,16 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeAlias
 
-from shoal.peer.errors import HopClosed
-from shoal.peer.wire import PREFIX
+from shoal.peer.errors import HopClosed, ProtocolError
+from shoal.peer.wire import PREFIX, decode
+
+from tests.sim.clock import VirtualLoop
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from contextvars import Context
 
-    from shoal.peer.wire import Buffer
+    from shoal.peer.wire import Buffer, Message
 
 Way: TypeAlias = tuple[str, str]  # from one machine to another
 REPEAT_S = 0.2  # after which TCP sends a lost packet again; twice as long after each further loss
@@ -29,6 +33,8 @@ _RESET = None  # arrives in place of bytes
 
 class SimStream:
     """One end of a stream. Bytes written come out at the other end after the way's delay, in order."""
+
+    crowd = None
 
     def __init__(self, net: SimNetwork, local: str, remote: str) -> None:
         self.net, self.local, self.remote = net, local, remote
@@ -89,12 +95,11 @@ class SimStream:
         self._arrived.put_nowait(b"")
 
     def _deliver(self, data: bytes | None) -> None:
-        loop = asyncio.get_running_loop()
         # Timers that fall due together fire in no set order: bytes of one stream never fall due together.
-        due = max(self._last_due + 1e-7, loop.time() + self.net.delay(self.local, self.remote))
+        due = max(self._last_due + 1e-7, self.net.now() + self.net.delay(self.local, self.remote))
         self._last_due = due
         self.net.note(self.local, self.remote, data or b"")
-        loop.call_at(due, self.arrive, data)
+        asyncio.get_running_loop().call_at(due, self.arrive, data, context=self.net.context)
 
     def arrive(self, data: bytes | None) -> None:
         """What was written has crossed the network, unless something holds it up."""
@@ -118,10 +123,12 @@ class SimNetwork:
 
     def __init__(self, rng: random.Random, delay_s: float = 0.005, jitter_s: float = 0.002) -> None:
         self._rng = rng
+        self.context = copy_context()  # of what is under way: it is on no machine
         self.delay_s, self.jitter_s = delay_s, jitter_s
         self.extra_s: dict[str, float] = {}
         self.loss = 0.0
         self.servers: dict[str, Callable[[SimStream], Awaitable[None]]] = {}
+        self.places: dict[str, Context] = {}  # where they run, if on a machine
         self.dead: set[str] = set()
         self.offline: set[str] = set()  # machines that cannot open streams: their network daemon is down
         self.hung: dict[str, list[tuple[SimStream, bytes | None]]] = {}
@@ -130,7 +137,7 @@ class SimNetwork:
         self._abandoned: list[Way] = []  # whoever wanted a stream waits no more, but it may still come about
         self.apart: set[Way] = set()  # who cannot open a stream to whom
         self.trace: list[tuple[float, str, str, int]] = []
-        self.on_frames: Callable[[str, str, bytes], None] | None = None
+        self.listeners: list[Callable[[str, str, bytes], None]] = []  # to all that is sent: from, to, frames
         self.legs = 0  # frames that carried hidden states
         self.changed = asyncio.Event()
         self.tasks = asyncio.TaskGroup()
@@ -142,10 +149,15 @@ class SimNetwork:
             extra_s, again_s = extra_s + again_s, 2 * again_s
         return self.delay_s + extra_s + self._rng.random() * self.jitter_s
 
+    def now(self) -> float:
+        """The world's time, whatever the machine that asks believes."""
+        loop = asyncio.get_running_loop()
+        return loop.now if isinstance(loop, VirtualLoop) else loop.time()
+
     def note(self, source: str, target: str, data: bytes) -> None:
-        self.trace.append((round(asyncio.get_running_loop().time(), 9), source, target, len(data)))
-        if self.on_frames is not None:
-            self.on_frames(source, target, data)
+        self.trace.append((round(self.now(), 9), source, target, len(data)))
+        for listen in self.listeners:
+            listen(source, target, data)
         start = 0
         while len(data) - start >= PREFIX.size:
             header, payload = PREFIX.unpack_from(data, start)
@@ -157,7 +169,8 @@ class SimNetwork:
     def kill(self, peer_id: str) -> None:
         """kill -9: streams reset after one leg, nothing listens any more."""
         self.dead.add(peer_id)
-        self.hung.pop(peer_id, None)
+        if self.hung.pop(peer_id, None) is not None:
+            self._loop().continue_machine(peer_id)  # what runs there is cancelled, and reaches nobody
         self.servers.pop(peer_id, None)
         self.reset(peer_id)
 
@@ -165,6 +178,11 @@ class SimNetwork:
         """Every stream of a machine (to one other) ends at once; the other ends learn it after one leg."""
         for stream in self.streams_of(name, other):
             stream._deliver(_RESET)
+            stream.reset()
+
+    def forsake(self, name: str, other: str) -> None:
+        """A machine's ends of streams to another one are gone, and the other one is not told."""
+        for stream in self.streams_of(name, other):
             stream.reset()
 
     def revive(self, peer_id: str) -> None:
@@ -177,6 +195,25 @@ class SimNetwork:
 
     def resume(self, peer_id: str) -> None:
         self._flush(self.hung.pop(peer_id, []))
+
+    def freeze(self, name: str) -> None:
+        """As `hang`, and not even its timers go on."""
+        self.hang(name)
+        self._loop().stop_machine(name)
+
+    async def thaw(self, name: str, *, clock_stood: bool, late_s: float) -> None:
+        """It goes on: first its timers, then, after `late_s`, what came meanwhile. `clock_stood`: for it no time has
+        passed, as after a laptop was closed."""
+        self._loop().continue_machine(name, clock_stood=clock_stood)
+        await asyncio.sleep(late_s)
+        if name in self.hung:
+            self.resume(name)
+
+    @staticmethod
+    def _loop() -> VirtualLoop:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        return loop
 
     # -- ways -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +251,7 @@ class SimNetwork:
         ours.other, theirs.other = theirs, ours
         self.add(ours)
         self.add(theirs)
-        self.tasks.create_task(_quietly(serve(theirs)))
+        self.tasks.create_task(_quietly(serve(theirs)), context=self.places.get(target, self.context).copy())
         return ours
 
     def _open_late(self, source: str, target: str) -> None:
@@ -256,6 +293,9 @@ class SimTransport:
         self.net, self.peer_id = net, peer_id
         self.serving = asyncio.Event()
 
+    def whence(self, _peer_id: str) -> str | None:
+        return None
+
     async def connect(self, peer_id: str, addrs: Sequence[str]) -> SimStream:
         net, me = self.net, self.peer_id
         await asyncio.sleep(2 * net.delay(me, peer_id))
@@ -268,10 +308,22 @@ class SimTransport:
         return net.open(me, peer_id)
 
     async def serve(self, on_stream: Callable[[SimStream], Awaitable[None]]) -> None:
-        self.net.servers[self.peer_id] = on_stream
+        self.net.servers[self.peer_id], self.net.places[self.peer_id] = on_stream, copy_context()
         self.serving.set()
         await asyncio.Event().wait()
 
 
 async def _quietly(serving: Awaitable[None]) -> None:
     await serving
+
+
+def messages_in(data: bytes) -> Iterator[Message | None]:
+    """What a write brings; None for a torn frame."""
+    while len(data) >= PREFIX.size:
+        header, payload = PREFIX.unpack_from(data)
+        body, end = PREFIX.size + header, PREFIX.size + header + payload
+        try:
+            yield decode(data[PREFIX.size : body], data[body:end])
+        except ProtocolError:
+            yield None
+        data = data[end:]

@@ -6,6 +6,7 @@ it, and if each of them and the next one hear one another. A client has `RECOVER
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Reach:
         self._it = it
         self._spans = {(job.client, job.start, job.stop): None for job in jobs}
         self._history: list[tuple[float, dict[tuple[str, int, int], frozenset[int] | None]]] = []
-        self.unfit: set[str] = set()  # peers that are full or broken, as the schedule says
+        self.unfit: Counter[str] = Counter()  # peers that are full or broken, by how many deeds
+        self.blind = 0  # deeds that keep clients from learning of peers
         self.note(now)
 
     def note(self, now: float) -> None:
@@ -34,7 +36,7 @@ class Reach:
     def blip(self, names: Sequence[str], now: float) -> None:
         """Machines fail or are not reached for a moment only: who asks them then may be told so."""
         unfit = self.unfit
-        self.unfit = unfit.union(names)
+        self.unfit = unfit + Counter(names)
         self.note(now)
         self.unfit = unfit
         self.note(now)
@@ -83,7 +85,9 @@ class Reach:
         return None
 
     def _usable(self, client: str, name: str) -> bool:
-        return name not in self.unfit and client not in self._it.net.offline and self._both(client, name)
+        return (
+            not self.blind and not self.unfit[name] and client not in self._it.net.offline and self._both(client, name)
+        )
 
     def _both(self, one: str, other: str) -> bool:
         return self._it.net.reaches(one, other) and self._it.net.reaches(other, one)

@@ -43,20 +43,29 @@ SHORT_WAIT_S = (0.0, 0.5, 2.0)
 
 @dataclass(frozen=True)
 class Deed:
-    """`after_s` the one before. `aim` picks the victim: among hops in use if `in_use`, else among all peers."""
+    """`after_s` the one before. `aim` picks the victim: among hops in use if `in_use`, else among all peers.
+
+    `at`: not before the `nth` message of that kind leaves (or a while has passed without one), and `lag_s` after it;
+    the victim is then its "source", its "target" or an "other" hop, as `whom` says.
+    """
 
     kind: str
     after_s: float
     for_s: float
     aim: float
     in_use: bool
+    at: str = ""
+    nth: int = 1
+    lag_s: float = 0.0
+    whom: str = ""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Peers p0, p1, ... with `spans`, `pages` of KV and `swap_pages` of host memory, `kept_bytes` of outputs a lease.
     `step_s`: an engine step. `liar`: the peer that says it is 100 times faster than it is. `step_pages`: as many
-    come back from host memory before one step."""
+    come back from host memory before one step. `kept_in_all`: bytes of outputs that all leases of a peer keep;
+    `delay_s`: one way between machines; `wide`: its deeds are of the larger space (`tests/sim/wide.py`)."""
 
     seed: int
     spans: tuple[tuple[int, int], ...]
@@ -68,6 +77,9 @@ class Schedule:
     step_s: float
     liar: int | None
     step_pages: int
+    kept_in_all: int = 1 << 30
+    delay_s: float = 0.005
+    wide: bool = False
 
     @property
     def tight(self) -> bool:

@@ -19,11 +19,13 @@ from shoal.peer.book import Limits, Offer
 from shoal.peer.node import Node, NodeConfig
 from shoal.routing.knowledge import CHUNK_MEASURED
 
+from tests.sim.clock import on_machine
 from tests.sim.network import SimNetwork, SimTransport
 from tests.sim.toy import PAGE_TOKENS, WIDTH, ToyEngine, choose, embed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextvars import Context
 
 N_BLOCKS = 6
 WALL_START = 1_800_000_000.0
@@ -31,12 +33,23 @@ INVITE = Invite(swarm="sim", model="toy", peers=())
 MODEL = Model(n_blocks=N_BLOCKS, width=WIDTH, revision="r1")
 
 
+@dataclass
+class Blinds:
+    """Between clients and the directory. `empty`: they find nobody; `dark`: no look-up ends. Counts, as these may come
+    together."""
+
+    empty: int = 0
+    dark: int = 0
+
+
 class SimDirectory:
     """The directory's contract over a shared table: newest sequence per peer, expiring, withdrawn at once. `known`:
     peers that are nodes of it."""
 
-    def __init__(self, table: dict[str, Record], peer_id: str, wall, known: frozenset[str] = frozenset()) -> None:
-        self.table, self.peer_id, self.wall, self.known = table, peer_id, wall, known
+    def __init__(
+        self, table: dict[str, Record], peer_id: str, wall, known: frozenset[str] = frozenset(), blinds=None
+    ) -> None:
+        self.table, self.peer_id, self.wall, self.known, self.blinds = table, peer_id, wall, known, blinds or Blinds()
         self.sequence = 0
 
     async def announce(self, body: bytes, ttl_s: float) -> None:
@@ -50,6 +63,10 @@ class SimDirectory:
 
     async def lookup(self, within_s: float | None = None) -> list[Record]:
         await asyncio.sleep(0.02)
+        while self.blinds.dark:
+            await asyncio.sleep(0.1)
+        if self.blinds.empty:
+            return []
         return [record for record in self.table.values() if record.expiry > self.wall()]
 
     def nodes(self) -> frozenset[str]:
@@ -76,6 +93,11 @@ class SimPeer:
     node: Node
     announcer: Announcer
     task: asyncio.Task[None]
+    machine: Context
+
+    def tell(self, what: Callable[..., object], *args: object) -> None:
+        """Call something on its machine, by its clock."""
+        self.machine.copy().run(what, *args)
 
 
 @dataclass
@@ -91,6 +113,7 @@ class World:
     draining: dict[str, SimPeer] = field(default_factory=dict)
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     nodes: frozenset[str] = frozenset()
+    blinds: Blinds = field(default_factory=Blinds)
     set_by_s: float = 0.0  # by how much somebody set all clocks on the wall
 
     def __post_init__(self) -> None:
@@ -98,7 +121,7 @@ class World:
         self.net = SimNetwork(random.Random(self.seed + 1))
 
     def wall(self) -> float:
-        return WALL_START + self.set_by_s + asyncio.get_running_loop().time()
+        return WALL_START + self.set_by_s + self.net.now()
 
     async def add_peer(
         self, name: str, start: int, stop: int, limits: Limits = Limits(), lie: float = 1.0, **engine: float
@@ -124,8 +147,9 @@ class World:
         facts = Facts(name, "r1", "none", "float32", decode_s, prefill_s, (), "1", name)
         announcer = Announcer(SimDirectory(self.table, name, self.wall), node, facts)
         ready = asyncio.Event()
-        task = self.tasks.create_task(_serve(node, announcer, ready))
-        peer = self.peers[name] = SimPeer(name, toy, node, announcer, task)
+        machine = on_machine(name)
+        task = self.tasks.create_task(_serve(node, announcer, ready), context=machine)
+        peer = self.peers[name] = SimPeer(name, toy, node, announcer, task, machine)
         await ready.wait()
         return peer
 
@@ -140,7 +164,7 @@ class World:
     async def stop(self, name: str, drain_s: float = 5.0) -> bool:
         """SIGTERM: withdraw, drain, leave."""
         peer = self.draining[name] = self.peers.pop(name)
-        peer.node.leave()
+        peer.tell(peer.node.leave)
         await peer.announcer.withdraw()
         drained = await peer.node.drain(drain_s)
         if self.draining.get(name) is peer:  # it may have died meanwhile, and be back
@@ -153,7 +177,8 @@ class World:
     async def client(self, name: str = "client") -> AsyncIterator[Swarm]:
         """Join as a client."""
         place = Place(
-            SimTransport(self.net, name), SimDirectory(self.table, name, self.wall, self.nodes), INVITE,
+            SimTransport(self.net, name), SimDirectory(self.table, name, self.wall, self.nodes, self.blinds),
+            INVITE,
             refresh_s=1.0, wall=self.wall, clock=asyncio.get_running_loop().time,
             rng=random.Random(f"{self.seed} {name}"), random_bytes=random.Random(f"{self.seed} {name} bytes").randbytes,
         )  # fmt: skip

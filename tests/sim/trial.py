@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shoal.peer.book import Limits
-from shoal.peer.errors import NoRouteError, ProtocolError
-from shoal.peer.wire import PREFIX, Hello, Hidden, Ping, Pong, decode
+from shoal.peer.errors import NoRouteError
+from shoal.peer.wire import Hello, Hidden, Ping, Pong
 
-from tests.sim.clock import VirtualLoop
+from tests.sim.clock import VirtualLoop, on_machine
+from tests.sim.network import messages_in
 from tests.sim.reach import Reach
 from tests.sim.schedule import Schedule, schedule
 from tests.sim.swarm import World, world
 from tests.sim.trouble import Trouble
 from tests.sim.work import Job, expected, perform
+from tests.sim.worse import WorseTrouble
 
 if TYPE_CHECKING:
     from shoal.client.remote import RemoteSession
@@ -91,8 +93,10 @@ class _Trial:
 
     async def _build(self) -> None:
         plan = self.plan
+        self.it.net.delay_s = plan.delay_s
         limits = Limits(
-            kept_bytes_per_lease=plan.kept_bytes, swap_pages=plan.swap_pages, step_pages=plan.step_pages
+            kept_bytes_per_lease=plan.kept_bytes, swap_pages=plan.swap_pages, step_pages=plan.step_pages,
+            kept_bytes=plan.kept_in_all,
         )  # fmt: skip
         for number, (start, stop) in enumerate(plan.spans):
             lie = 100.0 if number == plan.liar else 1.0
@@ -100,13 +104,14 @@ class _Trial:
             self.say(f"p{number} serves {start}:{stop}" + (" and lies about its speed" if lie > 1 else ""))
         self.reach = Reach(self.it, plan.jobs, self.loop.now)
         if self.messages:
-            self.it.net.on_frames = self._say_frames
+            self.it.net.listeners.append(self._say_frames)
 
     async def _work(self) -> None:
-        trouble = Trouble(self.it, self.plan, self.reach, self.say, self._stop_client)
+        kind = WorseTrouble if self.plan.wide else Trouble
+        trouble = kind(self.it, self.plan, self.reach, self.say, self._stop_client)
         async with asyncio.TaskGroup() as tasks:
             for name in sorted({job.client for job in self.plan.jobs}):
-                self.running[name] = [tasks.create_task(self._client(name))]
+                self.running[name] = [tasks.create_task(self._client(name), context=on_machine(name))]
             tasks.create_task(trouble.run())
         self.outcome.deeds = trouble.deeds
 
@@ -134,7 +139,7 @@ class _Trial:
         steps = _Progress(self.loop.now)
 
         def note(count: int) -> None:
-            self.say(f"job {number}: {count} numbers, position {session[0].position}")
+            self.say(f"job {number}: {count} numbers, position {session[-1].position}")
             self._judge_wait(number, job, steps.note(self.loop.now), self.loop.now)
 
         self.say(f"job {number} begins: {job}")
@@ -147,7 +152,7 @@ class _Trial:
             raise
         else:
             verdict = self._judge_numbers(number, got, expected(job))
-        self.outcome.repairs += session[0].stats.repairs if session else 0
+        self.outcome.repairs += sum(one.stats.repairs for one in session)
         self.outcome.jobs.append(verdict)
         self._judge_wait(number, job, steps.last, self.loop.now)
         self.say(f"job {number} ends: {verdict}")
@@ -181,6 +186,8 @@ class _Trial:
                 self.fault(f"leases of {name} are left, and it is still there")
                 return
             await asyncio.sleep(1.0)
+            if self.it.net.hung:  # who stands still gives nothing back meanwhile
+                end = max(end, self.loop.now + LEFT_OVER_S)
 
     async def _check_empty(self) -> None:
         end = self.loop.now + LEFT_OVER_S
@@ -232,16 +239,9 @@ class _Trial:
         swarm.plan, swarm.blame = planned, blamed
 
     def _say_frames(self, source: str, target: str, data: bytes) -> None:
-        while len(data) >= PREFIX.size:
-            header, payload = PREFIX.unpack_from(data)
-            end = PREFIX.size + header + payload
-            try:
-                message = decode(data[PREFIX.size : PREFIX.size + header], data[PREFIX.size + header : end])
-            except ProtocolError:
-                message = None
+        for message in messages_in(data):
             if not isinstance(message, (Hello, Ping, Pong)):
                 self.say(f"    {source}->{target} {_brief(message)}")
-            data = data[end:]
 
 
 class _Progress:

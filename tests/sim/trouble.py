@@ -46,11 +46,15 @@ class Trouble:
         """All deeds in turn; returns when each is taken back."""
         async with self._tasks:
             for deed in self._plan.deeds:
-                await asyncio.sleep(deed.after_s)
+                await self.wait_for(deed)
                 self.deeds.append(deed.kind)
                 await getattr(self, "_" + deed.kind.replace(" ", "_"))(deed)
                 self._changed()
                 asyncio.get_running_loop().call_soon(self._changed)  # what it set going has begun by then
+
+    async def wait_for(self, deed: Deed) -> None:
+        """The moment when it is to be done."""
+        await asyncio.sleep(deed.after_s)
 
     # -- machines and engines -------------------------------------------------------------------------------------
 
@@ -114,12 +118,12 @@ class Trouble:
     async def _break(self, deed: Deed) -> None:
         if (name := self._victim(deed)) is not None:
             self._say(f"{name} loses its device with the next engine step")
-            self._reach.unfit.add(name)
+            self._reach.unfit[name] += 1
             self._it.peers[name].engine.break_next = True
             self._later(deed, lambda: self._replace_broken(name))
 
     async def _replace_broken(self, name: str) -> None:
-        self._reach.unfit.discard(name)
+        self._reach.unfit[name] -= 1
         await self._it.kill(name)
         await self._bring_back(name)
 
@@ -136,11 +140,11 @@ class Trouble:
             request = open_message(session_name("somebody else", next(self._numbers).to_bytes(8, "big")), steps.book)
             if isinstance(lease := steps.book.open(request, "somebody else"), Lease):
                 self._say(f"{name} has no KV left for {deed.for_s:.2f} s")
-                self._reach.unfit.add(name)
+                self._reach.unfit[name] += 1
                 self._later(deed, lambda: self._make_room(name, steps, lease))
 
     async def _make_room(self, name: str, steps: Steps, lease: Lease) -> None:
-        self._reach.unfit.discard(name)
+        self._reach.unfit[name] -= 1
         steps.end(lease)
 
     async def _bring_back(self, name: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import random
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STYLES = ("greedy", "all", "quiet", "rewind", "kept", "guess")
+PAUSES_S = (0.02, 0.3, 1.2, 3.0)  # a "mixed" session's, who thinks between its steps
+FOLLOW_UP = 3  # tokens that a user adds to an answer
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,10 @@ class Job:
     `style`: "greedy"; "all": every state comes back; "quiet": the prompt's first half is answered with nothing;
     "rewind": sets its position back to `back` after `turn` tokens and goes on with other ones; "kept": greedy, and the
     session keeps its inputs itself; "guess": greedy, with guesses that go along, of which some are wrong.
-    `named`: the session is told its prompt, for the prefix cache.
+    "mixed": a few tokens at a time, for some, all or none of their states, with rewinds and pauses between; "chat":
+    `turns` named sessions, each with all of the last one's text before it, and what it ran remembered.
+    `named`: the session is told its prompt, for the prefix cache. It waits for `dwell_s` before its first inputs, and
+    before that for its hops if it `asks`.
     """
 
     client: str
@@ -46,10 +53,14 @@ class Job:
     chunk_tokens: int = 8
     wait_s: float = 60.0
     begin_s: float = 0.0
+    turns: int = 1
+    asks: bool = True
+    dwell_s: float = 0.0
 
     @property
     def max_tokens(self) -> int:
-        return len(self.prompt) + self.count + len(self.prompt) // 2
+        text = len(self.prompt) + (self.turns - 1) * (self.count + FOLLOW_UP)
+        return text + self.count + text // 2
 
 
 class Ends(Protocol):
@@ -58,6 +69,8 @@ class Ends(Protocol):
     position: int
 
     async def feed(self, tokens: Sequence[int], want: Want, *, prompt: bool = True) -> list[list[int]]: ...
+
+    async def pause(self, seconds: float) -> None: ...
 
 
 async def play(job: Job, ends: Ends, note: Callable[[int], None] = lambda _number: None) -> list[int]:
@@ -78,6 +91,9 @@ async def play(job: Job, ends: Ends, note: Callable[[int], None] = lambda _numbe
     if half:
         await feed(job.prompt[:half], Want.NONE)
     token = await feed(job.prompt[half:], want)
+    if job.style == "mixed":
+        await _mix(job, ends, run, token)
+        return seen
     done = 0
     while job.style == "guess" and done < job.count - 1:
         guesses = _guesses(job, done)
@@ -91,6 +107,21 @@ async def play(job: Job, ends: Ends, note: Callable[[int], None] = lambda _numbe
             token = await feed([(token + i) % toy.VOCAB for i in range(len(job.prompt) // 2)], want)
         token = await feed([token], want)
     return seen
+
+
+async def _mix(job: Job, ends: Ends, run: Callable[..., Coroutine[object, object, list[int]]], token: int) -> None:
+    """As an unsteady caller of the Python session does it."""
+    rng = random.Random(f"mixed {job.prompt} {job.turn} {job.back}")
+    for _ in range(job.count - 1):
+        if rng.random() < 0.25:
+            ends.position = rng.randrange(ends.position + 1)
+        if rng.random() < 0.2:
+            await ends.pause(rng.choice(PAUSES_S))
+        count = min(rng.choice([1, 1, 1, 2, 4, 9]), job.max_tokens - ends.position)
+        if count:
+            tokens = [(token + 3 * i) % toy.VOCAB for i in range(count)]
+            want = rng.choice([Want.LAST, Want.ALL, Want.NONE])
+            token = [token + 1, *await run(tokens, want, prompt=rng.random() < 0.4)][-1]
 
 
 def _guesses(job: Job, number: int) -> list[int]:
@@ -137,6 +168,9 @@ class _Undisturbed:
         rows = await self._whole.step(tokens)
         return {Want.NONE: [], Want.LAST: rows[-1:], Want.ALL: rows}[want]
 
+    async def pause(self, seconds: float) -> None:
+        return
+
 
 class _Remote:
     """A session through the swarm."""
@@ -146,6 +180,8 @@ class _Remote:
         self._tokens: list[int] = []
         if job.style != "kept":
             session.recall_with(lambda a, b: states(self._tokens[a:b]))
+        if job.style == "chat":
+            session.remember(lambda: self._tokens)
 
     @property
     def position(self) -> int:
@@ -160,21 +196,43 @@ class _Remote:
         before = len(self._tokens)
         self._tokens += tokens
         if self._job.named and not before:
-            await self._session.ready(self._tokens)
+            if self._job.asks:
+                await self._session.ready(self._tokens)
+            if self._job.dwell_s:
+                await asyncio.sleep(self._job.dwell_s)
             tokens = tokens[self._session.position :]
         rows = await self._session.step(states(tokens), want, prompt=prompt)
         return [[int(number) for number in row] for row in rows.tolist()]
 
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
 
 def expected(job: Job) -> list[int]:
     """What the job gives where nothing happens."""
-    return _at_once(play(job, _Undisturbed(job)))
+    return [number for turn in _turns(job) for number in _at_once(play(turn, _Undisturbed(turn)))]
+
+
+def _turns(job: Job) -> list[Job]:
+    """The sessions of which a job consists."""
+    turns = [replace(job, turns=1)]
+    while len(turns) < job.turns:
+        last = turns[-1]
+        text = (*last.prompt, *_text(last)[: last.count])
+        turns.append(replace(last, prompt=(*text, *((text[-1] + 1 + i) % toy.VOCAB for i in range(FOLLOW_UP)))))
+    return turns
 
 
 async def perform(
     job: Job, swarm: Swarm, note: Callable[[int], None], opened: Callable[[RemoteSession], None]
 ) -> list[int]:
     """Run the job through a swarm. Errors: what the session raises."""
+    return [number for turn in _turns(job) for number in await _converse(turn, swarm, note, opened)]
+
+
+async def _converse(
+    job: Job, swarm: Swarm, note: Callable[[int], None], opened: Callable[[RemoteSession], None]
+) -> list[int]:
     options = SessionOptions(
         max_tokens=job.max_tokens, start=job.start, stop=job.stop, chunk_tokens=job.chunk_tokens, wait_s=job.wait_s,
         priority=job.priority, prompt=Prompt(job.prompt) if job.named else None,

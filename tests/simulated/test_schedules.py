@@ -13,9 +13,11 @@ import pytest
 from tests.sim.schedule import KINDS, schedule
 from tests.sim.toy import ToyEngine
 from tests.sim.trial import EXACT, run_trial
+from tests.sim.wide import WORSE_KINDS, wide
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 SEEDS = 1000
+WIDE_SEEDS = 60
 # Beyond the first thousand, seeds that found a fault once.
 FOUND = [1027, 1127, 1155, 1205, 1260, 1299, 1369, 115441]
 
@@ -39,9 +41,26 @@ def test_a_thousand_schedules_end_exactly_or_in_an_error_that_is_right(tmp_path)
     assert all(f"{kind} " in done.stdout for kind in KINDS)  # everything that may befall did
 
 
+@pytest.mark.timeout(300)
+def test_schedules_of_the_larger_space_end_as_well(tmp_path):
+    done = bench("--wide", "--seeds", str(WIDE_SEEDS), "--jobs", "2", "--json", str(tmp_path / "figures"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures").read_text())
+    assert (figures["schedules"], figures["failed"]) == (WIDE_SEEDS, 0)
+    assert figures["exact"] > 1.5 * WIDE_SEEDS
+    assert figures["repairs"] > WIDE_SEEDS
+    assert all(f"{kind} " in done.stdout for kind in WORSE_KINDS)
+
+
 @pytest.mark.parametrize("seed", FOUND)
 def test_seeds_that_found_a_fault_once(seed):
     assert run_trial(seed).faults == []
+
+
+def test_deeds_of_the_larger_space_strike_at_their_moment():
+    """In the midst of a repair: at its messages, as they leave."""
+    journal = [line for seed in (46, 47, 69) for line in run_trial(wide(seed)).journal]
+    assert {line.split()[2] for line in journal if ": now, or " in line} >= {"Open:", "Reroute:", "Replay:"}
 
 
 @pytest.mark.parametrize(("seed", "befalls"), [(65, "is killed"), (176, "hangs")])
@@ -56,6 +75,13 @@ def test_a_seed_decides_everything_whatever_the_hash_seed():
     assert first.returncode == 0
     assert first.stdout == second.stdout
     assert "Open" in first.stdout
+
+
+def test_a_seed_of_the_larger_space_decides_everything_too():
+    first, second = (bench("--wide", "--seed", "46", "--messages", PYTHONHASHSEED=number) for number in ("1", "2"))
+    assert first.returncode == 0
+    assert first.stdout == second.stdout
+    assert "stands still" in first.stdout
 
 
 def test_a_wrong_number_is_found_and_told(monkeypatch):
