@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.peer.errors import Reason
 from shoal.peer.kept import ALWAYS_KEPT, Kept, KeptOutputs
+from shoal.peer.repeats import Repeats
 from shoal.peer.wire import Hidden, Message, Opened, Receipt, Refused, Want
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Lease:
         self._running: dict[int, int] = {}  # step -> the epoch under which its output was asked for last
         self._begun = False  # a step of its own was run
         self._rows = 0  # that wait or run
+        self._repeats = Repeats()
 
     @property
     def owner(self) -> str:
@@ -117,13 +119,16 @@ class Lease:
         kept.told = self.epoch
         return [*self._answer(kept), self._receipt(hidden.step, times_s)]
 
-    def reroute(self, message: Reroute) -> list[Action]:
-        """Take new neighbours, refill the new next hop if asked, and confirm."""
+    def reroute(self, message: Reroute, now: float) -> list[Action]:
+        """Take new neighbours, refill the new next hop if asked, and confirm. `now`: seconds of the peer's clock."""
         if message.epoch <= self.epoch:
             return []
         self.epoch = message.epoch
         self.prev, self.next = message.prev or self.owner, message.next or self.owner
         self.next_addrs, self.forward_replay = message.next_addrs, False
+        self._repeats.elapse(now)
+        if not self._repeats.take(message.replay_to):
+            return self._refuse_repeat(f"outputs up to position {message.replay_to}")
         pieces = self.kept.replay(message.replay_to, REPLAY_ROWS)
         if pieces is None:
             return self.refuse(Reason.NO_REPLAY, f"outputs up to position {message.replay_to} are no longer kept")
@@ -134,6 +139,10 @@ class Lease:
         """Tell the owner that this lease cannot go on."""
         refused = Refused(session=self.session, epoch=self.epoch, reason=reason, text=text[:512], retry_s=0.0)
         return [Send(self.owner, refused)]
+
+    def _refuse_repeat(self, what: str) -> list[Action]:
+        """The owner can open a lease anew and refill it from its own inputs."""
+        return self.refuse(Reason.NO_REPLAY, f"{what} would go out again too often for what came in")
 
     def _misfit(self, hidden: Hidden) -> str | None:
         if hidden.position + hidden.count > self.max_tokens:
@@ -148,7 +157,7 @@ class Lease:
         if hidden.position != self.position:
             return self.refuse(Reason.GAP, f"replay at position {hidden.position}, KV ends at {self.position}")
         self.position += hidden.count
-        self._rows += hidden.count
+        self._take(hidden.count)
         return [Run(hidden, 0 if self.final else hidden.count)]
 
     def _step(self, hidden: Hidden) -> list[Action]:
@@ -159,11 +168,15 @@ class Lease:
         if (self._begun and hidden.step > self.next_step) or hidden.position > self.position:
             text = f"step {hidden.step} at {hidden.position}; expected {self.next_step} at or before {self.position}"
             return self.refuse(Reason.GAP, text)
-        self._rows += hidden.count
+        self._take(hidden.count)
         self._begun, self.next_step = True, hidden.step + 1
         self.position = hidden.position + hidden.count
         self._running[hidden.step] = self.epoch
         return [Run(hidden, self._rows_back(hidden))]
+
+    def _take(self, rows: int) -> None:
+        self._rows += rows
+        self._repeats.brought(rows)
 
     def _rows_back(self, hidden: Hidden) -> int:
         if not self.final or hidden.want is Want.ALL:
@@ -180,6 +193,8 @@ class Lease:
             return self.refuse(Reason.NO_REPLAY, f"the output of step {step} is no longer kept")
         if kept.told == self.epoch:
             return []  # nobody needs it twice: after a loss there is another epoch
+        if not self._repeats.take(kept.rows):
+            return self._refuse_repeat(f"the output of step {step}")
         kept.told = self.epoch
         return [*self._answer(kept), self._receipt(step, (0.0, 0.0))]
 

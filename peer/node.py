@@ -212,7 +212,7 @@ class Node:
         self.book.residency.rerouted(lease.holding)
         if message.epoch > lease.epoch:  # what waits for the next hop is of the time before, and comes again if need be
             self._pool.forget(lease.next, lease.session, lease.epoch)
-        self.perform(lease, lease.reroute(message))
+        self.perform(lease, lease.reroute(message, self._now()))
 
     def _on_hidden(self, channel: Channel, hidden: Hidden) -> None:
         lease = self.book.find(hidden.session)

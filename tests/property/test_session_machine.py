@@ -189,7 +189,7 @@ class World(RuleBasedStateMachine):
                 self.post(target, source, refused)
         elif isinstance(message, Reroute):
             assert not message.replay_to or not held.begins  # the client knows who cannot refill
-            self.perform(target, held, held.lease.reroute(message))
+            self.perform(target, held, held.lease.reroute(message, self.now))
         elif isinstance(message, Hidden):
             self.perform(target, held, held.lease.accept(message, source))
 

@@ -68,6 +68,7 @@ CORES = (
     "peer/parts.py",
     "peer/prefix.py",
     "peer/rate.py",
+    "peer/repeats.py",
     "peer/residency.py",
     "peer/scheduler.py",
     "peer/turns.py",

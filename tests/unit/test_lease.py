@@ -9,6 +9,7 @@ from shoal.peer.errors import Reason
 from shoal.peer.holding import Holding
 from shoal.peer.kept import ALWAYS_KEPT
 from shoal.peer.lease import REPLAY_ROWS, ROWS_EACH, Lease, Run, Send, Terms
+from shoal.peer.repeats import AT_ONCE, EVERY_S
 from shoal.peer.wire import Hidden, Open, Opened, Receipt, Refused, Reroute, Want
 
 S = b"s" * 16
@@ -81,7 +82,7 @@ def test_after_a_repair_a_duplicate_is_answered_again_and_runs_nothing():
     it = lease()
     first = step(it, 0, 0, 3)
     step(it, 1, 3)
-    it.reroute(reroute(2, prev="before", next="after"))
+    it.reroute(reroute(2, prev="before", next="after"), 0.0)
     again = it.accept(hidden(0, 0, 3, epoch=2), "before")
     assert not any(isinstance(action, Run) for action in again)
     assert [(to, message.payload) for to, message in pushed(again)] == [(to, m.payload) for to, m in pushed(first)]
@@ -93,7 +94,7 @@ def test_a_duplicate_is_answered_once_an_epoch():
     it = lease()
     step(it, 0, 0, 3)
     assert [it.accept(hidden(0, 0), "before") for _ in range(3)] == [[], [], []]
-    it.reroute(reroute(2, prev="before", next="after"))
+    it.reroute(reroute(2, prev="before", next="after"), 0.0)
     assert len(it.accept(hidden(0, 0, epoch=2), "before")) == 2
     assert it.accept(hidden(0, 0, epoch=2), "client") == []
 
@@ -131,7 +132,7 @@ def test_a_step_before_the_end_rewinds():
     step(it, 1, 4)
     step(it, 2, 2, 1, salt=9)
     assert it.position == 3
-    sends = pushed(it.reroute(reroute(2, replay_to=3)))
+    sends = pushed(it.reroute(reroute(2, replay_to=3), 0.0))
     assert b"".join(message.payload for _, message in sends) == payload(0, 2) + payload(2, 1, 9)
     assert refused(it.accept(hidden(3, 4, epoch=2), "before")) is Reason.GAP
 
@@ -193,7 +194,7 @@ def test_replayed_states_refill_without_an_answer():
     assert finish(it, run) == []
     assert it.position == 5
     assert len(step(it, 7, 5)) == 2
-    assert pushed(it.reroute(reroute(2, replay_to=6)))[0][1].payload == payload(0, 6)
+    assert pushed(it.reroute(reroute(2, replay_to=6), 0.0))[0][1].payload == payload(0, 6)
 
 
 def test_replayed_states_are_passed_on_where_the_next_hop_is_new():
@@ -236,7 +237,7 @@ def test_the_last_hop_cuts_its_output_to_what_the_client_wants(want, rows):
     assert [(to, m.rows, m.payload) for to, m in pushed(actions)] == (
         [("client", rows, payload(4 - rows, rows))] if rows else []
     )
-    it.reroute(reroute(2, prev="before"))
+    it.reroute(reroute(2, prev="before"), 0.0)
     again = it.accept(hidden(0, 0, 4, want=want, epoch=2), "before")
     assert [message.payload for _, message in pushed(again)] == [message.payload for _, message in pushed(actions)]
     assert isinstance(again[-1].message, Receipt)
@@ -265,7 +266,7 @@ def test_a_reroute_refills_the_new_hop_before_it_confirms():
     step(it, 0, 0, 300)
     step(it, 1, 300, 299)
     step(it, 2, 599)
-    actions = it.reroute(reroute(2, replay_to=600))
+    actions = it.reroute(reroute(2, replay_to=600), 0.0)
     assert actions[-1] == Send("client", Opened(session=S, epoch=2))
     sends = pushed(actions)
     assert [(to, m.replay, m.epoch) for to, m in sends] == [("new", True, 2)] * len(sends)
@@ -277,7 +278,7 @@ def test_a_reroute_refills_the_new_hop_before_it_confirms():
 def test_a_survivor_behind_the_new_hop_answers_duplicates_to_its_next():
     it = lease()
     first = step(it, 0, 0, 3)
-    assert it.reroute(reroute(2, prev="new before", next="after")) == [Send("client", Opened(session=S, epoch=2))]
+    assert it.reroute(reroute(2, prev="new before", next="after"), 0.0) == [Send("client", Opened(session=S, epoch=2))]
     assert it.accept(hidden(0, 0, 3, epoch=2), "before") == []
     ((to, message),) = pushed(it.accept(hidden(0, 0, 3, epoch=2), "new before"))
     assert (to, message.payload, message.epoch) == ("after", pushed(first)[0][1].payload, 2)
@@ -287,7 +288,7 @@ def test_a_step_that_runs_during_a_reroute_goes_to_the_new_hop_when_it_is_asked_
     it = lease()
     step(it, 0, 0)
     (run,) = it.accept(hidden(1, 1), "before")
-    it.reroute(reroute(2, replay_to=1))
+    it.reroute(reroute(2, replay_to=1), 0.0)
     assert it.accept(hidden(1, 1, epoch=2), "before") == []
     ((to, message),) = pushed(finish(it, run))
     assert (to, message.epoch, message.step) == ("new", 2, 1)
@@ -298,7 +299,7 @@ def test_a_step_that_runs_during_a_reroute_does_not_overtake_those_before_it():
     it = lease()
     runs = [run for number in range(2) for run in it.accept(hidden(number, number), "before")]
     finish(it, runs[0])
-    it.reroute(reroute(2, replay_to=0))
+    it.reroute(reroute(2, replay_to=0), 0.0)
     assert pushed(finish(it, runs[1])) == []
     again = [it.accept(hidden(number, number, epoch=2), "before") for number in range(2)]
     assert [message.step for actions in again for _, message in pushed(actions)] == [0, 1]
@@ -307,13 +308,13 @@ def test_a_step_that_runs_during_a_reroute_does_not_overtake_those_before_it():
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_an_old_reroute_is_ignored(epoch):
     it = lease()
-    assert it.reroute(reroute(epoch)) == []
+    assert it.reroute(reroute(epoch), 0.0) == []
     assert (it.epoch, it.next) == (1, "after")
 
 
 def test_a_reroute_to_the_client_itself():
     it = lease()
-    it.reroute(reroute(2, prev="", next=""))
+    it.reroute(reroute(2, prev="", next=""), 0.0)
     assert (it.prev, it.next) == ("client", "client")
 
 
@@ -321,14 +322,14 @@ def test_what_was_not_run_cannot_be_replayed():
     it = lease()
     step(it, 0, 0, 2)
     it.accept(hidden(1, 2), "before")
-    assert refused(it.reroute(reroute(2, replay_to=3))) is Reason.NO_REPLAY
+    assert refused(it.reroute(reroute(2, replay_to=3), 0.0)) is Reason.NO_REPLAY
 
 
 def test_what_the_budget_took_cannot_be_replayed():
     it = lease(kept_bytes=8)
     for number in range(ALWAYS_KEPT + 1):
         step(it, number, number)
-    assert refused(it.reroute(reroute(2, replay_to=ALWAYS_KEPT))) is Reason.NO_REPLAY
+    assert refused(it.reroute(reroute(2, replay_to=ALWAYS_KEPT), 0.0)) is Reason.NO_REPLAY
     assert refused(it.accept(hidden(0, 0, epoch=2), "before")) is Reason.NO_REPLAY
     assert pushed(it.accept(hidden(1, 1, epoch=2), "before"))[0][1].payload == payload(1, 1)
 
@@ -340,6 +341,57 @@ def test_more_steps_in_flight_than_can_be_answered_again_are_refused():
     assert refused(it.accept(hidden(ALWAYS_KEPT, ALWAYS_KEPT), "before")) is Reason.LIMIT
 
 
+# -- how often outputs go out again ------------------------------------------------------------------------------------
+
+
+def replayed(actions) -> int:
+    return sum(message.count for _, message in pushed(actions))
+
+
+def test_what_came_in_once_is_not_sent_to_others_without_end():
+    """A frame of a few bytes brings all that was kept, to whomever the client names."""
+    it = lease()
+    step(it, 0, 0, 500)
+    answers = [it.reroute(reroute(epoch, replay_to=500), 7.0) for epoch in range(2, 202)]
+    assert sum(map(replayed, answers)) == AT_ONCE * 500
+    assert {refused(answer) for answer in answers[AT_ONCE:]} == {Reason.NO_REPLAY}
+    again = it.reroute(reroute(300, replay_to=500), 7.0 + EVERY_S)
+    assert replayed(again) == 500, "once more a while later"
+    assert refused(it.reroute(reroute(301, replay_to=500), 7.0 + EVERY_S)) is Reason.NO_REPLAY
+
+
+def test_an_hour_of_faults_every_five_seconds_is_refilled_each_time():
+    """After many in a row, some of which needed two tries."""
+    it = lease()
+    step(it, 0, 0, 500)
+    epochs = iter(range(2, 10_000))
+    for _ in range(AT_ONCE // 2):
+        assert replayed(it.reroute(reroute(next(epochs), replay_to=500), 0.0)) == 500
+    for fault in range(1, 721):
+        for _ in range(2 if fault % 5 == 0 else 1):
+            actions = it.reroute(reroute(next(epochs), replay_to=500), 5.0 * fault)
+            assert replayed(actions) == 500
+
+
+def test_a_pause_saves_nothing_up():
+    it = lease()
+    step(it, 0, 0, 500)
+    answers = [it.reroute(reroute(epoch, replay_to=500), 1e6) for epoch in range(2, 202)]
+    assert sum(map(replayed, answers)) == AT_ONCE * 500
+
+
+def test_a_row_does_not_bring_a_whole_prompt_again_without_end():
+    """Under each new epoch a duplicate is answered, and one row of it is enough to ask."""
+    it = lease()
+    step(it, 0, 0, 500)
+    answers = []
+    for epoch in range(2, 202):
+        it.reroute(reroute(epoch), 0.0)
+        answers.append(it.accept(hidden(0, 0, epoch=epoch), "before"))
+    assert sum(map(replayed, answers)) == AT_ONCE * 500
+    assert {refused(answer) for answer in answers[AT_ONCE:]} == {Reason.NO_REPLAY}
+
+
 # -- a prompt that was in the KV already -----------------------------------------------------------------------------
 
 
@@ -347,7 +399,7 @@ def test_a_lease_goes_on_behind_what_was_cached_and_cannot_refill_others():
     it = lease(cached=64)
     assert it.position == 64
     assert len(step(it, 0, 64, 3)) == 2
-    assert refused(it.reroute(reroute(2, replay_to=67))) is Reason.NO_REPLAY
+    assert refused(it.reroute(reroute(2, replay_to=67), 0.0)) is Reason.NO_REPLAY
     assert pushed(it.accept(hidden(0, 64, 3, epoch=2), "before"))  # answering again needs no beginning
 
 
@@ -356,7 +408,7 @@ def test_where_another_hop_knew_less_the_first_step_comes_before_the_cached_end(
     step(it, 0, 0, 64)
     step(it, 1, 64)
     assert it.position == 65
-    assert b"".join(m.payload for _, m in pushed(it.reroute(reroute(2, replay_to=65)))) == payload(0, 65)
+    assert b"".join(m.payload for _, m in pushed(it.reroute(reroute(2, replay_to=65), 0.0))) == payload(0, 65)
 
 
 def test_a_gap_behind_what_was_cached_is_refused():
