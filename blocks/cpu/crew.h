@@ -34,12 +34,14 @@ static inline void rest(void) {
 /* Does what nobody has taken. An index is taken only in the loop that was looked at: its number is a part of `open`. */
 static uint64_t take_part(int64_t who) {
     uint64_t open = atomic_load(&crew.open);
+    int64_t done = 0;
     while ((open & LEFT) && who < atomic_load(&crew.threads))
         if (atomic_compare_exchange_weak(&crew.open, &open, open - 1)) {
             crew.work(crew.given, crew.count - (int64_t)(open & LEFT), who);
-            atomic_fetch_add(&crew.done, 1);
+            done++;
             open = atomic_load(&crew.open);
         }
+    if (done) atomic_fetch_add(&crew.done, done);
     return open;
 }
 

@@ -3,7 +3,7 @@
 #include "vectors.h"
 
 enum { ROWS = 4 };              /* a tile: ROWS rows of a matrix by at most TOKENS tokens */
-enum { SHARE_BYTES = 1 << 16 }; /* of a matrix: about what a thread takes at a time, some microseconds' reading */
+enum { SHARE_BYTES = 1 << 17 }; /* of a matrix: about what a thread takes at a time, some ten microseconds' reading */
 
 /* out[t][r] for ROWS rows of weight and n_tokens of x: n numbers each, x's rows x_step apart, out's out_step. Meanwhile
  * n_ahead rows are fetched from memory: its own prefetching waits while rows are multiplied that are here already. */
