@@ -11,13 +11,17 @@ from shoal.routing.view import View
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable
+    from collections.abc import Set as AbstractSet
 
+    from shoal.dht.directory import Nodes
     from shoal.peer.pool import ChannelPool
     from shoal.routing.announcement import Announcement
     from shoal.routing.route import Hop
 
 AT_ONCE = 512  # peers that are tried together
 ENOUGH = 64  # as many will do where those that are surely there hold every block
+A_FEW = 8  # strangers that are tried while others lead to the first token
+HEAD_START_S = 0.3  # of those that are told to be there, before strangers; most links take less
 PATIENCE = 0.5  # once those that answered hold every block, the others get so much of the time that it took
 ASK_AGAIN_S = 30.0
 UNUSED_S = 30.0
@@ -32,6 +36,10 @@ class Acquaintance:
         self._asked: dict[str, float] = {}  # peers of the view, and when they were tried last
         self._trying: set[str] = set()
         self._used: dict[str, float] = {}  # open links, and when a session last needed them
+        self._view, self._more = View(0), False
+        self._likely: frozenset[str] = frozenset()  # to be there: they answered, or others have measured the way
+        self._told: frozenset[str] = frozenset()  # those, and whom nodes named, which a single one may do to anybody
+        self._later: list[Announcement] = []  # strangers that are tried if the others do not answer
         self._news = asyncio.Event()
 
     def opened(self, peer_id: str) -> None:
@@ -47,25 +55,32 @@ class Acquaintance:
         """A peer takes long to let us in: until it has, others come first."""
         self.met.discard(peer_id)
 
-    def greet(self, view: View, answering: frozenset[str]) -> None:
-        """Try peers that were not tried lately. `answering`: those that we have heard from by other ways."""
+    def greet(self, view: View, nodes: Nodes, *, more: bool = False) -> None:
+        """Try peers that were not tried lately. `more`: a greater view is about to come."""
+        vouched = {name for peer in view.peers for name, _ in peer.rtts}
+        some = A_FEW if more or self._more else ENOUGH
+        self._view, self._more = view, more
+        self._likely = nodes.answering | vouched
+        self._told = self._likely | nodes.named
+        self._news.set()
         now, names = self._now(), {peer.peer_id for peer in view.peers}
         self.met &= names | {*self._pool.peers()}  # a record that one look-up missed closes no link
         self._asked = {name: at for name, at in self._asked.items() if name in names and now - at < ASK_AGAIN_S}
         fresh = [peer for peer in view.peers if peer.peer_id not in self.met | self._asked.keys()]
-        for peer in self._choose(view, fresh, answering):
-            self._asked[peer.peer_id] = now
-            self._trying.add(peer.peer_id)
-            self._pool.connect(peer.peer_id, peer.addrs)
+        first, self._later = self._choose(fresh, nodes.answering, some)
+        self._try(first)
 
-    async def settle(self, view: View, start: int, stop: int) -> None:
-        """Wait until peers that were met hold blocks `[start, stop)` and the others have had their chance, or until
-        nobody is being tried any more (a connect has an end)."""
+    async def settle(self, start: int, stop: int) -> None:
+        """Wait until peers that were met hold blocks `[start, stop)` and others that may be there have had their
+        chance, or until nobody is being tried any more (a connect has an end)."""
         begin = self._now()
-        while self._trying and not self._hold(view, start, stop):
-            await self._next_news(None)
+        while (self._trying or self._more or self._later) and not self._hold(self.met, start, stop):
+            if not self._trying & self._told or self._now() - begin >= HEAD_START_S:
+                self._try(self._later)
+                self._later = []
+            await self._next_news(HEAD_START_S if self._later else None)
         end = self._now() + PATIENCE * (self._now() - begin)
-        while self._trying and self._now() < end:
+        while self._now() < end and self._awaited(start, stop):
             await self._next_news(end - self._now())
 
     def here(self, view: View, hops: Iterable[Hop]) -> bool:
@@ -86,23 +101,38 @@ class Acquaintance:
         for name in [name for name, at in self._used.items() if now - at > UNUSED_S]:
             self._pool.drop(name)
 
-    def _choose(self, view: View, fresh: list[Announcement], answering: frozenset[str]) -> list[Announcement]:
-        """Of many, those that answered us, then those whose distance others have announced, if they hold every block: a
-        ghost has none unless somebody lies for it. The others then have time, and come some at a time."""
-        if len(fresh) <= ENOUGH:
-            return fresh
-        vouched = {name for peer in view.peers for name, _ in peer.rtts}
-        order = self._rng.sample(fresh, len(fresh))
-        order.sort(key=lambda peer: (peer.peer_id not in answering, peer.peer_id not in vouched))
-        likely = self.met | answering | vouched
-        there = tuple(peer for peer in view.peers if peer.peer_id in likely)
-        if View(view.n_blocks, there, view.at).missing():
-            return order[:AT_ONCE]
-        return ([peer for peer in order if peer.peer_id in likely] or order)[:ENOUGH]
+    def _choose(
+        self, fresh: list[Announcement], answering: frozenset[str], some: int
+    ) -> tuple[list[Announcement], list[Announcement]]:
+        """Whom to try now, and whom if those do not answer. Of many, those that answered us, then those whose distance
+        others have announced, if they hold every block: a ghost has none unless somebody lies for it. The others then
+        have time, and come some at a time."""
+        likely = self._likely | self.met
+        order = fresh
+        if len(fresh) > ENOUGH:
+            order, held = self._rng.sample(fresh, len(fresh)), self._hold(likely)
+            order.sort(key=lambda peer: (peer.peer_id not in answering, peer.peer_id not in likely))
+            order = ([peer for peer in order if peer.peer_id in likely] or order)[:ENOUGH] if held else order[:AT_ONCE]
+        told = [peer for peer in order if peer.peer_id in likely | self._told]
+        strangers = [peer for peer in order if peer.peer_id not in likely | self._told]
+        if self._hold(self.met):
+            return told + strangers[:some], []
+        return (told + strangers[:some], strangers[some:]) if self._hold(self._told) else (order, [])
 
-    def _hold(self, view: View, start: int, stop: int) -> bool:
-        met = tuple(peer for peer in view.peers if peer.peer_id in self.met)
-        return all(View(view.n_blocks, met, view.at).coverage()[start:stop])
+    def _try(self, peers: Iterable[Announcement]) -> None:
+        for peer in peers:
+            self._asked[peer.peer_id] = self._now()
+            self._trying.add(peer.peer_id)
+            self._pool.connect(peer.peer_id, peer.addrs)
+
+    def _awaited(self, start: int, stop: int) -> AbstractSet[str]:
+        """Of those that are being tried, who is worth some time."""
+        return self._trying & self._told if self._hold(self._told, start, stop) else self._trying
+
+    def _hold(self, names: AbstractSet[str], start: int = 0, stop: int | None = None) -> bool:
+        """Whether these peers hold blocks `[start, stop)`."""
+        those = tuple(peer for peer in self._view.peers if peer.peer_id in names)
+        return all(View(self._view.n_blocks, those, self._view.at).coverage()[start:stop])
 
     def _heard(self, peer_id: str) -> None:
         self._trying.discard(peer_id)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shoal.dht.background import background
-from shoal.dht.directory import open_directory
+from shoal.dht.directory import Nodes, open_directory
 from shoal.dht.errors import HostError, JoinError
 from shoal.dht.host import open_host
 from shoal.dht.remembered import Remembered
@@ -93,9 +93,16 @@ class Network:
                 return records
             self._gone(host)
 
-    def nodes(self) -> frozenset[str]:
+    async def rest(self) -> list[Record]:
         """See `Directory`."""
-        return self._directory.nodes() if self._up.is_set() else frozenset()
+        await self._up.wait()
+        host = self._host
+        records = await self._directory.rest()
+        return await self.lookup() if host.died.is_set() else records
+
+    def nodes(self) -> Nodes:
+        """See `Directory`."""
+        return self._directory.nodes() if self._up.is_set() else Nodes()
 
     async def live(self, first: asyncio.Future[None]) -> None:
         """Keep a daemon and a place in the directory until cancelled; `first` tells how it went the first time."""

@@ -14,6 +14,7 @@ from shoal.client.actions import Plan, SessionTerms, Work
 from shoal.client.alone import alone
 from shoal.client.backend import Shape
 from shoal.client.familiar import Familiar, choose, familiar_route
+from shoal.client.lookout import WAIT, Lookout
 from shoal.client.measured import Measured
 from shoal.client.options import Model, SessionOptions
 from shoal.client.place import Place, SwarmOptions
@@ -24,29 +25,27 @@ from shoal.peer.errors import NoRouteError
 from shoal.peer.link import IMPATIENT
 from shoal.peer.pool import ChannelPool, PoolConfig
 from shoal.peer.wire import SESSION_BYTES, session_name
-from shoal.routing.announcement import AnnouncementError, decode
 from shoal.routing.chunks import chunk_of, lines_hold_up
 from shoal.routing.health import Health
 from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
 from shoal.routing.route import CHUNK_TOKENS
-from shoal.routing.view import View, fold
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from shoal.dht.invite import Invite
+    from shoal.dht.record import Record
     from shoal.peer.channel import Channel
     from shoal.peer.errors import HopError
     from shoal.peer.wire import Message
     from shoal.routing.knowledge import Knowledge
     from shoal.routing.route import Hop
+    from shoal.routing.view import View
 
 __all__ = ["Model", "Place", "SessionOptions", "Swarm", "SwarmOptions", "join_swarm"]
 
 SECRET_BYTES = 32
-FIRST_LOOK_S = 0.05  # who joins a swarm of thousands begins with those whose records are verified by then
-SECOND_LOOK_S = 1.0
-WAIT = "wait for one (--wait 60) or start one."
+FIRST_LOOK_S = 0.05  # who joins begins with what the first node said, and is verified by then
 
 
 class Swarm:
@@ -55,8 +54,7 @@ class Swarm:
     def __init__(self, place: Place, model: Model) -> None:
         self.model = model
         self._place = place
-        self._view = View(model.n_blocks)
-        self._other_revisions: dict[str, str] = {}
+        self._lookout = Lookout(model)
         self._measured, self._familiar = Measured(), Familiar()
         self._secret = place.random_bytes(SECRET_BYTES)  # of the names that prompts get
         self._sessions: dict[bytes, RemoteSession] = {}
@@ -88,53 +86,42 @@ class Swarm:
     @property
     def view(self) -> View:
         """The latest snapshot of the swarm."""
-        return self._view
+        return self._lookout.view
 
     @property
     def other_revisions(self) -> dict[str, str]:
         """Peers that serve another revision of the model, which is why they are not in the view."""
-        return dict(self._other_revisions)
+        return dict(self._lookout.other_revisions)
 
     async def refresh(self, within_s: float | None = None) -> View:
         """Look the swarm up now. `within_s`: see `Directory.lookup`."""
-        records = await self._place.directory.lookup(within_s)
-        now = self._place.wall()
-        fresh, self._other_revisions = [], {}
-        known = {(peer.peer_id, peer.sequence, peer.expiry): peer for peer in self._view.peers}
-        for record in records:
-            if record.revision != self.model.revision:
-                self._other_revisions[record.peer_id] = record.revision
-                continue
-            try:
-                same = known.get((record.peer_id, record.sequence, record.expiry))
-                fresh.append(same or decode(record, self.model.n_blocks))
-            except AnnouncementError:
-                continue  # one bad record hides no other
-        withdrawn = {peer.peer_id for peer in self._view.peers} - {peer.peer_id for peer in fresh}
-        old = self._view.with_peers(peer for peer in self._view.peers if peer.peer_id not in withdrawn)
-        self._view = fold(old, fresh, now)
-        self._met.greet(self._view, self._place.directory.nodes())
-        self.presence.refreshed(self._view)
-        return self._view
+        return self._seen(await self._place.directory.lookup(within_s), more=within_s is not None)
+
+    def _seen(self, records: Sequence[Record], *, more: bool = False) -> View:
+        """Take what the directory gave; `more` is to come."""
+        view = self._lookout.take(records, self._place.wall())
+        self._met.greet(view, self._place.directory.nodes(), more=more)
+        self.presence.refreshed(view)
+        return view
 
     async def wait_covered(self, timeout_s: float, on_view: Callable[[View], None] | None = None) -> View:
         """The view once every block has a holder. Errors: `NoRouteError` naming the missing blocks."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
-        while self._view.missing():
+        while self.view.missing():
             if loop.time() >= end:
-                raise NoRouteError(self._why_missing(), tuple(self._view.missing()))
+                raise NoRouteError(self._lookout.why_missing(), tuple(self.view.missing()))
             await asyncio.sleep(min(0.5, max(0.0, end - loop.time())))
             await self.refresh()
             if on_view is not None:
-                on_view(self._view)
-        return self._view
+                on_view(self.view)
+        return self.view
 
     @asynccontextmanager
     async def session(self, options: SessionOptions) -> AsyncIterator[RemoteSession]:
         """A generation over a route of its own. Errors show in its first `step`."""
         terms = self._terms(options)
-        await self._met.settle(self._view, terms.start, terms.stop)
+        await self._met.settle(terms.start, terms.stop)
         remote = RemoteSession(terms, Shape(options.chunk_tokens, options.wait_s, options.dtype), self)
         self._sessions[terms.session] = remote
         try:
@@ -158,7 +145,7 @@ class Swarm:
 
     def addrs(self, peer_id: str) -> tuple[str, ...]:
         """Where a peer says that it can be reached; empty if it is not in the view."""
-        return next((peer.addrs for peer in self._view.peers if peer.peer_id == peer_id), ())
+        return next((peer.addrs for peer in self.view.peers if peer.peer_id == peer_id), ())
 
     def plan(self, plan: Plan, work: Work) -> Route | NoRoute:
         """Hops for a lost span, from the latest view and what was measured."""
@@ -171,18 +158,18 @@ class Swarm:
         # Peers that have let us in come first; a doubtful one is better than none, too.
         trusting = replace(request, knowledge=replace(knowledge, banned=frozenset()))
         found: Route | NoRoute = NoRoute((), "")
-        for ask in (replace(request, avoid=plan.avoid | self._met.strangers(self._view)), request, trusting):
+        for ask in (replace(request, avoid=plan.avoid | self._met.strangers(self.view)), request, trusting):
             if isinstance(found, NoRoute):
-                found = plan_route(self._view, ask, now, self._place.rng)
+                found = plan_route(self.view, ask, now, self._place.rng)
         if isinstance(found, NoRoute):
-            advice = "" if self._view.missing() else f"{WAIT.capitalize()} "  # what misses a holder is told with it
-            return replace(found, reason=f"{found.reason} {advice}{self._revision_hint()}".rstrip())
+            advice = "" if self.view.missing() else f"{WAIT.capitalize()} "  # what misses a holder is told with it
+            return replace(found, reason=f"{found.reason} {advice}{self._lookout.revision_hint()}".rstrip())
         if plan.here:
-            return found if self._met.here(self._view, found.hops) else NoRoute((), "nobody else has let us in yet")
+            return found if self._met.here(self.view, found.hops) else NoRoute((), "nobody else has let us in yet")
         begins = work.begins
         if begins is None or (known := self._familiar.find(begins.groups)) is None:
             return found
-        familiar = familiar_route(self._view, request, known, now, self._place.rng)
+        familiar = familiar_route(self.view, request, known, now, self._place.rng)
         return choose(found, familiar, awaited=begins.prompt.awaited)
 
     def held(self, terms: SessionTerms, token_ids: Sequence[int], hops: tuple[Hop, ...]) -> None:
@@ -192,7 +179,7 @@ class Swarm:
 
     def chunk_tokens(self, hops: Sequence[Hop], tokens: int, token_bytes: int) -> int:
         """In which pieces a prompt passes a route soonest."""
-        return chunk_of(self._view.columns, self.knowledge(), hops, tokens, token_bytes)
+        return chunk_of(self.view.columns, self.knowledge(), hops, tokens, token_bytes)
 
     def blame(self, error: HopError) -> None:
         """Remember a failure."""
@@ -214,7 +201,7 @@ class Swarm:
         for session in self._sessions.values():
             self._measured.learn(session.stats.take_news(), now)
         line = self._pool.upload(), self._pool.rates()
-        return self._measured.knowledge(self._view.columns, self._pool.rtts(), now, *line)
+        return self._measured.knowledge(self.view.columns, self._pool.rtts(), now, *line)
 
     def _terms(self, options: SessionOptions) -> SessionTerms:
         invite, me = self._place.invite, self._place.transport.peer_id
@@ -236,18 +223,17 @@ class Swarm:
         stop, token_bytes = options.stop or self.model.n_blocks, row_bytes(options.dtype, self.model.width)
         work = Work(0, 1, options.max_tokens, CHUNK_TOKENS, token_bytes)
         found = self.plan(Plan(options.start, stop, frozenset(), None, None), work)
-        slow = isinstance(found, Route) and lines_hold_up(self._view.columns, self.knowledge(), found.hops, token_bytes)
+        slow = isinstance(found, Route) and lines_hold_up(self.view.columns, self.knowledge(), found.hops, token_bytes)
         return "int8" if slow else options.dtype
 
     def _precision(self, peer_id: str) -> str:
         """How a peer computes, as it announces: its outputs depend on it."""
-        return next((f"{peer.quantization} {peer.dtype}" for peer in self._view.peers if peer.peer_id == peer_id), "")
+        return next((f"{peer.quantization} {peer.dtype}" for peer in self.view.peers if peer.peer_id == peer_id), "")
 
     async def _watch(self) -> None:
-        pause_s = min(SECOND_LOOK_S, self._place.refresh_s)
+        self._seen(await self._place.directory.rest())
         while True:
-            await asyncio.sleep(pause_s)
-            pause_s = self._place.refresh_s
+            await asyncio.sleep(self._place.refresh_s)
             await self.refresh()
             needed = {hop.peer_id for session in self._sessions.values() for hop in session.route}
             self._met.tidy(needed | self.presence.watched)
@@ -275,13 +261,6 @@ class Swarm:
         self.presence.lost(peer_id)
         for session in list(self._sessions.values()):
             alone(session, partial(session.on_lost, peer_id, f"{peer_id} {why}"))
-
-    def _why_missing(self) -> str:
-        missing, hint = ", ".join(map(str, self._view.missing())), self._revision_hint()
-        return f"no peer serves blocks {missing}: {WAIT} {hint}".rstrip()
-
-    def _revision_hint(self) -> str:
-        return self.model.beside(self._other_revisions)
 
 
 @asynccontextmanager

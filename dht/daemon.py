@@ -36,6 +36,15 @@ class Handling(dict[Any, "asyncio.Task[None]"]):
         task.add_done_callback(lambda _: self.pop(number, None))
 
 
+class Waiting(dict[Any, "asyncio.Future[Any]"]):
+    """Calls whose answers somebody waits for, by their number: an answer that meets a call which has just been given up
+    would end hivemind's reader, and no later call would ever be answered."""
+
+    def __contains__(self, number: Any) -> bool:
+        call = self.get(number)
+        return call is not None and not call.done()
+
+
 class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
     """One libp2p daemon. died: set as soon as the daemon's output ends, which is when it dies."""
 
@@ -73,9 +82,11 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
 
     @classmethod
     async def create(cls, *args: Any, **kwargs: Any) -> Any:
-        """As hivemind's, but that it forgets requests whose asker has gone: it would keep each of them for ever."""
+        """As hivemind's, but that it forgets requests whose asker has gone, which it would keep for ever, and bears
+        answers that nobody waits for."""
         daemon = await super().create(*args, **kwargs)
         daemon._client.control._handler_tasks = Handling()
+        daemon._client.control._pending_calls = Waiting()
         return daemon
 
     @staticmethod

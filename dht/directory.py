@@ -12,12 +12,13 @@ import os
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from shoal.dht.envelope import Envelope
 from shoal.dht.errors import JoinError
 from shoal.dht.identity import PUBLIC_BYTES
 from shoal.dht.keys import SHARDS, record_key, shard_key
+from shoal.dht.looking import Looking
 from shoal.dht.maddr import is_loopback, is_relayed
 from shoal.dht.node import Node, Sighting, open_node
 from shoal.dht.opening import Backlog, Opened, Opener
@@ -27,6 +28,7 @@ from shoal.dht.twin import answers_at
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from shoal.dht.foreign import PeerID
     from shoal.dht.host import Host
     from shoal.dht.identity import Identity
     from shoal.dht.invite import Invite
@@ -36,6 +38,13 @@ logger = logging.getLogger(__name__)
 
 MAX_TTL_S = 285.0  # others refuse more than 300 s, and clocks may differ by a few
 TWIN_ADVICE = "stop it, or give this one another identity file"
+
+
+class Nodes(NamedTuple):
+    """Peers that answer as nodes of the directory, and so are there; and those that they named in the last look-up."""
+
+    answering: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
 
 
 class Directory(Protocol):
@@ -50,12 +59,16 @@ class Directory(Protocol):
         ...
 
     async def lookup(self, within_s: float | None = None) -> list[Record]:
-        """The newest live record of each peer, verified and decrypted; `expiry` is in this machine's own clock. What
-        is not verified so many seconds after the last node's answer is left for the next look-up."""
+        """The newest live record of each peer, verified and decrypted; `expiry` is in this machine's own clock.
+        `within_s`: what is verified so many seconds after the first node's answer; the look-up then goes on."""
         ...
 
-    def nodes(self) -> frozenset[str]:
-        """Peers that answer as nodes of the directory: they are there, whatever their records say."""
+    async def rest(self) -> list[Record]:
+        """The same once all have answered that the last look-up asked, and all is verified."""
+        ...
+
+    def nodes(self) -> Nodes:
+        """Who answers, whatever its record says."""
         ...
 
 
@@ -70,6 +83,7 @@ class DHTDirectory:
         self._run = round(time.time() * 1000).to_bytes(6, "big") + os.urandom(2)  # earlier runs compare lower
         self._sequence = 0
         self._expiry = 0.0
+        self._looking: Looking | None = None
         self._seen: dict[str, Opened] = {}  # the newest of each peer, until it expires
 
     async def announce(self, body: bytes, ttl_s: float) -> None:
@@ -92,16 +106,23 @@ class DHTDirectory:
 
     async def lookup(self, within_s: float | None = None) -> list[Record]:
         """See `Directory`."""
-        keys = [shard_key(self._invite.namespace, shard) for shard in range(SHARDS)]
-        held = {*(opened.raw for opened in self._seen.values()), *self._backlog}
-
-        def come(raws: list[bytes]) -> None:
-            new = set(raws) - held
-            held.update(new)  # others have it too, and it is opened once
-            self._backlog.add(new)
-
-        await self._node.look(*keys, held=frozenset(held), on_found=come)
+        if self._looking is None or self._looking.over:
+            keys = [shard_key(self._invite.namespace, shard) for shard in range(SHARDS)]
+            held = (*(opened.raw for opened in self._seen.values()), *self._backlog)
+            self._looking = Looking(self._node, keys, held, self._backlog)
+        await self._looking.wait(for_all=within_s is None)
         await self._backlog.wait(within_s)
+        return self._live()
+
+    async def rest(self) -> list[Record]:
+        """See `Directory`."""
+        if self._looking is None:
+            return await self.lookup()
+        await self._looking.wait(for_all=True)
+        await self._backlog.wait(hurried=False)
+        return self._live()
+
+    def _live(self) -> list[Record]:
         self._forget_expired()
         # A record counts until it expires, also where the nodes that hold it do not answer just now.
         offset_s = self._node.clock_offset_s
@@ -111,9 +132,10 @@ class DHTDirectory:
             if opened.envelope is not None
         ]
 
-    def nodes(self) -> frozenset[str]:
+    def nodes(self) -> Nodes:
         """See `Directory`."""
-        return frozenset(map(str, self._node.protocol.routing_table.peers()))
+        answering = frozenset(map(str, self._node.protocol.routing_table.peers()))
+        return Nodes(answering, frozenset(map(str, self._named())) - answering)
 
     async def refuse_twin(self, sighting: Sighting | None = None) -> None:
         """JoinError if another running peer uses our identity: its record is live, and it answers where that says."""
@@ -146,8 +168,10 @@ class DHTDirectory:
         if sighting.nearest and not taken:
             logger.warning("none of %d directory nodes took our record", len(sighting.nearest))
 
-    def close(self) -> None:
-        """Verify nothing more."""
+    async def close(self) -> None:
+        """Ask for nothing and verify nothing more."""
+        if self._looking is not None:
+            await self._looking.end()
         self._backlog.close()
 
     def _note(self, raw: bytes) -> None:
@@ -163,8 +187,12 @@ class DHTDirectory:
         self._seen = {peer_id: opened for peer_id, opened in self._seen.items() if opened.record.expiry > now}
 
     def _met(self) -> list[bytes]:
-        """Public keys of the nodes that have answered: those are there."""
-        return [peer.to_bytes()[-PUBLIC_BYTES:] for peer in self._node.protocol.routing_table.peers()]
+        """Public keys of the nodes that have answered, which are there, and before them of those that they named."""
+        answering = self._node.protocol.routing_table.peers()
+        return [peer.to_bytes()[-PUBLIC_BYTES:] for peer in (*self._named().difference(answering), *answering)]
+
+    def _named(self) -> set[PeerID]:
+        return self._looking.named if self._looking is not None else set()
 
 
 @asynccontextmanager
@@ -191,7 +219,7 @@ async def open_directory(
         try:
             yield directory
         finally:
-            directory.close()
+            await directory.close()
 
 
 def _place(maddrs: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ from shoal.dht.steady import steady
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
-    from shoal.dht.asking import OnFound
+    from shoal.dht.asking import Listener
     from shoal.dht.host import Host
 
 logger = logging.getLogger(__name__)
@@ -77,22 +77,24 @@ class Node:
         if not self.protocol.client_mode:  # nobody is to find a guest, and its first look-up finds others for it
             await self.look(self.protocol.node_id.to_bytes())
 
-    async def look(self, *keys: bytes, held: Iterable[bytes] = (), on_found: OnFound | None = None) -> list[Sighting]:
+    async def look(self, *keys: bytes, held: Iterable[bytes] = (), listener: Listener | None = None) -> list[Sighting]:
         """Search for keys, all at once, asking each node met for all of them; records that are `held` are not fetched
-        again, and may be missing in what is found. `on_found` gets what is found while the search goes on."""
-        asking = Asking(self.protocol, keys, held, on_found)
+        again, and may be missing in what is found. `listener` hears of it while the search goes on."""
+        asking = Asking(self.protocol, keys, held, listener)
         searches = [Search(key, asking.ask) for key in keys]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for search in searches:
                     tasks.create_task(search.run(self._seeds(search.key), self.host.p2p.peer_id))
+            for search, found in zip(searches, await asking.rest(), strict=True):
+                search.records.update(found.records)
         finally:
             await asking.close()
         for search in searches:
             here = self.protocol.store.get(search.key, self.now())
             search.records.update(here)
-            if on_found is not None:
-                on_found(here)
+            if listener is not None:
+                listener.found(here)
         return [Sighting(search.records, search.nearest(REPLICAS)) for search in searches]
 
     async def store(self, key: bytes, raw: bytes, nearest: Sequence[PeerID]) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SLICE_S = 0.0005  # an answer passes some eight rounds of the loop
+PAUSE_S = 0.001  # between them while nobody waits for the last one
 
 
 class Opened(NamedTuple):
@@ -74,6 +75,7 @@ class Backlog:
         self._waiting: dict[bytes, list[bytes]] = {}  # by public key
         self._favoured: set[bytes] = set()
         self._work: asyncio.Task[None] | None = None
+        self._hurried = 0
 
     def __iter__(self) -> Iterator[bytes]:
         return (raw for raws in self._waiting.values() for raw in raws)
@@ -86,11 +88,15 @@ class Backlog:
             self._favoured.clear()
             self._work = asyncio.create_task(self._open_all())
 
-    async def wait(self, within_s: float | None = None) -> None:
-        """Until all are open, or so many seconds have passed: the others are opened later."""
+    async def wait(self, within_s: float | None = None, *, hurried: bool = True) -> None:
+        """Until all are open, or so many seconds have passed: the others are opened later, with pauses."""
         if (work := self._work) is None:
             return
-        await asyncio.wait({work}, timeout=within_s)
+        self._hurried += hurried
+        try:
+            await asyncio.wait({work}, timeout=within_s)
+        finally:
+            self._hurried -= hurried
         if work.done():
             self._work = None if self._work is work else self._work
             if not work.cancelled():
@@ -110,7 +116,7 @@ class Backlog:
                 key = first.pop() if first else next(iter(self._waiting))
                 self._favoured.add(key)
                 self._open_of(key)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0 if self._hurried else PAUSE_S)
         self._work = None
 
     def _open_of(self, key: bytes) -> None:

@@ -13,7 +13,7 @@ from shoal.dht.record import MAX_RECORD_BYTES
 from shoal.dht.store import DIGEST_BYTES, MAX_RECORDS_PER_KEY
 
 LENGTH = struct.Struct(">H")
-DIGESTS, SOME = b"d", b"s"  # after a key: what is wanted of its records, if not all of them
+DIGESTS, SOME, FEW = b"d", b"s", b"f"  # after a key: what is wanted of its records, if not all of them
 
 
 def pack(records: list[bytes], budget_bytes: int) -> bytes:
@@ -42,7 +42,7 @@ def unpack(packed: bytes) -> list[bytes]:
 def is_asked(wanted: tuple[bytes, bytes, bytes]) -> bool:
     """Whether that is a key, what of its records is wanted, and as many whole digests as there may be."""
     key, what, digests = wanted
-    if len(key) != KEY_BYTES or what not in {b"", DIGESTS, SOME} or (digests and what != SOME):
+    if len(key) != KEY_BYTES or what not in {b"", DIGESTS, SOME, FEW} or (digests and what != SOME):
         return False
     return len(digests) % DIGEST_BYTES == 0 and len(digests) <= MAX_RECORDS_PER_KEY * DIGEST_BYTES
 

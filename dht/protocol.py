@@ -16,7 +16,7 @@ from shoal.dht.drawing import Drawing, bytes_drawn, offers_drawn
 from shoal.dht.errors import RecordError
 from shoal.dht.foreign import CALL_ERRORS, DHTID, DHTProtocol, P2PContext, PeerID, dht_pb2
 from shoal.dht.keys import KEY_BYTES, network_of, node_key
-from shoal.dht.packing import DIGESTS, cut, digests_in, is_asked, pack, some_of, unpack
+from shoal.dht.packing import DIGESTS, FEW, cut, digests_in, is_asked, pack, some_of, unpack
 from shoal.dht.steady import steady
 from shoal.dht.store import DIGEST_BYTES, RecordStore
 from shoal.dht.table import LimitedTable
@@ -122,8 +122,8 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
         """Give the records under up to 64 keys, within 3 MiB in all and what the asker may draw, and the nearest nodes
-        known. What follows a key asks for the digests of its records (DIGESTS), or for those with the digests that
-        follow (SOME)."""
+        known. What follows a key asks for the digests of its records (DIGESTS), for those with the digests that follow
+        (SOME), or for a few to begin with (FEW)."""
         wanted = [(key[:KEY_BYTES], key[KEY_BYTES : KEY_BYTES + 1], key[KEY_BYTES + 1 :]) for key in request.keys]
         if not 0 < len(wanted) <= MAX_KEYS or request.ByteSize() > MAX_REQUEST_BYTES or not all(map(is_asked, wanted)):
             return dht_pb2.FindResponse(peer=self.node_info)
@@ -170,6 +170,9 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
     def _result(self, key: bytes, what: bytes, digests: bytes, budget_bytes: int, asker: PeerID) -> dht_pb2.FindResult:
         if what == DIGESTS:
             value = b"".join(self.store.digests(key, self.now())[: budget_bytes // DIGEST_BYTES])
+        elif what == FEW:
+            known = frozenset(map(str, self.routing_table.peers()))
+            value = pack(self.store.few(key, self.now(), known), budget_bytes)
         else:
             some, now = frozenset(cut(digests)), self.now()
             value = pack(self.store.some(key, some, now) if what else self.store.get(key, now), budget_bytes)
@@ -221,6 +224,10 @@ class ShoalDHT(DHTProtocol):  # type: ignore[misc]  # hivemind is untyped
         `some`: for each key the digests of the records that are wanted, if not all are."""
         asked = keys if some is None else [some_of(*each) for each in zip(keys, some, strict=True)]
         return await self._find(peer, asked, lambda value, peers: Found(unpack(value), peers))
+
+    async def call_few(self, peer: PeerID, keys: Sequence[bytes]) -> list[Found] | None:
+        """As `call_find`, for at most `store.FEW` records under each key."""
+        return await self._find(peer, [key + FEW for key in keys], lambda value, peers: Found(unpack(value), peers))
 
     async def call_digests(self, peer: PeerID, keys: Sequence[bytes]) -> list[Told] | None:
         """As `call_find`, for digests in place of records."""

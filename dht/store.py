@@ -11,6 +11,7 @@ takes about the same work.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter, OrderedDict
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,11 +22,14 @@ from shoal.dht.keys import record_key
 from shoal.dht.record import open_record
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from shoal.dht.record import Record
 
 MAX_RECORDS_PER_KEY = 512
 MAX_RECORDS = 32_768  # 64 MiB at most
 SWEEP_EVERY_S = 10.0
+FEW = 8  # enough of each key to begin with
 DIGEST_BYTES = 8  # too many for anybody to make a record that passes for another's
 
 
@@ -106,6 +110,14 @@ class RecordStore:
         """Those of what `get` gives that have such digests."""
         shelf = self._shelves.get(key, {}).values()
         return [kept.raw for kept in shelf if kept.digest in digests and kept.expiry > now]
+
+    def few(self, key: bytes, now: float, known: Container[str]) -> list[bytes]:
+        """At most `FEW` of what `get` gives, of peers that surely are there, if so many are: of those that are `known`,
+        then those that brought theirs, then any."""
+        live = [(peer_id, kept) for peer_id, kept in self._shelves.get(key, {}).items() if kept.expiry > now]
+        random.shuffle(live)
+        live.sort(key=lambda each: (each[0] not in known, not each[1].by_owner))
+        return [kept.raw for _, kept in live[:FEW]]
 
     def asks_whence(self, key: bytes, peer_id: str) -> bool:
         """Whether it may decide from which network that peer comes, and that is not known."""

@@ -12,6 +12,7 @@ import torch
 from shoal.client.options import Model, SessionOptions
 from shoal.client.prefix import Prompt
 from shoal.client.swarm import Place, Swarm
+from shoal.dht.directory import Nodes
 from shoal.dht.invite import Invite
 from shoal.dht.record import Record
 from shoal.peer.announcer import Announcer, Facts
@@ -42,13 +43,14 @@ class Blinds:
     dark: int = 0
 
 
+NOBODY = Nodes()
+
+
 class SimDirectory:
     """The directory's contract over a shared table: newest sequence per peer, expiring, withdrawn at once. `known`:
-    peers that are nodes of it."""
+    peers that are nodes of it, and those named."""
 
-    def __init__(
-        self, table: dict[str, Record], peer_id: str, wall, known: frozenset[str] = frozenset(), blinds=None
-    ) -> None:
+    def __init__(self, table: dict[str, Record], peer_id: str, wall, known: Nodes = NOBODY, blinds=None) -> None:
         self.table, self.peer_id, self.wall, self.known, self.blinds = table, peer_id, wall, known, blinds or Blinds()
         self.sequence = 0
 
@@ -69,7 +71,10 @@ class SimDirectory:
             return []
         return [record for record in self.table.values() if record.expiry > self.wall()]
 
-    def nodes(self) -> frozenset[str]:
+    async def rest(self) -> list[Record]:
+        return await self.lookup()
+
+    def nodes(self) -> Nodes:
         return self.known
 
 
@@ -112,7 +117,7 @@ class World:
     peers: dict[str, SimPeer] = field(default_factory=dict)
     draining: dict[str, SimPeer] = field(default_factory=dict)
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
-    nodes: frozenset[str] = frozenset()
+    nodes: Nodes = NOBODY
     blinds: Blinds = field(default_factory=Blinds)
     set_by_s: float = 0.0  # by how much somebody set all clocks on the wall
 

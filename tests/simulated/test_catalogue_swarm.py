@@ -8,11 +8,12 @@ import random
 from dataclasses import replace
 
 import pytest
+from shoal.client.lookout import Lookout
+from shoal.dht.directory import Nodes
 from shoal.peer.book import Limits
 from shoal.peer.errors import NoRouteError
 from shoal.peer.wire import VERSION, Hello, encode
 from shoal.routing.announcement import decode
-from shoal.routing.view import View
 
 from tests.sim import toy
 from tests.sim.clock import run
@@ -328,10 +329,10 @@ def test_a_clients_clock_that_is_off_by_ten_minutes_refuses_no_peer(off_s):
                 async def lookup(self, within_s=None):
                     return [replace(record, expiry=record.expiry + off_s) for record in await directory.lookup()]
 
-                nodes = directory.nodes
+                rest, nodes = lookup, directory.nodes
 
             swarm._place = replace(place, directory=Elsewhere(), wall=lambda: wall() + off_s)
-            swarm._view = View(N_BLOCKS)
+            swarm._lookout = Lookout(swarm.model)
             await swarm.refresh()
             return await generate(swarm, PROMPT, 8)
 
@@ -370,7 +371,7 @@ def test_who_answers_in_the_directory_is_tried_before_ghosts_and_these_later_if_
     async def main():
         async with world(4, DOUBLE) as it:
             haunt(it, 500)
-            it.nodes = nodes
+            it.nodes = Nodes(nodes)
             async with it.client() as swarm:
                 tried = set(swarm._pool.peers())
                 assert await generate(swarm, PROMPT, 1, wait_s=60.0) == EXPECTED[:1]

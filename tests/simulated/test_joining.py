@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 
-from shoal.client import swarm as swarm_module
+from shoal.client import lookout
 from shoal.routing.announcement import decode
 
 from tests.sim.clock import run
@@ -39,7 +39,7 @@ def test_other_revisions_are_those_of_now_and_few_are_named():
                 it.table[name] = replace(record, peer_id=name, revision=f"revision{number}", expiry=it.wall() + 20)
             await swarm.refresh()
             assert len(swarm.other_revisions) == 100
-            assert len(swarm._revision_hint()) < 200
+            assert len(swarm._lookout.revision_hint()) < 200
             it.table["other0"] = replace(it.table["other0"], revision="r1")
             for number in range(1, 99):
                 del it.table[f"other{number}"]
@@ -52,7 +52,7 @@ def test_other_revisions_are_those_of_now_and_few_are_named():
 def test_what_was_read_before_is_not_read_again(monkeypatch):
     """In a swarm of thousands that would take longer than the tokens between two looks."""
     read = []
-    monkeypatch.setattr(swarm_module, "decode", lambda record, n: read.append(record.peer_id) or decode(record, n))
+    monkeypatch.setattr(lookout, "decode", lambda record, n: read.append(record.peer_id) or decode(record, n))
 
     async def main() -> None:
         async with world(3, [(0, 3), (3, 6), (0, 6)]) as it, it.client() as swarm:

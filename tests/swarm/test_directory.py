@@ -83,9 +83,9 @@ async def test_a_guest_finds_all_and_is_asked_by_nobody(swarm):
     await alice.announce(b"alice", 60)
     assert [record.body for record in await guest.lookup()] == [b"alice"]
     nodes = {swarm.host.peer_id, alice._identity.peer_id}
-    assert guest.nodes() == nodes
+    assert guest.nodes().answering == nodes
     await alice.lookup()
-    assert set(map(str, swarm.node.protocol.routing_table.peers())) | alice.nodes() == nodes
+    assert set(map(str, swarm.node.protocol.routing_table.peers())) | alice.nodes().answering == nodes
 
 
 async def test_watch_sees_changes(swarm):
@@ -298,7 +298,7 @@ async def test_a_large_shard_is_read_within_the_wires_limit(swarm):
     together = await bob._node.protocol.call_find(swarm.host.p2p.peer_id, keys)
     assert 100 < len(together[0].records) < 512, "all keys at once share the reply"
     (one, *_) = await bob._node.look(*keys)
-    assert len(one.records) == 512, "so a look-up asks for them one by one"
+    assert len(one.records) == 512, "so a look-up asks for so many one by one"
 
 
 @pytest.mark.calm
@@ -352,7 +352,7 @@ async def test_a_peer_rejoins_when_its_bootstrap_node_returns():
             port = int(maddrs[0].split("/")[4])
             async with open_host(HostConfig(identity=identity, port=port)) as again, open_node(again) as node:
                 async with asyncio.timeout(15):
-                    while not (node.protocol.routing_table.peers() and alice.nodes()):
+                    while not (node.protocol.routing_table.peers() and alice.nodes().answering):
                         await asyncio.sleep(0.1)
                 await alice.announce(b"back", 60)
                 assert len(node.protocol.store) == 1

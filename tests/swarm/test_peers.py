@@ -161,7 +161,8 @@ async def test_a_private_swarm_is_invisible_and_closed_without_its_secret(folder
         for who, reason in ((stranger, Reason.WRONG_MODEL), (thief, Reason.FORBIDDEN)):
             async with join_swarm(who, joined.model) as outside:
                 assert not (await outside.refresh()).peers
-                outside._view = joined.view  # even one who has learned who serves is turned away
+                outside._place = replace(outside._place, directory=joined._place.directory)
+                assert (await outside.refresh()).peers  # even one who has learned who serves is turned away
                 async with outside.session(SessionOptions(max_tokens=8)) as session:
                     with pytest.raises(NoRouteError):
                         await session.step(torch.zeros(1, 64))

@@ -8,7 +8,7 @@ import pytest
 from shoal.dht import asking
 from shoal.dht.asking import Asking
 from shoal.dht.protocol import Found, Told
-from shoal.dht.store import digest_of
+from shoal.dht.store import FEW, digest_of
 
 KEYS = (b"a" * 20, b"b" * 20)
 
@@ -32,6 +32,14 @@ class Nodes:
             found.append(Found(records, [f"next to {peer}"]))
         return found
 
+    async def call_few(self, peer, keys):
+        self.calls.append((peer, "few"))
+        if not await self._answers(peer):
+            return None
+        found = [Found(sorted(self.has[peer].get(key, ()))[:FEW], [f"next to {peer}"]) for key in keys]
+        self.sent += [(peer, raw) for each in found for raw in each.records]
+        return found
+
     async def call_digests(self, peer, keys):
         self.calls.append((peer, "digests"))
         if not await self._answers(peer):
@@ -52,9 +60,10 @@ async def look(nodes: Nodes, *order: str, held=()) -> set[bytes]:
     one = Asking(nodes, KEYS, held)
     try:
         found = await asyncio.gather(*(one.ask(peer, key) for peer in order for key in KEYS))
+        found += await one.rest()
     finally:
         await one.close()
-    assert all(each is None or each.peers for each in found)
+    assert all(each is None or each.peers for each in found[: len(order) * len(KEYS)])
     return {raw for each in found if each for raw in each.records}
 
 
@@ -98,25 +107,47 @@ async def test_a_first_one_that_does_not_answer_in_time_is_not_waited_for(silent
     assert asyncio.all_tasks() <= {asyncio.current_task(), asked[0]}
 
 
+class Ear:
+    """What a listener heard, in order."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def found(self, raws) -> None:
+        self.heard += raws
+
+    def answered(self, named) -> None:
+        self.heard.append(set(named))
+
+
 async def test_what_comes_is_told_as_it_comes_and_the_next_node_is_asked_meanwhile():
-    """The first node's keys are slow and quick: what is quick neither waits nor holds others up."""
-    nodes = Nodes(one={KEYS[0]: {b"1"}, KEYS[1]: {b"2"}})
-    told: list[bytes] = []
-    slow = asyncio.Event()
-    whole = nodes.call_find
+    """The first node gives a few of many at once; the others, that are slow, hold nobody up."""
+    many = [bytes([65 + number]) for number in range(FEW + 2)]
+    nodes, told, slow = Nodes(one={KEYS[0]: {*many}, KEYS[1]: {b"2"}}), Ear(), asyncio.Event()
+    digests = nodes.call_digests
 
-    async def call_find(peer, keys, some=None):
-        if keys == [KEYS[1]]:
-            await slow.wait()
-        return await whole(peer, keys, some)
+    async def call_digests(peer, keys):
+        await slow.wait()
+        return await digests(peer, keys)
 
-    nodes.call_find = call_find
-    one = Asking(nodes, KEYS, on_found=told.extend)
-    late = asyncio.ensure_future(one.ask("one", KEYS[1]))
+    nodes.call_digests = call_digests
+    one = Asking(nodes, KEYS, listener=told)
     async with asyncio.timeout(2):
-        assert (await one.ask("one", KEYS[0])).records == [b"1"]
-        assert told == [b"1"]
+        assert (await one.ask("one", KEYS[0])).records == many[:FEW]
+        assert (await one.ask("one", KEYS[1])).records == [b"2"]
+        assert told.heard == [*many[:FEW], b"2", {"next to one"}]
         slow.set()
-        assert (await late).records == [b"2"]
-    assert told == [b"1", b"2"]
+        assert [sorted(found.records) for found in await one.rest()] == [many[FEW:], []]
+    assert sorted(told.heard[-3:-1]) == many[FEW:]
+    assert told.heard[-1] == {"next to one"}
     await one.close()
+
+
+async def test_many_long_records_are_asked_for_key_by_key():
+    """One answer takes three MiB, however many keys share it."""
+    many = {number.to_bytes(2, "big") for number in range(800)}
+    nodes = Nodes(one={KEYS[0]: many, KEYS[1]: {b"2"}}, two={KEYS[0]: many, KEYS[1]: {b"2", b"3"}})
+    assert await look(nodes, "one", "two") == many | {b"2", b"3"}
+    assert len(nodes.sent) == len(many) + 2, "each once"
+    kinds = [kind for peer, kind in nodes.calls if peer == "one"]
+    assert kinds == ["few", "digests", "some"], "nothing of the other key"
