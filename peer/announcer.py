@@ -100,9 +100,9 @@ class Announcer:
             peer_id=facts.peer_id, sequence=0, expiry=0.0, start=node.engine.start, stop=node.engine.stop,
             state=self.state, quantization=facts.quantization, dtype=facts.dtype,
             decode_s=facts.decode_s * slower, prefill_s=facts.prefill_s * slower,
-            queue=self._load(), free_tokens=node.book.free_tokens, max_chunk=MAX_CHUNK, addrs=facts.addrs,
-            rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name, revision=facts.revision,
-            reach=facts.reach, upload_bps=node.upload(), rates=self._slow_ways(),
+            queue=self._load(), free_tokens=node.book.room_tokens(node.config.clock()), max_chunk=MAX_CHUNK,
+            addrs=facts.addrs, rtts=tuple(node.rtts().items()), version=facts.version, name=facts.name,
+            revision=facts.revision, reach=facts.reach, upload_bps=node.upload(), rates=self._slow_ways(),
         )  # fmt: skip
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.peer.errors import Reason
+from shoal.peer.giving import NEWCOMER, Shares, side_of
 from shoal.peer.kept import KeptBudget
 from shoal.peer.lease import Lease, Terms
 from shoal.peer.residency import Residency
@@ -66,12 +67,20 @@ class LeaseBook:
         self.kept = KeptBudget(limits.kept_bytes)
         self.leases: dict[bytes, Lease] = {}
         self._orphans: dict[bytes, float] = {}  # session -> when its lease ends
+        self._gone: dict[bytes, Lease] = {}  # that gave way, as many as there may be leases
 
     @property
     def free_tokens(self) -> int:
         """Positions that a new lease could still get: all of it must fit onto the device at once."""
         free = self.residency.total - self.residency.committed
         return min(free, self.offer.n_pages) * self.offer.page_tokens
+
+    def room_tokens(self, now: float) -> int:
+        """As `free_tokens`, for a client that has nothing here, to which idle leases give way."""
+        residency = self.residency
+        shares = Shares(self.leases.values(), _pages_of, residency.total, NEWCOMER)
+        room = shares.room(residency.total - residency.committed, now)
+        return min(room, self.offer.n_pages) * self.offer.page_tokens
 
     @property
     def pages(self) -> PageAllocator:
@@ -82,8 +91,10 @@ class LeaseBook:
         """Clients that hold leases."""
         return {lease.owner for lease in self.leases.values()}
 
-    def open(self, request: Open, client: str, link: int = 0) -> Lease | Refused:
-        """A new lease for a client that asks over `link`, or why not."""
+    def open(
+        self, request: Open, client: str, link: int = 0, network: str | None = None, now: float = 0.0
+    ) -> Lease | Refused:
+        """A new lease for a client of a network that asks over `link`, or why not."""
         if (refused := self._check(request, client)) is not None:
             return refused
         scope = client, request.start, request.stop
@@ -93,10 +104,33 @@ class LeaseBook:
             text = f"{self.free_tokens} of {request.max_tokens} tokens are free, in {free} pages"
             return _refusal(request, Reason.BUSY, text, BUSY_RETRY_S)
         kept_bytes = self.limits.kept_bytes_per_lease
-        lease = Lease(request, Terms(client, holding, self.offer.width, kept_bytes, self.kept, link))
+        lease = Lease(request, Terms(client, holding, self.offer.width, kept_bytes, self.kept, link, network))
+        lease.heard = now
         self.leases[request.session] = lease
+        self._gone.pop(request.session, None)
         self.opened += 1
         return lease
+
+    def giving_way(self, request: Open, client: str, network: str | None, now: float) -> list[Lease]:
+        """Idle leases that give way to one that was refused as `BUSY`, so that it fits; none if that cannot be."""
+        leases, residency, side = self.leases.values(), self.residency, side_of(client, network)
+        if self._held(client) >= self.limits.leases_per_client:
+            return []
+        need = residency.pages_for(request.max_tokens)
+        if (lacking := residency.committed + need - residency.total) > 0:
+            return Shares(leases, _pages_of, residency.total, side).giving(need, lacking, now)
+        return Shares(leases, lambda _lease: 1, self.limits.leases, side).giving(1, 1, now)
+
+    def gave_way(self, lease: Lease) -> None:
+        """A lease was ended for another one: its owner is told if it comes back to it."""
+        lease.gave_way = True
+        self._gone[lease.session] = lease
+        if len(self._gone) > self.limits.leases:
+            del self._gone[next(iter(self._gone))]
+
+    def addressed(self, session: bytes) -> Lease | None:
+        """A lease by session, or what is known of one that gave way."""
+        return self.leases.get(session) or self._gone.get(session)
 
     def find(self, session: bytes, client: str | None = None) -> Lease | None:
         """A lease by session; with `client`, only if that client owns it."""
@@ -150,10 +184,16 @@ class LeaseBook:
         if request.max_tokens > self.offer.n_pages * self.offer.page_tokens:
             text = f"{request.max_tokens} tokens are more than this peer's KV can ever hold"
             return _refusal(request, Reason.LIMIT, text)
-        held = sum(lease.owner == client for lease in self.leases.values())
-        if held >= self.limits.leases_per_client or len(self.leases) >= self.limits.leases:
+        if self._held(client) >= self.limits.leases_per_client or len(self.leases) >= self.limits.leases:
             return _refusal(request, Reason.BUSY, "all leases are taken", BUSY_RETRY_S)
         return None
+
+    def _held(self, client: str) -> int:
+        return sum(lease.owner == client for lease in self.leases.values())
+
+
+def _pages_of(lease: Lease) -> int:
+    return lease.holding.max_pages
 
 
 def _refusal(request: Open, reason: Reason, text: str, retry_s: float = 0.0) -> Refused:

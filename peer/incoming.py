@@ -61,6 +61,18 @@ def relieve(links: Mapping[int, Channel], leases: Collection[Lease]) -> None:
             _end(channel, "left too much half done")
 
 
+def note_arriving(links: Mapping[int, Channel], leases: Collection[Lease], before: dict[int, int], now: float) -> None:
+    """What links bring of messages in parts is heard by the leases that it may be for. `before`: by link, what there
+    was of it the last time; it is brought up to date."""
+    held = {number: channel.link.parts.held for number, channel in links.items()}
+    bring = {links[number].remote for number, size in held.items() if size and size != before.get(number)}
+    before.clear()
+    before.update(held)
+    for lease in leases:
+        if lease.owner in bring or lease.prev in bring:
+            lease.heard = now
+
+
 def _held(channel: Channel) -> int:
     return channel.link.parts.held + channel.queued_bytes
 

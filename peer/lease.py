@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.peer.errors import Reason
+from shoal.peer.giving import side_of
 from shoal.peer.kept import ALWAYS_KEPT, Kept, KeptOutputs
 from shoal.peer.repeats import Repeats
 from shoal.peer.wire import Hidden, Message, Opened, Receipt, Refused, Want
@@ -52,7 +53,7 @@ Action: TypeAlias = Send | Run
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What was agreed when the lease was opened; `width` is the model's hidden size, `holding` its share of the KV,
-    `link` the owner's link that it was opened over."""
+    `link` the owner's link that it was opened over, `network` whence that came (None: it does not count)."""
 
     owner: str
     holding: Holding
@@ -60,6 +61,7 @@ class Terms:
     kept_bytes: int
     kept_shared: KeptBudget | None = None
     link: int = 0
+    network: str | None = None
 
 
 ROWS_EACH = 4  # times its tokens may wait for a lease: its prompt, begun anew, behind a refill, while the old one runs
@@ -86,11 +88,18 @@ class Lease:
         self._begun = False  # a step of its own was run
         self._rows = 0  # that wait or run
         self._repeats = Repeats()
+        self.side = side_of(terms.owner, terms.network)  # whose share of this peer it is
+        self.heard = 0.0  # when a message for it came last, in seconds of the peer's clock
+        self.gave_way = False  # to another client's: it has ended, and its owner is told when it goes on
 
     @property
     def owner(self) -> str:
         """Peer id of the client."""
         return self.terms.owner
+
+    def quiet_s(self, now: float) -> float:
+        """Seconds for which nothing was done for it, and nothing came."""
+        return 0.0 if self.holding.jobs else now - max(self.heard, self.holding.idle_since)
 
     def accept(self, hidden: Hidden, sender: str) -> list[Action]:
         """Decide about hidden states that `sender` pushed."""
@@ -98,6 +107,8 @@ class Lease:
             return []
         if hidden.epoch != self.epoch:
             return []
+        if self.gave_way:
+            return self.refuse(Reason.UNKNOWN_LEASE, "it was idle, and its room went to another client")
         if (wrong := self._misfit(hidden)) is not None:
             return self.refuse(Reason.LIMIT, wrong)
         if self._rows + hidden.count > ROWS_EACH * self.max_tokens:

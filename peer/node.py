@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self
 from shoal.peer.book import LeaseBook, Limits, Offer
 from shoal.peer.channel import Channel
 from shoal.peer.dialling import DialBudget
+from shoal.peer.door import Door
 from shoal.peer.errors import Reason
-from shoal.peer.incoming import has_room, relieve, unfinished
+from shoal.peer.incoming import has_room, note_arriving, relieve, unfinished
 from shoal.peer.lease import Run, Send
 from shoal.peer.line import Line
 from shoal.peer.link import IMPATIENT, Patience
@@ -63,9 +64,11 @@ class Node:
         self.book = LeaseBook(config.offer, config.limits)
         self.steps = Steps(engine, self.book, self, config)
         self.tally = self.steps.tally
+        self._door = Door(self.book, self.steps)
         self.broken = self.steps.broken  # set when the device is lost for good; every lease has ended then
         self._links: dict[int, Channel] = {}  # all that others opened
         self._numbers = count()
+        self._held: dict[int, int] = {}  # by link, of messages in parts when that was looked at last
         self._unused: dict[str, float] = {}  # peers whose link serves no lease, and since when
         self._now = config.clock
         self._line = config.line
@@ -180,15 +183,16 @@ class Node:
     def _on_open(self, number: int, channel: Channel, request: Open) -> None:
         """A lease belongs to the link that it is opened over. A client may have given that link up already, and what it
         sent over it may come late, in whatever order: nothing that is opened over another one is touched by that."""
-        self._settle_replaced(request, channel.remote)
-        lease = self.book.open(request, channel.remote, number)
+        client = channel.remote
+        self._settle_replaced(request, client)
+        lease = self._door.open(request, client, number, self.transport.whence(client), self._now())
         if isinstance(lease, Refused):
             channel.send(lease)
         else:
             channel.send(Opened(session=request.session, epoch=request.epoch, cached=lease.position))
             if request.next:
                 # The first states shall not wait for it.
-                self._pool.connect(request.next, request.next_addrs, channel.remote)
+                self._pool.connect(request.next, request.next_addrs, client)
 
     def _on_close(self, channel: Channel, message: Close) -> None:
         lease = self.book.find(message.session, channel.remote)
@@ -209,16 +213,18 @@ class Node:
         if lease is None:
             channel.send(_unknown(message.session, message.epoch))
             return
+        lease.heard = self._now()
         self.book.residency.rerouted(lease.holding)
         if message.epoch > lease.epoch:  # what waits for the next hop is of the time before, and comes again if need be
             self._pool.forget(lease.next, lease.session, lease.epoch)
         self.perform(lease, lease.reroute(message, self._now()))
 
     def _on_hidden(self, channel: Channel, hidden: Hidden) -> None:
-        lease = self.book.find(hidden.session)
+        lease = self.book.addressed(hidden.session)
         if lease is None:
             channel.send(_unknown(hidden.session, hidden.epoch))
             return
+        lease.heard = self._now()
         self.perform(lease, lease.accept(hidden, channel.remote))
 
     def perform(self, lease: Lease, actions: Sequence[Action], *, at_once: bool = False) -> None:
@@ -269,6 +275,7 @@ class Node:
             for lease in self.book.sweep(self._now()):
                 self.steps.end(lease)
             self._drop_unused(self._now())
+            note_arriving(self._links, self.book.leases.values(), self._held, self._now())
             relieve(self._links, self.book.leases.values())
             busy, was_busy = bool(self.book.leases), busy
             if was_busy and not busy and self.config.at_rest is not None:

@@ -52,7 +52,7 @@ class Residency:
 
     def open(self, max_tokens: int, priority: int, scope: Scope, keys: tuple[bytes, ...] = ()) -> Holding | None:
         """A place for a lease, with the pages of what is known of its prompt (`end` positions); None if it is full."""
-        needed = self._count(max_tokens)
+        needed = self.pages_for(max_tokens)
         if self.committed + needed > self.total:
             return None
         self._number += 1
@@ -149,7 +149,7 @@ class Residency:
         """Give the lease a place for these tokens, and bring back what it needs before them."""
         if position < holding.end:
             self._rewind(holding, position)
-        last = self._count(position + count)
+        last = self.pages_for(position + count)
         needs = self._needs(holding, last)
         later = holding.later(needs, self._may_return)
         enough = later == needs or needs <= self.pages.free
@@ -223,7 +223,7 @@ class Residency:
         if not holding.fresh:
             holding.keys = holding.keys[: position // PREFIX_TOKENS]
         self._leave_chunks(holding, position // PREFIX_TOKENS)
-        keep = self._count(position)
+        keep = self.pages_for(position)
         while holding.saved and holding.n_pages - holding.saved[0].count >= keep:
             del holding.saved[0]
         if not holding.saved:
@@ -291,6 +291,6 @@ class Residency:
                 self.prefix.leave(chunk)
         holding.note_next_chunk()
 
-    def _count(self, tokens: int) -> int:
+    def pages_for(self, tokens: int) -> int:
         """Pages for so many tokens."""
         return -(-tokens // self._page_tokens)

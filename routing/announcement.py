@@ -41,11 +41,11 @@ class Announcement:
     """One peer's claim: which blocks it serves, how fast, how busy it is and how to reach it.
 
     `decode_s`: seconds one decode token spends in this peer's engine per block when alone. `prefill_s`: seconds per
-    prompt token and block. `queue`: sessions in service. `free_tokens`: KV tokens not claimed. `max_chunk`: prompt
-    tokens in one message. `rtts`: (peer id, measured round trip in seconds). `name`: free text for people. `reach`: how
-    others get to it. `upload_bps`: bytes/s that it can send, 0 if it does not know; `rates`: (peer id, bytes/s) of ways
-    to others that were seen to carry much less. `state`: a `paused` peer keeps its blocks loaded and takes nobody;
-    versions that do not know the word read `draining`.
+    prompt token and block. `queue`: sessions in service. `free_tokens`: KV tokens that somebody new could get.
+    `max_chunk`: prompt tokens in one message. `rtts`: (peer id, measured round trip in seconds). `name`: free text for
+    people. `reach`: how others get to it. `upload_bps`: bytes/s that it can send, 0 if it does not know; `rates`: (peer
+    id, bytes/s) of ways to others that were seen to carry much less. `state`: a `paused` peer keeps its blocks loaded
+    and takes nobody; versions that do not know the word read `draining`.
     """
 
     peer_id: str

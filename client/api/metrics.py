@@ -98,4 +98,4 @@ class Coverage:
             peers.add_metric([state], sum(peer.state == state for peer in view.peers))
         yield peers
         free = sum(peer.free_tokens for peer in view.peers if peer.state == "online")
-        yield GaugeMetricFamily("shoal_swarm_free_tokens", "KV tokens that no session has claimed.", free)
+        yield GaugeMetricFamily("shoal_swarm_free_tokens", "KV tokens that somebody new could get.", free)

@@ -75,7 +75,7 @@ class Endless:
     def now(self):
         return 0.0
 
-    async def call_find(self, _peer, keys):
+    async def call_few(self, _peer, keys):
         await asyncio.sleep(random.random() * 0.01)
         return [Found([], [PeerID(os.urandom(34)) for _ in range(5)]) for _ in keys]
 
