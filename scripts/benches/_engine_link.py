@@ -77,6 +77,10 @@ class MemoryTransport:
         self.serving.set()
         await asyncio.Event().wait()
 
+    def whence(self, _peer_id: str) -> str | None:
+        """See `Transport`: clients here have no address."""
+        return None
+
     def dial(self, client: str) -> tuple[MemoryStream, Awaitable[None]]:
         """A client's end of a new stream, and what serves the other."""
         ours, theirs = MemoryStream(self.peer_id), MemoryStream(client)

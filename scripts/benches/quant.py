@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _lean  # noqa: F401
 import torch
 from _int8 import SCHEMES, RoundedLinear
 from _quant_result import LABELS, Inputs, Result, print_results

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import _lean  # noqa: F401
 import torch
 from _report import print_table, write_json
 

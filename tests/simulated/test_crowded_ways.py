@@ -5,26 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from shoal.peer.channel import Channel
 from shoal.peer.dialling import ALL, NETWORK, NETWORK_S, DialBudget, NetworkDials
-from shoal.peer.link import Patience
-from shoal.peer.wire import Close, Open, session_name
 
 from tests.sim import toy
 from tests.sim.clock import run
 from tests.sim.network import SimTransport
-from tests.sim.swarm import INVITE, N_BLOCKS, generate, world
+from tests.sim.rogues import carried, mislead, strangers
+from tests.sim.swarm import N_BLOCKS, world
 
 HERE, CROWD = "11.9.9.0/24", "11.6.6.0/24"
-
-
-def named(client: str, number: int, hop: str, addrs: tuple[str, ...]) -> Open:
-    """A request for a lease on the first block, whose next hop is to be found there."""
-    return Open(
-        session=session_name(client, number.to_bytes(8, "big")), epoch=1, namespace=INVITE.namespace, revision="r1",
-        start=0, stop=1, max_tokens=1, next_step=0, dtype="float32", prev="", next=hop, next_addrs=addrs, final=False,
-        forward_replay=False, proof=b"",
-    )  # fmt: skip
 
 
 async def misled(monkeypatch, names: int, crowd: str | None) -> tuple[list[int], int]:
@@ -44,35 +33,15 @@ async def misled(monkeypatch, names: int, crowd: str | None) -> tuple[list[int],
 
     monkeypatch.setattr(SimTransport, "whence", whence)
     monkeypatch.setattr(SimTransport, "connect", connect)
-    loop = asyncio.get_running_loop()
     async with world(3, [(0, 3), (3, 6)]) as it, it.client() as swarm:
-        rogues = []
-        for number in range(names):
-            stream = await SimTransport(it.net, f"rogue{number}").connect("p0", ())
-            rogues.append(Channel(stream, "rogue", Patience(), loop.time))
-            it.tasks.create_task(rogues[-1].run(lambda *_: None))
-
-        async def mislead() -> None:
-            for number in range(2000):
-                name, rogue = f"rogue{number % names}", rogues[number % names]
-                request = named(name, number, "p1", (f"/ip4/11.0.{number // 250}.{number % 250}/tcp/1",))
-                rogue.send(request)
-                rogue.send(Close(session=request.session, epoch=1))
-                await asyncio.sleep(0.002)
-
-        misleading = asyncio.create_task(mislead())
+        rogues = await strangers(it, names)
+        misleading = asyncio.create_task(mislead(rogues, every_s=0.002))
         await asyncio.sleep(0.5)
-        carried = 0
-
-        async def each(_number, session) -> None:
-            nonlocal carried
-            carried = session.stats.repairs + session.stats.bridges
-
-        tokens = await generate(swarm, [1, 2, 3], 20, wait_s=20.0, each=each)
+        tokens, lost = await carried(swarm, 20)
         misleading.cancel()
-        for rogue in rogues:
+        for _, rogue in rogues:
             rogue.close()
-        return tokens, carried
+        return tokens, lost
 
 
 @pytest.mark.parametrize("names", [40, 100])

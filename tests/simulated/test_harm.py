@@ -20,7 +20,8 @@ from shoal.peer.wire import Close, Hidden, Open, Refused, Want, session_name
 from tests.sim import toy
 from tests.sim.clock import run
 from tests.sim.network import SimTransport
-from tests.sim.swarm import INVITE, N_BLOCKS, generate, world
+from tests.sim.rogues import carried, leave, mislead, named, stranger, strangers
+from tests.sim.swarm import N_BLOCKS, generate, world
 
 KEYS = (b"k" * 16,)
 PAGE = 16
@@ -152,14 +153,7 @@ def test_a_link_that_brings_states_is_not_idle():
                         it.tasks.create_task(visitors[-1].run(lambda *_: None))
 
             visiting = asyncio.create_task(visit())
-            lost = 0
-
-            async def each(_number, session) -> None:
-                nonlocal lost
-                await asyncio.sleep(0.2)
-                lost = session.stats.repairs + session.stats.bridges
-
-            tokens = await generate(swarm, [1, 2, 3], 40, wait_s=20.0, each=each)
+            tokens, lost = await carried(swarm, 40, pause_s=0.2)
             await visiting
             for visitor in visitors:
                 visitor.close()
@@ -187,14 +181,12 @@ def test_who_names_a_hop_s_address_first_decides_for_nobody_else(monkeypatch):
         async with world(3, [(0, 3), (3, 6)]) as it, it.client() as swarm:
             rogue = await stranger(it, "rogue")
 
-            async def mislead() -> None:
+            async def name_nowhere() -> None:
                 for number in range(1000):
-                    request = named("rogue", number, "p1", NOWHERE)
-                    rogue.send(request)
-                    rogue.send(Close(session=request.session, epoch=1))
+                    leave(rogue, named("rogue", number, "p1", NOWHERE))
                     await asyncio.sleep(0.01)
 
-            misleading = asyncio.create_task(mislead())
+            misleading = asyncio.create_task(name_nowhere())
             await asyncio.sleep(1)
             began = loop.time()
             tokens = await generate(swarm, [1, 2, 3], 20, wait_s=20.0)
@@ -206,23 +198,6 @@ def test_who_names_a_hop_s_address_first_decides_for_nobody_else(monkeypatch):
     tokens, took_s = run(main())
     assert tokens == toy.generate([1, 2, 3], N_BLOCKS, 20)
     assert took_s < 2.0
-
-
-def named(client: str, number: int, hop: str, addrs: tuple[str, ...]) -> Open:
-    """A request for a lease on the first block, whose next hop is to be found there."""
-    return Open(
-        session=session_name(client, number.to_bytes(8, "big")), epoch=1, namespace=INVITE.namespace, revision="r1",
-        start=0, stop=1, max_tokens=1, next_step=0, dtype="float32", prev="", next=hop, next_addrs=addrs, final=False,
-        forward_replay=False, proof=b"",
-    )  # fmt: skip
-
-
-async def stranger(it, name: str, told=None) -> Channel:
-    """A link of somebody's to the first peer; what it answers goes to `told`."""
-    loop = asyncio.get_running_loop()
-    channel = Channel(await SimTransport(it.net, name).connect("p0", ()), name, Patience(), loop.time)
-    it.tasks.create_task(channel.run(lambda _, message: None if told is None else told.append(message)))
-    return channel
 
 
 @pytest.mark.parametrize("names", [1, 20])
@@ -241,33 +216,19 @@ def test_many_addresses_named_quickly_drive_out_nobody_else_s(monkeypatch, names
     async def main() -> tuple[list[int], float, int]:
         loop = asyncio.get_running_loop()
         async with world(3, [(0, 3), (3, 6)]) as it, it.client() as swarm:
-            rogues = [(f"rogue{number}", await stranger(it, f"rogue{number}")) for number in range(names)]
-
-            async def mislead() -> None:
-                for number in range(2000):
-                    name, rogue = rogues[number % names]
-                    request = named(name, number, "p1", (f"/ip4/11.0.{number // 250}.{number % 250}/tcp/1",))
-                    rogue.send(request)
-                    rogue.send(Close(session=request.session, epoch=1))
-                    await asyncio.sleep(0.01)
-
-            misleading = asyncio.create_task(mislead())
+            rogues = await strangers(it, names)
+            misleading = asyncio.create_task(mislead(rogues, every_s=0.01))
             await asyncio.sleep(0.5)
-            began, carried = loop.time(), 0
-
-            async def each(_number, session) -> None:
-                nonlocal carried
-                carried = session.stats.repairs + session.stats.bridges
-
-            tokens = await generate(swarm, [1, 2, 3], 20, wait_s=20.0, each=each)
+            began = loop.time()
+            tokens, lost = await carried(swarm, 20)
             took_s = loop.time() - began
             misleading.cancel()
             for _, rogue in rogues:
                 rogue.close()
-            return tokens, took_s, carried
+            return tokens, took_s, lost
 
-    tokens, took_s, carried = run(main())
-    assert (tokens, carried) == (toy.generate([1, 2, 3], N_BLOCKS, 20), 0)
+    tokens, took_s, lost = run(main())
+    assert (tokens, lost) == (toy.generate([1, 2, 3], N_BLOCKS, 20), 0)
     assert took_s < 2.0
 
 
@@ -286,14 +247,12 @@ def test_strangers_make_a_peer_dial_few_addresses(monkeypatch, names, burst, per
     async def main() -> float:
         loop = asyncio.get_running_loop()
         async with world(3, [(0, 6)]) as it:
-            rogues = [(f"rogue{number}", await stranger(it, f"rogue{number}")) for number in range(names)]
+            rogues = await strangers(it, names)
             began = loop.time()
             for number in range(2000):
                 name, rogue = rogues[number % names]
                 victims = tuple(f"/ip4/11.0.0.1/tcp/{1 + 8 * number + port}" for port in range(8))
-                request = named(name, number, f"hop{number}", victims)
-                rogue.send(request)
-                rogue.send(Close(session=request.session, epoch=1))
+                leave(rogue, named(name, number, f"hop{number}", victims))
                 await asyncio.sleep(0.01)
             took_s = loop.time() - began
             for _, rogue in rogues:

@@ -216,6 +216,7 @@ def test_a_peer_whose_device_fails_steps_is_out_of_the_swarm_for_a_while_and_lon
                 await swarm.refresh()
                 ailing.engine.fault_next = True
                 while not pausings["p0"].reasons:
+                    await asyncio.sleep(1)
                     told.append(await generate(swarm, PROMPT, 20, wait_s=20.0))
                 began, opened = loop.time(), ailing.node.book.opened
                 await swarm.refresh()

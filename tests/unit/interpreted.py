@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 
@@ -16,6 +17,7 @@ import triton
 if not triton.knobs.runtime.interpret:
     pytest.skip("Triton compiles here: tests/gpu runs the kernels themselves", allow_module_level=True)
 
+from triton.language import core
 from triton.runtime import interpreter
 
 _patch = interpreter._patch_lang_tensor
@@ -42,14 +44,59 @@ def _dot(self, a, b, d, *_):
 
 interpreter.InterpreterBuilder.create_dot = _dot
 
+
+@functools.lru_cache(maxsize=None, typed=True)
+def _shape(*sizes):
+    """A shape as types have it, its text and the count of its elements; and shape and count as tensors have them.
+    Triton makes each of them anew for every value that it computes, which takes longer than to compute it."""
+    shape, count = core.tuple(sizes), core.validate_block_shape(sizes)
+    return shape, str(shape), count, core.tuple([core.constexpr(size) for size in sizes]), core.constexpr(count)
+
+
+_block_init = core.block_type.__init__
+
+
+def _init_block_type(self, element_ty, shape) -> None:
+    if not isinstance(shape, list | core.tuple) or not len(shape):
+        _block_init(self, element_ty, shape)  # which says what is wrong
+    self.element_ty = element_ty
+    self.shape, text, self.numel, *_ = _shape(*map(core._unwrap_if_constexpr, shape))
+    self.name = f"<{text}, {element_ty}>"
+
+
+def _init_tensor(self, handle, type) -> None:  # noqa: A002 - Triton's name
+    *_, self.shape, self.numel = _shape(*type.shape.values) if type.is_block() else _shape()
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+
+
+core.block_type.__init__, core.tensor.__init__ = _init_block_type, _init_tensor
+
+_number_type = interpreter._get_np_dtype
+_scalar_type = functools.cache(_number_type)
+
+
+def _type_of_numbers(type):  # noqa: A002 - Triton's name
+    """Triton fills a table of all types anew for every look into it. Pointers, which are no keys, are not in it."""
+    scalar = type.scalar
+    return _number_type(scalar) if scalar.is_ptr() else _scalar_type(scalar)
+
+
+interpreter._get_np_dtype = _type_of_numbers
+
 _patch_language, _patched = interpreter._patch_lang, set()
+
+
+@functools.cache
+def _languages_of(function) -> frozenset[str]:
+    """Names of those of Triton's modules that it is written in."""
+    found = (value for value in function.__globals__.values() if inspect.ismodule(value))
+    return frozenset(value.__name__ for value in found if value in (interpreter.tl, core))
 
 
 def _patch_language_once(function):
     """Triton patches its language anew for every function that a kernel calls, which takes longer than to run it. What
     was patched for the kernel, or for another function of it, stays so until the kernel has ended."""
-    core = (interpreter.tl, interpreter.tl.core)
-    seen = {value.__name__ for value in function.__globals__.values() if inspect.ismodule(value) and value in core}
+    seen = _languages_of(function)
     if _patched and seen <= _patched:
         return None  # nobody restores what was patched for a function
     scope = _patch_language(function)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from types import SimpleNamespace
 
 import pytest
-from shoal.dht import protocol as protocol_module
+from asked_node import AskedNode
 from shoal.dht.allowance import BURST_BYTES, BYTES_S, NAMES_BYTES, SWEEP_EVERY_S, Allowance, Listing
 from shoal.dht.drawing import bytes_drawn
-from shoal.dht.foreign import P2PContext, PeerID, dht_pb2
+from shoal.dht.foreign import PeerID
 from shoal.dht.identity import Identity
 from shoal.dht.keys import SHARDS, shard_key
-from shoal.dht.packing import DIGESTS, cut, some_of, unpack
-from shoal.dht.protocol import BUCKET_SIZE, ShoalDHT, node_id_of
+from shoal.dht.packing import DIGESTS, cut, some_of
+from shoal.dht.protocol import BUCKET_SIZE
 from shoal.dht.record import MAX_RECORD_BYTES
 from shoal.dht.store import MAX_RECORDS_PER_KEY, digest_of
 
-ME, READER, GREEDY = (PeerID.from_base58(Identity.generate().peer_id) for _ in range(3))
+READER, GREEDY = (PeerID.from_base58(Identity.generate().peer_id) for _ in range(2))
 KEYS = [shard_key(b"n" * 32, shard) for shard in range(SHARDS)]
 PERIOD_S, REFRESH_S = 15.0, 5.0  # a peer announces, a client looks
 
@@ -40,40 +39,9 @@ class FullStore:
         return [raw for digest, raw in self.records.items() if digest in digests]
 
 
-class Known(set):
-    """A routing table."""
-
-    def get_nearest_neighbors(self, *_, **__):
-        return [(node_id_of(ME), ME)] * BUCKET_SIZE
-
-
-class Asked:
-    """A node that knows many others, without a daemon, and its clock."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.now, self.store = 100.0, FullStore()
-        node = self.node = object.__new__(ShoalDHT)
-        node.store, node.clock = self.store, SimpleNamespace(now=lambda _steady: 0.0)
-        node._shunned, node._places, node.node_info = {}, {}, dht_pb2.NodeInfo()
-        node._drawn = bytes_drawn()
-        node.routing_table = Known()
-        monkeypatch.setattr(protocol_module, "steady", lambda: self.now)
-
-    async def find(self, asker: PeerID, *keys: bytes) -> list[dht_pb2.FindResult]:
-        return list((await self.node.rpc_find(dht_pb2.FindRequest(keys=keys), P2PContext("", ME, asker))).results)
-
-    async def given(self, asker: PeerID, *keys: bytes) -> int:
-        """How many records."""
-        return sum(len(unpack(result.value)) for result in await self.find(asker, *keys))
-
-    async def drawn(self, asker: PeerID, *keys: bytes) -> int:
-        """How many bytes."""
-        return sum(result.ByteSize() for result in await self.find(asker, *keys))
-
-
 @pytest.fixture
-def asked(monkeypatch) -> Asked:
-    return Asked(monkeypatch)
+def asked(monkeypatch) -> AskedNode:
+    return AskedNode(monkeypatch, FullStore(), bytes_drawn())
 
 
 async def test_the_largest_swarm_is_read_whole_and_followed(asked):

@@ -15,8 +15,8 @@ import torch
 from shoal.blocks.checkpoint import resolve
 from shoal.blocks.ends import load_ends, load_tokenizer
 from shoal.blocks.errors import PromptTooLong
-from shoal.blocks.kv import PAGE_TOKENS
-from shoal.blocks.span import Row, SpanOptions, load_span
+from shoal.blocks.kv import PAGE_TOKENS, KVPool
+from shoal.blocks.span import Row, Span, SpanOptions, load_span
 from shoal.client import generation
 from shoal.client.cli.completion import Outcome
 from shoal.client.cli.generate import as_json
@@ -48,9 +48,10 @@ class LocalSession:
 
     def __init__(self, checkpoint: Checkpoint, held: int = 0) -> None:
         pages = CONTEXT // PAGE_TOKENS
-        options = SpanOptions(kv_pages=pages, dtype=torch.float32)
-        spans = itertools.pairwise(CUTS)
-        self._spans = [load_span(checkpoint, range(start, stop), options) for start, stop in spans]
+        self._spans = [
+            Span(span._parts, KVPool(span.spec, span.blocks, pages, span.device, span.dtype))
+            for span in spans_of(checkpoint.path)
+        ]
         self._pages = range(pages)
         self.position = 0
         self._held = held
@@ -80,6 +81,13 @@ class LocalSession:
             hidden = span.forward(hidden, [Row(self._pages, self.position, count)])
         self.position += count
         return hidden
+
+
+@cache
+def spans_of(path: Path) -> list[Span]:
+    """Read once; each session has KV of its own beside their weights."""
+    checkpoint, options = resolve(str(path)), SpanOptions(kv_pages=1, dtype=torch.float32)
+    return [load_span(checkpoint, range(start, stop), options) for start, stop in itertools.pairwise(CUTS)]
 
 
 @pytest.fixture(scope="module")

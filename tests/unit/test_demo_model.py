@@ -225,7 +225,7 @@ def test_trained_state_gives_the_same_logits_in_transformers():
 def test_training_learns_and_runs_its_whole_schedule(optimizer):
     document = np.tile(np.arange(8, dtype=np.uint16), 60)
     recipe = Recipe(optimizer=optimizer, epochs=3, batch_windows=2, dropout=0.0, learning_rate=1e-2, average=0.5)
-    found = fit(TINY, recipe, [document] * 8, [document], 100, "cpu")
+    found = fit(TINY, recipe, [document] * 2, [document], 100, "cpu")
     assert found.steps_run == found.steps_planned
     assert [bits for _, bits in found.curve] == sorted((bits for _, bits in found.curve), reverse=True)
     assert found.dev_bits < 0.5 * len(document) * math.log2(64) / 100

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from shoal.dht import protocol as protocol_module
+from asked_node import ME, AskedNode
 from shoal.dht.allowance import BURST_BYTES, BYTES_S, NAMES_BYTES
 from shoal.dht.drawing import (
     BYTES,
@@ -23,15 +22,15 @@ from shoal.dht.drawing import (
 from shoal.dht.foreign import P2PContext, PeerID, dht_pb2
 from shoal.dht.identity import Identity
 from shoal.dht.keys import SHARDS, network_of, shard_key
-from shoal.dht.packing import some_of, unpack
-from shoal.dht.protocol import MAX_OFFERS, ShoalDHT, node_id_of
+from shoal.dht.packing import some_of
+from shoal.dht.protocol import MAX_OFFERS, node_id_of
 from shoal.dht.record import MAX_RECORD_BYTES
 from shoal.dht.store import MAX_RECORDS_PER_KEY, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ME, GUEST, NODE, *MANY = (PeerID.from_base58(Identity.generate().peer_id) for _ in range(1003))
+GUEST, NODE, *MANY = (PeerID.from_base58(Identity.generate().peer_id) for _ in range(1002))
 KEYS = [shard_key(b"n" * 32, shard) for shard in range(SHARDS)]
 SCALE = 16  # a small swarm and bounds to match: what a flood draws takes time
 EACH, NETWORK, TOGETHER, LEAN, UNSEEN = (
@@ -70,40 +69,18 @@ class Shelves:
         self.checked += 1
 
 
-class Known(set):
-    """A routing table."""
-
-    def get_nearest_neighbors(self, *_, **__):
-        return [(node_id_of(ME), ME)] * 20
-
-
-class Asked:
-    """A node without a daemon, and its clock. whence: the address at which it sees somebody."""
+class Asked(AskedNode):
+    """whence: the address at which it sees somebody; lists: how often it looked at who is connected."""
 
     def __init__(self, monkeypatch, whence: Callable[[PeerID], str]) -> None:
-        self.now, self.lists, self.store = 100.0, 0, Shelves()
-        node = self.node = object.__new__(ShoalDHT)
-        node.store, node.clock = self.store, SimpleNamespace(now=lambda _steady: 0.0)
-        node._shunned, node._places, node.node_info = {}, {}, dht_pb2.NodeInfo()
-        node._drawn, node._offered, node.routing_table = small(), offers_drawn(), Known()
+        super().__init__(monkeypatch, Shelves(), small())
+        self.lists, self.node._offered = 0, offers_drawn()
 
         async def addresses():
             self.lists += 1
             return {str(peer): f"/ip4/{whence(peer)}/tcp/1" for peer in (GUEST, NODE, *MANY)}
 
-        node.addresses = addresses
-        monkeypatch.setattr(protocol_module, "steady", lambda: self.now)
-
-    async def find(self, asker: PeerID, *keys: bytes) -> list[dht_pb2.FindResult]:
-        return list((await self.node.rpc_find(dht_pb2.FindRequest(keys=keys), P2PContext("", ME, asker))).results)
-
-    async def given(self, asker: PeerID, *keys: bytes) -> int:
-        """How many records."""
-        return sum(len(unpack(result.value)) for result in await self.find(asker, *keys))
-
-    async def drawn(self, asker: PeerID, *keys: bytes) -> int:
-        """How many bytes."""
-        return sum(result.ByteSize() for result in await self.find(asker, *keys))
+        self.node.addresses = addresses
 
     async def offer(self, asker: PeerID, count: int) -> bool:
         request = dht_pb2.StoreRequest(keys=KEYS[:count], subkeys=[b"p"] * count, values=[b"raw"] * count)

@@ -77,13 +77,19 @@ def test_prefill_decode_and_greedy_equal_the_unsplit_model(split: Split) -> None
     assert picked == greedy
 
 
-@pytest.mark.parametrize("row_by_row", [frozenset({"cpu", "cuda"}), frozenset()], ids=["row-by-row", "gathered"])
-def test_chunks_and_ragged_batches_equal_each_sequence_alone(split: Split, row_by_row, monkeypatch) -> None:
-    """Three sequences in shuffled pages; each forward mixes prompt chunks of several sizes with decode tokens."""
-    monkeypatch.setattr(batch, "ROW_BY_ROW", row_by_row)
+@pytest.fixture(scope="module")
+def alone(tiny) -> tuple[list[list[int]], list[list[int]], list[torch.Tensor]]:
+    """Three prompts, how each goes on, and the unsplit model's logits of all that."""
     prompts = [random_tokens(41, 3), random_tokens(5, 4), random_tokens(22, 5)]
     forced = [random_tokens(8, 6 + i) for i in range(3)]
-    expected = [answers(split.model, prompt, more)[0] for prompt, more in zip(prompts, forced, strict=True)]
+    return prompts, forced, [answers(tiny[0], prompt, more)[0] for prompt, more in zip(prompts, forced, strict=True)]
+
+
+@pytest.mark.parametrize("row_by_row", [frozenset({"cpu", "cuda"}), frozenset()], ids=["row-by-row", "gathered"])
+def test_chunks_and_ragged_batches_equal_each_sequence_alone(split: Split, alone, row_by_row, monkeypatch) -> None:
+    """Three sequences in shuffled pages; each forward mixes prompt chunks of several sizes with decode tokens."""
+    monkeypatch.setattr(batch, "ROW_BY_ROW", row_by_row)
+    prompts, forced, expected = alone
     texts = [prompt + more for prompt, more in zip(prompts, forced, strict=True)]
     pages = [split.take(len(text)) for text in texts]
     found: list[list[torch.Tensor]] = [[], [], []]
