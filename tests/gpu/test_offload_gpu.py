@@ -115,6 +115,7 @@ def copying_s(layers: Streamed) -> float:
     return min(times)
 
 
+@pytest.mark.alone
 def test_a_peer_with_too_little_memory_streams_the_rest_and_says_so(processes: Processes) -> None:
     invite = processes.start("bootstrap", "--json").event("invite")["invite"]
     vram, streamed = half_of_the_model(invite)

@@ -368,6 +368,7 @@ async def test_a_full_device_is_named_and_the_engine_lives_on(large) -> None:
         engine.close()
 
 
+@pytest.mark.alone
 def test_on_a_full_device_graphs_give_way_to_steps(large) -> None:
     from shoal.blocks.graphs import STEPS_BEFORE_RETRY  # needs Triton
 
