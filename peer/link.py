@@ -39,6 +39,7 @@ LATE_S = 0.5
 USUAL_SPREAD_S = 0.03
 SILENCE_PER_SPREAD = 40.0
 SMOOTHING = 0.25
+BULK_BYTES = 4096  # behind what came in one go and is larger, an answer may be waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Link:
         self.unread = False  # more of them lie here: `receive` with no bytes goes on
         self.parts = Parts()
         self._heard = now
+        self._heeded = now  # when the other side last showed that it hears us, or its answer could have been waiting
         self._pinged: float | None = None
         self._nonce = 0
         self.rtt_s: float | None = None
@@ -101,6 +103,8 @@ class Link:
         if self.state is LinkState.CLOSED:
             return []
         self._heard = now
+        if len(data) >= BULK_BYTES:
+            self._heeded = now
         if self._bytes:
             self._bytes += data
             data = self._bytes
@@ -121,10 +125,10 @@ class Link:
     def deadline(self) -> float:
         """When `on_timer` wants to be called next, on the caller's clock."""
         wait_s = self.patience.ping_after_s if self._pinged is None else self.dead_after_s
-        return self._heard + wait_s
+        return self._silent_since() + wait_s
 
     def on_timer(self, now: float, due: float | None = None) -> bool:
-        """Ping a quiet link; False when the other side has been silent for too long and the link is dead.
+        """Ping a quiet link; False when the other side has been silent, or deaf, for too long and the link is dead.
 
         `due`: when this call was meant to come. If it is late, it is this program that was busy, and what came
         meanwhile has not been read yet: the other side gets another chance.
@@ -133,7 +137,7 @@ class Link:
             self._heard = now
             self.ping(now)
             return True
-        if now - self._heard >= self.dead_after_s:
+        if now - self._silent_since() >= self.dead_after_s:
             self.state = LinkState.CLOSED
             return False
         if self._pinged is None and now - self._heard >= self.patience.ping_after_s:
@@ -149,6 +153,10 @@ class Link:
     def close(self) -> None:
         """Nothing goes in or out any more."""
         self.state = LinkState.CLOSED
+
+    def _silent_since(self) -> float:
+        """When the other side was last heard, or last known to hear: who talks and answers no ping does not hear us."""
+        return self._heard if self._pinged is None else min(self._heard, max(self._pinged, self._heeded))
 
     def _take_all(self, data: memoryview, now: float, messages: list[Message]) -> int:
         """Put the messages of all whole frames in `data` to `messages`; how many bytes these took."""
@@ -188,7 +196,8 @@ class Link:
             self.outbox += encode(Marked(number=message.number, at_us=int(now * 1e6)))
             return None
         if isinstance(message, Marked):
-            self.flow.answered(message.number, message.at_us / 1e6, now)
+            if self.flow.answered(message.number, message.at_us / 1e6, now):
+                self._heeded = now
             return None
         if isinstance(message, Hello):
             raise RemoteProtocolError("a second greeting on one link")

@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
+from shoal.peer.link import IMPATIENT
 
 from tests.sim import toy
 from tests.sim.clock import run
@@ -226,6 +227,22 @@ def test_a_way_to_or_from_the_client_that_is_silently_gone_is_left_within_three_
     assert exact(done)
     assert done.repairs or done.moves
     assert done.stall_s <= 3.0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_hop_that_hears_nobody_and_still_talks_is_left_once_its_pong_is_overdue(seed):
+    """It says that the next hop is gone, which dies at the same time, and hears nothing of what is to come instead."""
+
+    async def disturb(it, session, rng):
+        deaf, gone = (hop.peer_id for hop in rng.choice(list(itertools.pairwise(session.route))))
+        it.net.part([(name, deaf) for name in (*it.peers, "client") if name != deaf])
+        await asyncio.sleep(rng.random())
+        await it.kill(gone)
+
+    done = disturbed(seed, disturb, DOUBLE)
+    assert exact(done)
+    assert done.repairs or done.moves
+    assert done.stall_s <= IMPATIENT.ping_after_s + IMPATIENT.dead_after_s + 0.1
 
 
 def cut_beside(it, session, rng, hops: set[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from shoal.peer.errors import LocalProtocolError, RemoteProtocolError
 from shoal.peer.link import Link, LinkState, Patience
 from shoal.peer.toll import AT_ONCE
-from shoal.peer.wire import VERSION, Close, Hello, Hidden, Opened, Ping, Pong, Want, encode
+from shoal.peer.wire import VERSION, Close, Hello, Hidden, Marked, Opened, Ping, Pong, Want, encode
 
 S = b"s" * 16
 HELLO = b"".join(encode(Hello(version=VERSION, agent="other")))
@@ -15,6 +17,8 @@ HIDDEN = Hidden(
     session=S, epoch=0, step=1, position=2, count=2, want=Want.LAST, replay=False, rows=2, width=3, dtype="float32",
     payload=bytes(24),
 )  # fmt: skip
+
+LARGE = replace(HIDDEN, width=2048, payload=bytes(16384))
 
 
 def raw(*messages) -> bytes:
@@ -122,11 +126,37 @@ def test_anything_heard_keeps_a_link_alive_and_a_pong_lets_it_ping_again():
     link.on_timer(2.0)
     said(link)
     link.receive(raw(OPENED), 4.0)
-    assert link.on_timer(8.9)
-    link.receive(raw(Pong(nonce=1)), 8.9)
-    assert link.deadline() == pytest.approx(10.9)
-    assert link.on_timer(10.9)
+    assert link.on_timer(6.9)
+    link.receive(raw(Pong(nonce=1)), 6.9)
+    assert link.deadline() == pytest.approx(8.9)
+    link.receive(raw(OPENED), 8.0)
+    assert link.deadline() == pytest.approx(10.0)
+    assert link.on_timer(10.0)
     assert said(link) == raw(Ping(nonce=2))
+
+
+def test_who_talks_and_never_answers_a_ping_does_not_hear_us():
+    link = opened(Patience(ping_after_s=2.0, dead_after_s=5.0))
+    link.on_timer(2.0)
+    for second in range(3, 7):
+        link.receive(raw(OPENED, Ping(nonce=second)), float(second))
+        assert link.on_timer(float(second))
+    assert link.deadline() == pytest.approx(7.0)
+    assert not link.on_timer(7.0)
+    assert link.state is LinkState.CLOSED
+
+
+@pytest.mark.parametrize("why", ["it answers marks", "its answer waits behind much"])
+def test_a_late_pong_has_its_reasons(why):
+    link = opened(Patience(ping_after_s=2.0, dead_after_s=5.0))
+    link.on_timer(2.0)
+    mark = link.flow.wrote(1 << 20, 2.0, more=True)
+    assert mark is not None
+    answer = raw(Marked(number=mark, at_us=0))
+    link.receive(answer if why == "it answers marks" else raw(LARGE)[:5000], 6.0)
+    assert link.on_timer(10.9)
+    link.receive(answer if why == "it answers marks" else raw(LARGE)[5000:5100], 10.9)  # no news; too little
+    assert not link.on_timer(11.0)
 
 
 def test_a_link_that_was_never_greeted_dies_too():
