@@ -31,7 +31,7 @@ from shoal.routing.planner import NoRoute, Route, RouteRequest, plan_route
 from shoal.routing.route import CHUNK_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from shoal.dht.invite import Invite
     from shoal.dht.record import Record
@@ -155,12 +155,11 @@ class Swarm:
             kv_tokens=work.max_tokens, avoid=plan.avoid, knowledge=knowledge, upstream=plan.upstream,
             downstream=plan.downstream, chunk_tokens=work.chunk_tokens, token_bytes=work.token_bytes, ours=work.ours,
         )  # fmt: skip
-        # Peers that have let us in come first; a doubtful one is better than none, too.
-        trusting = replace(request, knowledge=replace(knowledge, banned=frozenset()))
         found: Route | NoRoute = NoRoute((), "")
-        for ask in (replace(request, avoid=plan.avoid | self._met.strangers(self.view)), request, trusting):
-            if isinstance(found, NoRoute):
-                found = plan_route(self.view, ask, now, self._place.rng)
+        for ask in _ever_less_choosy(request, self._met.strangers(self.view)):
+            found = plan_route(self.view, ask, now, self._place.rng)
+            if isinstance(found, Route):
+                break
         if isinstance(found, NoRoute):
             advice = "" if self.view.missing() else f"{WAIT.capitalize()} "  # what misses a holder is told with it
             return replace(found, reason=f"{found.reason} {advice}{self._lookout.revision_hint()}".rstrip())
@@ -261,6 +260,15 @@ class Swarm:
         self.presence.lost(peer_id)
         for session in list(self._sessions.values()):
             alone(session, partial(session.on_lost, peer_id, f"{peer_id} {why}"))
+
+
+def _ever_less_choosy(request: RouteRequest, strangers: frozenset[str]) -> Iterator[RouteRequest]:
+    """Peers that have let us in come first; a doubtful one is better than none, too. Nothing is asked twice."""
+    if strangers - request.avoid:
+        yield replace(request, avoid=request.avoid | strangers)
+    yield request
+    if request.knowledge.banned:
+        yield replace(request, knowledge=replace(request.knowledge, banned=frozenset()))
 
 
 @asynccontextmanager
