@@ -132,7 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one flat object")
     parser.add_argument("--ghosts", type=int, default=500, metavar="N", help="announcements (default 500)")
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help=f"at least N pairs (default 5), at most {MOST} N")
+    parser.add_argument(
+        "--runs", type=int, default=5, metavar="N", help=f"at least N pairs (default 5), at most {MOST} N"
+    )
     parser.add_argument("--peers", type=int, default=4, choices=(2, 4), help="real ones (default 4)")
     parser.add_argument("--lines", default=LINES, metavar="OPTIONS", help="of all hosts, as scripts/wan takes them")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="where ghosts claim to be")

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import functools
 import inspect
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +40,14 @@ _execute = subprocess.Popen._execute_child
 _signature = inspect.signature(_execute)
 
 
+def own_terminal() -> None:
+    """For a new session: make what is its stdin its terminal. Tests in the background, or under `nohup`, ignore what
+    that signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 @contextmanager
 def forked() -> Iterator[None]:
     """`subprocess` and asyncio start our commands as forks, and everything else as ever."""
@@ -58,7 +69,7 @@ def _fork_or_execute(popen: subprocess.Popen, *args: Any, **kwargs: Any) -> None
     ends = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
     popen.pid = _server(frozenset(_read_once(env).items())).fork(
         {"argv": argv, "env": env, "cwd": str(given["cwd"] or Path.cwd()), "new_session": given["start_new_session"],
-         "namespace": namespace},
+         "terminal": given["preexec_fn"] is own_terminal, "namespace": namespace},
         [number if end == -1 else end for number, end in enumerate(ends)],
     )  # fmt: skip
     popen._child_created = True
@@ -70,8 +81,8 @@ def _ours(given: Mapping[str, Any]) -> tuple[str, list[str] | None]:
     argv, namespace = list(given["args"]), ""
     if argv[:4] == ENTER:
         namespace, argv = argv[4], argv[5:]
-    ours = argv[:2] == [sys.executable, "-m"] and argv[2] in MODULES
-    return namespace, argv if ours and given["preexec_fn"] is None and not given["pass_fds"] else None
+    ours = argv[:2] == [sys.executable, "-m"] and argv[2] in MODULES and given["preexec_fn"] in (None, own_terminal)
+    return namespace, argv if ours and not given["pass_fds"] else None
 
 
 def _read_once(env: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ the same names, with the same arguments, environment, folder and streams, and it
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import importlib
 import io
@@ -15,8 +16,10 @@ import json
 import os
 import pkgutil
 import runpy
+import signal
 import socket
 import sys
+import termios
 from pathlib import Path
 
 # What commands of ours import on their way, beside our own modules.
@@ -83,18 +86,27 @@ def become(request: dict, descriptors: list[int]) -> None:
         stream.detach()
     out, errors = (io.BufferedWriter(io.FileIO(number, "w")) for number in (1, 2))
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)))
-    sys.stdout = io.TextIOWrapper(out, write_through=at_once)
+    sys.stdout = io.TextIOWrapper(out, line_buffering=os.isatty(1), write_through=at_once)
     sys.stderr = io.TextIOWrapper(errors, errors="backslashreplace", line_buffering=True, write_through=at_once)
     if request["namespace"]:
         enter(request["namespace"])
     if request["new_session"]:
         os.setsid()
+    if request["terminal"]:
+        take_terminal()
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     show(request["argv"], request["env"])
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # the standard library's numbers are drawn anew in every fork, torch's are always the same
+
+
+def take_terminal() -> None:
+    """What `popen.own_terminal` does before an interpreter starts, and what this one then does about signals."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def enter(namespace: str) -> None:

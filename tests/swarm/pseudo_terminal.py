@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import termios
 import time
 from typing import TYPE_CHECKING, Self
 
+from tests.forks.popen import own_terminal
+
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Mapping, Sequence
 
 PATIENCE_S = 60.0
@@ -32,7 +33,7 @@ class Terminal:
         termios.tcsetwinsize(there, size)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "shoal.client.cli.main", *argv],
-            stdin=there, stdout=there, stderr=there, start_new_session=True, preexec_fn=_own_terminal,
+            stdin=there, stdout=there, stderr=there, start_new_session=True, preexec_fn=own_terminal,
             env={**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", **environment},
         )  # fmt: skip
         os.close(there)
@@ -101,10 +102,3 @@ class Terminal:
             data = b""
         self.screen += data.decode(errors="replace")
         return bool(data)
-
-
-def _own_terminal() -> None:
-    """Make the pty the new session's terminal. Tests in the background, or under `nohup`, ignore what it signals."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.forks.popen import forked
+from tests.forks.popen import forked, own_terminal
 from tests.swarm.processes import Processes
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def running(way: str, argv: list[str], **options: object) -> Iterator[subprocess
     """A bootstrap node that has said its invite."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with WAYS[way]():
-        process = subprocess.Popen([*argv, *BOOTSTRAP], **pipes, **options)
+        process = subprocess.Popen([*argv, *BOOTSTRAP], **pipes | options)
     with process:
         assert b"invite" in process.stdout.readline()
         try:
@@ -96,14 +97,28 @@ def seen(way: str, **options: object) -> dict[str, object]:
             "parent": it.ppid(), "arguments": [*filter(None, it.cmdline())], "mark": it.environ()["SHOAL_TEST_MARK"],
             "room": "FORKS_ROOM" in it.environ(), "folder": it.cwd(), "descriptors": at_rest(it),
             "group": os.getpgid(it.pid) == it.pid, "session": os.getsid(it.pid) == it.pid, "signals": signals[1:],
+            "in front": in_front(it.pid) == it.pid,
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{}, {"start_new_session": True, "cwd": "/"}], ids=["plain", "own session"])
-def test_others_see_no_difference(options: dict) -> None:
-    fork, other = seen("forked", **options), seen("executed", **options)
+def in_front(pid: int) -> int:
+    """Which group of processes has the terminal of this one: who hears a Ctrl-C there."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[5])
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["plain", "own session and terminal"])
+def test_others_see_no_difference(terminal: bool) -> None:
+    found = []
+    for way in ("forked", "executed"):
+        here, there = pty.openpty()
+        own = {"start_new_session": True, "cwd": "/", "preexec_fn": own_terminal, "stdin": there}
+        found.append(seen(way, **own if terminal else {}))
+        for end in (here, there):
+            os.close(end)
+    fork, other = found
     assert fork == other
-    assert (fork["parent"], fork["mark"], fork["session"]) == (os.getpid(), "seen", bool(options))
+    assert (fork["parent"], fork["mark"], fork["session"]) == (os.getpid(), "seen", terminal)
+    assert fork["in front"] == terminal
 
 
 def test_signals_end_it_and_its_parent_hears_how() -> None:

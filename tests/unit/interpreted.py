@@ -18,6 +18,7 @@ if not triton.knobs.runtime.interpret:
     pytest.skip("Triton compiles here: tests/gpu runs the kernels themselves", allow_module_level=True)
 
 from triton.language import core
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 _patch = interpreter._patch_lang_tensor
@@ -60,7 +61,8 @@ def _init_block_type(self, element_ty, shape) -> None:
     if not isinstance(shape, list | core.tuple) or not len(shape):
         _block_init(self, element_ty, shape)  # which says what is wrong
     self.element_ty = element_ty
-    self.shape, text, self.numel, *_ = _shape(*map(core._unwrap_if_constexpr, shape))
+    sizes = shape.values if isinstance(shape, core.tuple) else shape
+    self.shape, text, self.numel, *_ = _shape(*[core._unwrap_if_constexpr(one) for one in sizes])
     self.name = f"<{text}, {element_ty}>"
 
 
@@ -82,6 +84,31 @@ def _type_of_numbers(type):  # noqa: A002 - Triton's name
 
 
 interpreter._get_np_dtype = _type_of_numbers
+
+_type_equals, _broadcast = core.dtype.__eq__, TritonSemantic.broadcast_impl_value
+_sanitize = TritonSemantic.binary_op_sanitize_overflow_impl
+
+
+def _equals(self, other) -> bool:
+    return self is other or _type_equals(self, other)
+
+
+def _broadcast_values(self, left, right):
+    """Most have one shape already, which is the same object then: Triton would compare it size by size."""
+    one, other = left.type, right.type
+    if one.is_block() == other.is_block() and (not one.is_block() or one.shape is other.shape):
+        return left, right
+    return _broadcast(self, left, right)
+
+
+def _sanitize_overflow(self, left, right, operation) -> None:
+    """Triton computes each sum and product of integers again in 64 bits, and drops what it found but in debugging."""
+    if self.builder.options.debug:
+        _sanitize(self, left, right, operation)
+
+
+core.dtype.__eq__, TritonSemantic.broadcast_impl_value = _equals, _broadcast_values
+TritonSemantic.binary_op_sanitize_overflow_impl = _sanitize_overflow
 
 _patch_language, _patched = interpreter._patch_lang, set()
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
+from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from aiohttp.test_utils import TestClient, TestServer
 from scripted_model import scripted, thinking_model
 from shoal.client.api.app import make_app
 from shoal.client.api.options import ApiOptions, Doors
+from shoal.client.api.state import API
+from shoal.client.web.files import read_files
+
+if TYPE_CHECKING:
+    from shoal.client.api.shapes import Shapes
 
 HELLO = [{"role": "user", "content": "How is it?"}]
 
@@ -16,6 +24,10 @@ HELLO = [{"role": "user", "content": "How is it?"}]
 @cache
 def model_of(template: str):
     return thinking_model(template)
+
+
+kept: dict[str, Shapes] = {}  # a model's grammars outlast its application here: they take longest of all to make
+pages = cache(read_files)  # each application would pack them anew
 
 
 async def ask(template: str, text: str | list[str], **body):
@@ -27,7 +39,9 @@ async def ask(template: str, text: str | list[str], **body):
 async def served(template: str, text: str | list[str], *, speculate: int = 0, **body):
     """The answer as JSON, and what served it."""
     serving = scripted(model_of(template), *([text] if isinstance(text, str) else text))
-    app = make_app(serving, ApiOptions("demo", Doors(frozenset()), wait_s=1.0, speculate=speculate))
+    with patch("shoal.client.web.pages.read_files", pages):
+        app = make_app(serving, ApiOptions("demo", Doors(frozenset()), wait_s=1.0, speculate=speculate))
+    app[API] = replace(app[API], shapes=kept.setdefault(template, app[API].shapes))
     async with TestClient(TestServer(app)) as client:
         answer = await client.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 200, **body})
         assert answer.status == 200, await answer.text()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shoal.blocks.checkpoint import Checkpoint
+    from shoal.blocks.ends import Ends
 
 VOCAB, EOS, CONTEXT = 257, 256, 128
 CUTS = (0, 2, 3, 5)
@@ -120,6 +121,12 @@ def tokenizer_in(path: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(resolve(str(path)))
 
 
+@cache
+def ends_of(path: Path) -> Ends:
+    """Read once: they keep nothing of a text."""
+    return load_ends(resolve(str(path)), dtype=torch.float32)
+
+
 def run(
     checkpoint: Checkpoint, prompt: list[int], options: GenerationOptions, session: LocalSession | None = None
 ) -> Completion:
@@ -130,12 +137,17 @@ def run(
             completion.pieces.append(piece)
         return completion
 
-    ends = load_ends(checkpoint, dtype=torch.float32)
+    ends = ends_of(checkpoint.path)
     return asyncio.run(collect())
 
 
+@cache
+def unsplit(folder: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def theirs(folder: Path, prompt: list[int], count: int, **options: object) -> list[int]:
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = unsplit(folder)
     ids = torch.tensor([prompt])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, pad_token_id=EOS, **options)
     return out[0, len(prompt) :].tolist()
@@ -162,7 +174,7 @@ def test_logprobs_are_the_models(folder: Path, checkpoint: Checkpoint) -> None:
     completion = run(
         checkpoint, PROMPT, GenerationOptions(max_new_tokens=8, sampling=Sampling(temperature=2.0, seed=1))
     )
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = unsplit(folder)
     with torch.inference_mode():
         scores = model(torch.tensor([PROMPT + completion.token_ids])).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
     expected = scores.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
@@ -192,18 +204,28 @@ class Oracle(Guesser):
         return [token if at % self.wrong_every else (token + 1) % VOCAB for at, token in enumerate(found, len(ids))]
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(), Sampling(repetition_penalty=1.3), Sampling(temperature=0.7, seed=5),
-     Sampling(temperature=1.5, top_p=0.9, seed=1), Sampling(frequency_penalty=0.5, logit_bias={7: 3.0})],
-    ids=["greedy", "penalty", "warm", "hot", "bias"],
-)  # fmt: skip
+SAMPLINGS = {
+    "greedy": Sampling(), "penalty": Sampling(repetition_penalty=1.3), "warm": Sampling(temperature=0.7, seed=5),
+    "hot": Sampling(temperature=1.5, top_p=0.9, seed=1),
+    "bias": Sampling(frequency_penalty=0.5, logit_bias={7: 3.0}),
+}  # fmt: skip
+
+
+def asked_for(sampling: str) -> GenerationOptions:
+    return GenerationOptions(max_new_tokens=60, sampling=SAMPLINGS[sampling], top_logprobs=2)
+
+
+@cache
+def without_guesses(path: Path, sampling: str) -> Completion:
+    return run(resolve(str(path)), PROMPT, asked_for(sampling))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("most", [1, 4, 16])
 def test_guesses_change_no_token(
-    checkpoint: Checkpoint, sampling: Sampling, most: int, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, sampling: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = GenerationOptions(max_new_tokens=60, sampling=sampling, top_logprobs=2)
-    expected = run(checkpoint, PROMPT, alone)
+    alone, expected = asked_for(sampling), without_guesses(checkpoint.path, sampling)
     monkeypatch.setattr(Oracle, "text", [*PROMPT, *expected.token_ids])
     monkeypatch.setattr(generation, "Guesser", Oracle)
     session = LocalSession(checkpoint)

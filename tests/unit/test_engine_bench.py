@@ -36,41 +36,56 @@ def bench(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "keys"),
-    [(("--gpu", "--only", GPU_PARTS), GPU_KEYS | MATMUL_KEYS), (("--only", "speed,perplexity"), CPU_KEYS)],
-    ids=["gpu", "cpu"],
-)
-def test_every_part_runs_on_tiny_shapes(arguments, keys, tmp_path):
-    found = tmp_path / "found.json"
-    done = bench("--tiny", *arguments, "--json", found)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(found.read_text())
+def look_at(figures, keys, said):
     assert keys <= set(figures)
     assert all(isinstance(value, float | int) for value in figures.values())
     assert all(value == 0 for name, value in figures.items() if name.startswith("nan_"))
     assert all(value == 1 for name, value in figures.items() if name.endswith("_finite"))
-    assert all(name in done.stdout for name in keys)
+    assert all(name in said for name in keys)
 
 
-def test_a_part_that_fails_leaves_the_others_and_an_exit_status(tmp_path):
+def test_every_part_for_gpus_runs_on_tiny_shapes(tmp_path):
     found = tmp_path / "found.json"
-    done = bench("--gpu", "--tiny", "--only", "floors,eager", "--seconds", "-1", "--json", found)
-    assert done.returncode == 1
-    assert "floors: no time is left" in done.stderr
-    assert "Failed: floors, eager" in done.stdout
-
-
-def test_an_unknown_part_is_one_line():
-    done = bench("--only", "speed,nothing")
-    assert done.returncode == 2
-    assert done.stderr == "bench engine: no part is named nothing: choose of speed,perplexity,errors,idle\n"
+    done = bench("--tiny", "--gpu", "--only", GPU_PARTS, "--json", found)
+    assert done.returncode == 0, done.stderr
+    look_at(json.loads(found.read_text()), GPU_KEYS | MATMUL_KEYS, done.stdout)
 
 
 @pytest.fixture
 def parts(monkeypatch):
     """The benchmark's modules can be imported."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts" / "benches"))
+
+
+@pytest.fixture
+def here(parts):
+    """The benchmark as a function: to start it as a program takes seconds. It sets the number of torch's threads."""
+    import engine
+
+    before = torch.get_num_threads()
+    yield lambda *arguments: engine.main([*map(str, arguments)])
+    torch.set_num_threads(before)
+
+
+def test_every_part_for_cpus_runs_on_tiny_shapes(here, tmp_path, capfd):
+    found = tmp_path / "found.json"
+    status, said = here("--tiny", "--only", "speed,perplexity", "--json", found), capfd.readouterr()
+    assert status == 0, said.err
+    look_at(json.loads(found.read_text()), CPU_KEYS, said.out)
+
+
+def test_a_part_that_fails_leaves_the_others_and_an_exit_status(here, tmp_path, capfd):
+    found = tmp_path / "found.json"
+    assert here("--gpu", "--tiny", "--only", "floors,eager", "--seconds", "-1", "--json", found) == 1
+    said = capfd.readouterr()
+    assert "floors: no time is left" in said.err
+    assert "Failed: floors, eager" in said.out
+
+
+def test_an_unknown_part_is_one_line():
+    done = bench("--only", "speed,nothing")
+    assert done.returncode == 2
+    assert done.stderr == "bench engine: no part is named nothing: choose of speed,perplexity,errors,idle\n"
 
 
 def test_every_goal_is_held_against_a_figure_that_some_part_finds(parts):

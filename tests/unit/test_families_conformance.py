@@ -47,12 +47,22 @@ def tiny(request, tmp_path_factory):
     return model, resolve(str(folder))
 
 
-@pytest.fixture(params=DEVICES)
-def split(tiny, request) -> Split:
-    model, checkpoint = tiny
+@pytest.fixture(scope="module", params=DEVICES)
+def loaded(tiny, request) -> tuple[list[Span], Ends]:
+    _, checkpoint = tiny
     options = SpanOptions(kv_pages=PAGES, dtype=torch.float32, device=request.param)
-    spans = [load_span(checkpoint, cut, options) for cut in CUTS]
-    return Split(model, spans, load_ends(checkpoint, device=request.param, dtype=torch.float32))
+    ends = load_ends(checkpoint, device=request.param, dtype=torch.float32)
+    return [load_span(checkpoint, cut, options) for cut in CUTS], ends
+
+
+@pytest.fixture
+def split(tiny, loaded) -> Split:
+    """All pages are free and empty: a test must not read what another one has written into the same."""
+    for span in loaded[0]:
+        for block in span.blocks:
+            for part in (span.kv.block(block).keys, span.kv.block(block).values):
+                part.zero_()
+    return Split(tiny[0], *loaded)
 
 
 def random_tokens(count: int, seed: int) -> list[int]:
