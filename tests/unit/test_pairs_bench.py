@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benches"))
 
-from _pairs import SURE, bounds, in_turn, known, ratio  # noqa: E402
+from _pairs import SURE, bounds, in_turn, known, ratio
 
 LEAST, MOST = 6, 21
 
