@@ -249,7 +249,10 @@ async def gone(daemon, timeout_s):
     """Whether a process ends in time; a zombie that nobody has reaped has ended."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE:
+        try:
+            if not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:  # it went between the two questions
             return True
         await asyncio.sleep(0.05)
     return False
