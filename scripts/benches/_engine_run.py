@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import time
 import traceback
@@ -26,8 +25,6 @@ def measure(parts: Mapping[str, tuple[str, str]], options: argparse.Namespace) -
         return 2
     torch.set_num_threads(1 if options.tiny else options.threads)  # tests run beside others on a few cores
     bench = Bench(_device(gpu=options.gpu), tiny=options.tiny)
-    gc.collect()
-    gc.freeze()  # what is imported stays: each part's searches for garbage would go through it again
     failed = Run(bench, time.monotonic() + options.seconds, options.json).parts(parts)
     show(bench.figures)
     _tell_end(bench, failed, tiny=options.tiny)

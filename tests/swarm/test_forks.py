@@ -106,18 +106,22 @@ def in_front(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[5])
 
 
-@pytest.mark.parametrize("terminal", [False, True], ids=["plain", "own session and terminal"])
-def test_others_see_no_difference(terminal: bool) -> None:
+@pytest.mark.parametrize(
+    ("options", "terminal"),
+    [({}, False), ({"start_new_session": True, "cwd": "/"}, False), ({"start_new_session": True}, True)],
+    ids=["plain", "own session", "own terminal"],
+)
+def test_others_see_no_difference(options: dict, terminal: bool) -> None:
     found = []
     for way in ("forked", "executed"):
         here, there = pty.openpty()
-        own = {"start_new_session": True, "cwd": "/", "preexec_fn": own_terminal, "stdin": there}
-        found.append(seen(way, **own if terminal else {}))
+        own = {"preexec_fn": own_terminal, "stdin": there} if terminal else {}
+        found.append(seen(way, **options, **own))
         for end in (here, there):
             os.close(end)
     fork, other = found
     assert fork == other
-    assert (fork["parent"], fork["mark"], fork["session"]) == (os.getpid(), "seen", terminal)
+    assert (fork["parent"], fork["mark"], fork["session"]) == (os.getpid(), "seen", bool(options))
     assert fork["in front"] == terminal
 
 

@@ -283,10 +283,7 @@ def test_wrong_arguments_are_one_clear_error(invite, kind, options, error, says)
     assert not isinstance(caught.value, BaseExceptionGroup)
 
 
-# As a command does first, it leaves out what transformers would import beside: that is half of what the script takes.
 SCRIPT = """
-from shoal.blocks.lean import leave_out
-leave_out()
 import sys, torch
 from shoal.client import AutoDistributedModelForCausalLM
 model = AutoDistributedModelForCausalLM.from_pretrained("demo", join=sys.argv[1], dtype="float32")

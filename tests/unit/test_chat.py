@@ -240,8 +240,8 @@ def test_an_answer_in_a_form_may_be_a_call_all_the_same(form) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"], "additionalProperties": False}
     grammar = must_call(grammars(), form, [TIME], parallel=False, answer=schema)
     kinds = set()
-    for seed in range(80):
-        text, ended = written(grammar, seed, 60)
+    for seed in range(40):
+        text, ended = written(grammar, seed, 200)
         if not ended:
             continue
         reader = CallReader(form, ("time",))

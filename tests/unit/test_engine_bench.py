@@ -74,12 +74,12 @@ def test_every_part_for_cpus_runs_on_tiny_shapes(here, tmp_path, capfd):
     look_at(json.loads(found.read_text()), CPU_KEYS, said.out)
 
 
-def test_a_part_that_fails_leaves_the_others_and_an_exit_status(here, tmp_path, capfd):
+def test_a_part_that_fails_leaves_the_others_and_an_exit_status(tmp_path):
     found = tmp_path / "found.json"
-    assert here("--gpu", "--tiny", "--only", "floors,eager", "--seconds", "-1", "--json", found) == 1
-    said = capfd.readouterr()
-    assert "floors: no time is left" in said.err
-    assert "Failed: floors, eager" in said.out
+    done = bench("--gpu", "--tiny", "--only", "floors,eager", "--seconds", "-1", "--json", found)
+    assert done.returncode == 1
+    assert "floors: no time is left" in done.stderr
+    assert "Failed: floors, eager" in done.stdout
 
 
 def test_an_unknown_part_is_one_line():

@@ -52,12 +52,12 @@ import transformers.models.gemma3.modeling_gemma3
 found = [name for name in ("accelerate", "sklearn", "pandas", "torchvision") if sys.modules.get(name)]
 print(" ".join(found) or "none", "pandas" in sys.modules)
 """
-COMPILED = """
+COMPILED = "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item(), heavy[0] in sys.modules)"
+MARKED = """
 @torch.compile(backend="eager")
 def f(x):
     return -x
 print(heavy[0] in sys.modules, f(torch.ones(1)).item())
-print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item(), heavy[0] in sys.modules)
 """
 MODULE = "print(type(torch.compile(torch.nn.Linear(1, 1), backend='eager')).__name__)"
 PART = "import torch._dynamo.config as c; print(c is torch._dynamo.config, c.__spec__.name)"
@@ -65,7 +65,8 @@ WHOLE = "torch._dynamo.reset(); print(torch._dynamo.__file__.endswith('__init__.
 CLASS = "from transformers.masking_utils import TransformGetItemToIndex as T; print(T().__class__.__module__)"
 
 SAID = {
-    COMPILED: "False -1.0\n2.0 True",
+    COMPILED: "2.0 True",
+    MARKED: "False -1.0",
     MODULE: "OptimizedModule",
     PART: "True torch._dynamo.config",
     WHOLE: "True",
