@@ -27,6 +27,9 @@ ROWS_OF_CHUNKS = (1, 2, 16, 128)
 PAGES = (64, 512, 4096, 32768, 262144)  # of a row: 1,024 tokens, 8,192, and so on; few, each is a graph of its own
 
 _KNOWN = 4096
+# Triton compiles a kernel anew for a pointer or a stride that is not a multiple of 16: so all of a step's are.
+_ALIGNED = 16 // 4
+_TABLE_STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +81,27 @@ def size_of(run: range, step: Step, group: int) -> Size | None:
 
 
 def exact_size(run: range, step: Step, group: int) -> Size:
-    """The size of a step as it is, without padding."""
+    """The size of a step as it is, without padding but that of page tables."""
     chunk = sum(row.count for row in step.chunks)
     each = tile_tokens(group, chunk) if chunk else 1
+    pages = _up_to(_TABLE_STEP, max((_pages(row.end) for row in step.decodes), default=0))
     return Size(
-        run.start, run.stop, len(step.decodes), max((_pages(row.end) for row in step.decodes), default=0), chunk,
+        run.start, run.stop, len(step.decodes), pages, chunk,
         sum(-(-row.count // each) for row in step.chunks), sum(_pages(row.end) for row in step.chunks),
     )  # fmt: skip
 
 
 class Layout:
     """Where a step's integers lie in one array: positions and slots of all tokens, ends and page tables of decodes,
-    tiles with their pages. `length`: of all five together."""
+    tiles with their pages, each from a multiple of 16 bytes on. `length`: of all five together."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
         tiles = size.tiles * FIELDS + size.held
         lengths = (size.tokens, size.tokens, size.decodes, size.decodes * size.pages, tiles)
-        stops = list(accumulate(lengths))
-        self._parts = tuple(slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True))
-        self.length = stops[-1]
+        starts = accumulate((_up_to(_ALIGNED, length) for length in lengths[:-1]), initial=0)
+        self._parts = tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+        self.length = self._parts[-1].stop
 
     def cut(self, ints: Array) -> tuple[Array, Array, Array, Array, Array]:
         """The five parts of an array or a tensor of `length`; tables as `[decodes, pages]`."""
@@ -167,6 +171,11 @@ class PageArrays:
 
 def _pages(tokens: int) -> int:
     return -(-tokens // PAGE_TOKENS)
+
+
+def _up_to(step: int, number: int) -> int:
+    """The next multiple of `step`."""
+    return -(-number // step) * step
 
 
 def _at_least(sizes: Sequence[int], wanted: int) -> int:

@@ -95,13 +95,14 @@ class Span:
         return self._steps.graphs.room(count) if self._steps is not None else None
 
     @torch.inference_mode()
-    def warm_up(self, rows: int, tokens: int) -> None:
-        """Make ready for decode steps of up to `rows` rows and contexts of `tokens`, before anybody's KV is there."""
+    def warm_up(self, rows: int, tokens: int, step_tokens: int) -> None:
+        """Make ready for steps of up to `step_tokens` before anybody's KV is there, above all for decode steps of up to
+        `rows` rows and contexts of `tokens`."""
         if self._steps is not None:
-            self._steps.warm_up(range(self.blocks.start, self.blocks.stop), rows, tokens)
+            self._steps.warm_up(range(self.blocks.start, self.blocks.stop), rows, tokens, step_tokens)
         elif self.device.type == "cuda":
             row = Row((0,), PAGE_TOKENS - 1, 1)
-            for count in (1 << power for power in range(rows.bit_length())):
+            for count in (*(1 << power for power in range(rows.bit_length())), _PROMPT_TOKENS):
                 self.forward(torch.zeros((count, self.spec.hidden_size)), (row,) * count)
             # A prompt needs other kernels than steps of few rows.
             prompt = (Row((0,), 0, PAGE_TOKENS),) * (_PROMPT_TOKENS // PAGE_TOKENS)

@@ -59,24 +59,29 @@ class Steps:
         hidden = hidden.to(self._kv.device, self._kv.dtype, non_blocking=True)
         return self._span.forward(hidden, run, self._inputs(step, run, turns))
 
-    def warm_up(self, run: range, most_rows: int, tokens: int) -> None:
-        """Compile and measure what steps need; capture decode steps of up to `most_rows` rows, contexts of `tokens`.
+    def warm_up(self, run: range, rows: int, tokens: int, step_tokens: int) -> None:
+        """Compile and measure what steps of up to `step_tokens` need, so that nobody who is served waits for a
+        compiler, which takes a second or two for each kernel; capture decode steps of up to `rows` rows, contexts of
+        `tokens`.
 
         Runs on whatever pages 0 onwards hold: call it before anybody's tokens are there.
         """
         pages = tuple(range(min(-(-tokens // PAGE_TOKENS), self._kv.n_pages)))
         row = Row(pages, len(pages) * PAGE_TOKENS - 1, 1)
-        for count in (count for count in ROWS if count <= most_rows):
-            for _ in range(USES_BEFORE_CAPTURE + 1):
+        for count in ROWS:
+            for _ in range(USES_BEFORE_CAPTURE + 1 if count <= rows else 1):
                 self.forward(self._nothing(count), (row,) * count, run)
-        self._warm_up_chunks(run)
-
-    def _warm_up_chunks(self, run: range) -> None:
-        """A chunk of each size, after little and after much: compiling a kernel takes a second, which nobody who is
-        served beside it should wait for."""
         for held in (pages for pages in PAGES[:WARM_SIZES] if pages <= self._kv.n_pages):
             for count in CHUNKS:
-                self.forward(self._nothing(count), (Row(tuple(range(held)), held * PAGE_TOKENS - count, count),), run)
+                self._warm_up_chunk(run, held, count)
+        held = min(PAGES[1], self._kv.n_pages)
+        if (count := min(step_tokens - 1, held * PAGE_TOKENS)) > CHUNKS[-1]:  # no graph holds it
+            self._warm_up_chunk(run, held, count, row)
+
+    def _warm_up_chunk(self, run: range, held: int, count: int, *beside: Row) -> None:
+        """`count` tokens at the end of a row of `held` pages."""
+        chunk = Row(tuple(range(held)), held * PAGE_TOKENS - count, count)
+        self.forward(self._nothing(len(beside) + count), (*beside, chunk), run)
 
     def _nothing(self, count: int) -> torch.Tensor:
         """Zeros as hidden states `[count, H]`, where a peer's steps take theirs from."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # A Ctrl-C in the terminal goes to the whole process group: the daemon must not die of it while we still drain.
 OWN_GROUP = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+SETTINGS = '{"Relay": {"Enabled": false}}'  # the option for relays only switches on what is on unless a file says no
 DEATH_NOTE = "our own libp2p daemon has died"
 
 
@@ -47,6 +48,8 @@ class Waiting(dict[Any, "asyncio.Future[Any]"]):
 
 class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
     """One libp2p daemon. died: set as soon as the daemon's output ends, which is when it dies."""
+
+    _SETTINGS = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,8 +92,9 @@ class Daemon(P2P):  # type: ignore[misc]  # hivemind is untyped
         daemon._client.control._pending_calls = Waiting()
         return daemon
 
-    @staticmethod
-    def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+    @classmethod
+    def _make_process_args(cls, *args: Any, **kwargs: Any) -> list[str]:
+        kwargs["f"] = cls._SETTINGS
         if kwargs.get("autoRelay"):
             kwargs["relayDiscovery"] = False  # else libp2p waits three minutes, or for four relays, before it asks one
         return [sys.executable, "-I", "-S", "-c", OWN_GROUP, *P2P._make_process_args(*args, **kwargs)]
@@ -121,4 +125,6 @@ def _seen(task: asyncio.Task[None]) -> None:
 
 def daemon_in(folder: Path) -> type[Daemon]:
     """The class whose daemons keep their sockets in `folder`; hivemind takes their place from a class attribute."""
-    return type("Daemon", (Daemon,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})
+    settings = folder / "daemon.json"
+    settings.write_text(SETTINGS)
+    return type("Daemon", (Daemon,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/", "_SETTINGS": str(settings)})

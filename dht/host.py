@@ -255,6 +255,8 @@ async def _start_daemon(config: HostConfig, folder: Path, key_file: Path) -> Any
 
     version = 6 if ":" in config.listen else 4
     local = ipaddress.ip_address(config.listen).is_loopback
+    # A relay's table of the Internet's networks is a third of a second's work at each start.
+    alone = local and not config.announce and all(map(is_loopback, config.bootstrap))
     relayed = {"use_auto_relay": True, "trusted_relays": config.bootstrap}
     believed = "private" if config.relayed else config.reachability
     try:
@@ -266,6 +268,7 @@ async def _start_daemon(config: HostConfig, folder: Path, key_file: Path) -> Any
             force_reachability=None if believed == "auto" else believed,
             nat_port_map=not local,
             auto_nat=not local,
+            use_relay=config.relayed or not alone,
             idle_timeout=DAEMON_IDLE_S,
             startup_timeout=START_TIMEOUT_S,
             **(relayed if config.relayed else {}),

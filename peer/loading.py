@@ -130,8 +130,13 @@ def load(config: PeerConfig, model: Model, blocks: range, room: Fit) -> Span:
         span = load_span(checkpoint, blocks, options, on_block)
     if options.device.startswith("cuda"):
         logger.info("making its kernels ready (some 20 s the first time on a GPU, a second later on)")
-    span.warm_up(min(WARM_ROWS, config.max_batch or WARM_ROWS), WARM_TOKENS)
+    make_ready(span, config.max_batch or WARM_ROWS)
     return span
+
+
+def make_ready(span: Span, max_batch: int = WARM_ROWS) -> None:
+    """Let a GPU compile, choose and capture what serving up to `max_batch` sessions at once will need."""
+    span.warm_up(min(WARM_ROWS, max_batch), WARM_TOKENS, STEP_TOKENS_CUDA)
 
 
 def figures_of(config: Terms, spec: ModelSpec) -> Figures:

@@ -11,7 +11,7 @@ from _engine_models import Bench, Decoding, Figures, RandomCheckpoint, Shape, Sk
 from _engine_time import timed
 from shoal.blocks import parts, quantize
 from shoal.blocks.span import Row, Span, load_span
-from shoal.peer.loading import WARM_ROWS, WARM_TOKENS
+from shoal.peer.loading import make_ready
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,7 @@ def _measured(bench: Bench, shape: MixtureShape, kind: str, name: str) -> Figure
             stack.enter_context(mock.patch.object(module, "has_kernels", return_value=False))
         span = load_span(checkpoint, range(blocks), bench.options(tokens, kind, bench.dtype, fused=not plain))
         if not plain:
-            span.warm_up(WARM_ROWS, WARM_TOKENS)  # as a peer does before it serves
+            make_ready(span)  # as a peer does before it serves
         found = {f"{name}b{batch}_ms_per_block": _decode(bench, span, batch, context) for batch in batches}
         found[f"{name}prefill_tokens_per_s"] = _prefill(bench, span)
     return found

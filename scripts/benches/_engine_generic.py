@@ -11,7 +11,7 @@ from _engine_models import FILL_TOKENS, Figures, RandomCheckpoint, pages_of, rel
 from _engine_time import timed
 from shoal.blocks import attention
 from shoal.blocks.span import Row, Span, load_span
-from shoal.peer.loading import WARM_ROWS, WARM_TOKENS
+from shoal.peer.loading import make_ready
 from shoal.peer.pages import PageAllocator
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def generic(bench: Bench) -> Figures:
     checkpoint = RandomCheckpoint(bench.shape, blocks, bench.device, bench.dtype)
     tokens = sum(contexts) + 32 * ROWS
     span = load_span(checkpoint, range(blocks), bench.options(tokens, "bf16", bench.dtype, fused=False))
-    span.warm_up(WARM_ROWS, WARM_TOKENS)  # as a peer does before it serves
+    make_ready(span)  # as a peer does before it serves
     allocator = PageAllocator(span.kv.n_pages)
     held = [allocator.allocate(pages_of(context)) for context in contexts]
     pages = [one for one in held if one is not None]

@@ -224,6 +224,7 @@ def requests(bench: Bench) -> Figures:
         load.run_until(lambda load=load: not load.running)
         synchronize(bench.device)
         runs.append(time.perf_counter() - started)
+        tell(f"    {runs[-1]:.2f} s, {len(load.steps_s)} steps, the longest {max(load.steps_s) * 1e3:.0f} ms")
     seconds = statistics.median(runs[WARM:])
     return {
         "span_tokens_per_s": count * new / seconds,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from shoal.blocks.kv import PAGE_TOKENS
 from shoal.blocks.span import Row, Span, SpanOptions, load_span
-from shoal.peer.loading import WARM_ROWS, WARM_TOKENS
+from shoal.peer.loading import make_ready
 from shoal.peer.pages import PageAllocator
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Bench:
         """A span of random weights, held as `kind` of KINDS says (on a CPU in fp32), with KV for `tokens`."""
         checkpoint = RandomCheckpoint(shape or self.shape, blocks, self.device, self.dtype)
         span = load_span(checkpoint, range(blocks), self.options(tokens, kind, self.dtype))
-        span.warm_up(WARM_ROWS, WARM_TOKENS)  # as a peer does before it serves
+        make_ready(span)  # as a peer does before it serves
         return span
 
     def options(self, tokens: int, kind: str, dtype: torch.dtype, *, fused: bool = True) -> SpanOptions:

@@ -210,7 +210,7 @@ from test_engine_gpu import *
 
 async def main():
     span, other = new_span(128), new_span(128)
-    span.warm_up(4, 1024)
+    span.warm_up(4, 1024, 2048)
     engine = DeviceEngine(span, PAGE_TOKENS)
     for count in (100, 300, 512):
         for _ in range(3):

@@ -414,3 +414,46 @@ def piece(hidden: torch.Tensor, pages: range) -> Piece:
         payload=bytearray(hidden.view(torch.uint8).numpy().tobytes()), dtype="float32", offset=0, count=len(hidden),
         pages=tuple(pages), position=0, start=0, stop=N_BLOCKS, keep_rows=1,
     )  # fmt: skip
+
+
+def any_step(draw: random.Random) -> list[Row]:
+    """Up to 80 decodes beside up to three chunks of prompts, each with its own context; of any size, often a small."""
+    pages = tuple(draw.sample(range(PAGES), PAGES))
+    decodes = draw.choice([0, 1, 2, 3, 5, draw.randrange(80)])
+    chunks = draw.randrange(decodes == 0, 4)
+    rows = [Row(pages, draw.randrange(PAGES * PAGE_TOKENS), 1) for _ in range(decodes)]
+    for _ in range(chunks):
+        count = draw.choice([1, 15, 16, draw.randrange(1, 300), draw.randrange(1, 600)])
+        rows.append(Row(pages, draw.randrange(PAGES * PAGE_TOKENS - count), count))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "kv_dtype", "width"),
+    [
+        ("llama", "none", "auto", 320),
+        ("llama", "none", "int8", 384),
+        pytest.param("llama", "nf4", "auto", 448, marks=needs_bitsandbytes),
+        pytest.param("qwen3-moe", "nf4", "auto", 576, marks=needs_bitsandbytes),
+    ],
+)
+def test_who_is_served_after_the_warm_up_waits_for_no_compiler(variant, kind, kv_dtype, width, monkeypatch) -> None:
+    """Of a model that no other test has, whose kernels this process has not met before."""
+    from shoal.blocks.kernels.tuner import Tuner
+    from triton import knobs
+
+    experts = {"moe_intermediate_size": 128} if "moe" in variant else {}
+    span = cuda_span(checkpoint(variant, hidden_size=width, head_dim=64, **experts), kind, kv_dtype=kv_dtype)
+    assert span.fused
+    waited = []
+    monkeypatch.setattr(knobs.compilation, "listener", lambda **of: waited.append(of["src"].name))
+    measure = Tuner._time
+    monkeypatch.setattr(Tuner, "_time", lambda self, name, run: waited.append(name) or measure(self, name, run))
+    span.warm_up(16, 1024, 2048)
+    assert waited
+    waited.clear()
+    draw = random.Random(4)
+    for _ in range(300):
+        rows = any_step(draw)
+        span.forward(states(sum(row.count for row in rows), width, 0), rows)
+    assert waited == []

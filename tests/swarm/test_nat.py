@@ -7,11 +7,12 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 
 import pytest
 from lab_swarm import client, generate, greedy, needs_network, processes, save_model
 from netlab.lab import Lab
+from shoal.dht.foreign import P2PDaemonError, PeerID, p2pd_pb2
 from shoal.dht.host import HostConfig, open_host
 from shoal.dht.maddr import endpoint, is_relayed
 from shoal.dht.reach import DialBack, open_reachable
@@ -21,6 +22,7 @@ from tests.steadiness import in_time
 pytestmark = [pytest.mark.swarm, pytest.mark.calm, pytest.mark.timeout(180), needs_network]
 
 STEPS = 12
+RELAY = "/libp2p/circuit/relay/0.2.0/hop"
 HOLE_S = 10.0  # libp2p tries up to three times
 
 
@@ -69,6 +71,18 @@ async def test_without_a_relay_a_closed_host_listens_as_before(monkeypatch):
         host = await stack.enter_async_context(open_reachable(HostConfig(bootstrap=node.maddrs)))
         assert (host.relayed, host.reach) == (False, "unknown")
         await node.connect(host.peer_id, host.maddrs)
+
+
+@pytest.mark.parametrize(("announce", "relays"), [((), False), (("/ip4/11.0.0.1/tcp/4001",), True)])
+async def test_who_is_met_on_this_machine_alone_is_no_relay(announce, relays):
+    """Its table of the Internet's networks would be two thirds of a daemon's work at its start."""
+    async with AsyncExitStack() as stack:
+        there = await stack.enter_async_context(open_host(HostConfig()))
+        host = await stack.enter_async_context(open_host(HostConfig(bootstrap=there.maddrs, announce=announce)))
+        wanted = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(host.peer_id).to_bytes(), proto=[RELAY])
+        asked = there.p2p.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=wanted))
+        with nullcontext() if relays else pytest.raises(P2PDaemonError, match="protocol"):
+            await asked
 
 
 async def addrs_at(host, peer_id):

@@ -60,6 +60,22 @@ def test_every_token_finds_its_slot_and_padding_goes_to_the_scratch_page(padded:
     _check_tiles(tiles, size.tiles, rows[2:])
 
 
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(("decodes", "chunk"), [(1, 0), (2, 0), (3, 0), (0, 1), (1, 5), (2, 7), (3, 500)])
+def test_every_part_begins_where_kernels_need_no_variant_for_it(padded: bool, decodes: int, chunk: int) -> None:
+    """Triton compiles one more for what is no multiple of 16: a second's wait for all who are served."""
+    rows = [decode(20 * index) for index in range(decodes)] + [Row(LONG, 0, chunk)] * (chunk > 0)
+    size = size_of(RUN, split(rows), GROUP) if padded else exact_size(RUN, split(rows), GROUP)
+    layout = Layout(size)
+    ints = np.zeros(layout.length, dtype=np.int32)
+    parts = layout.cut(ints)
+    for number, part in enumerate(parts, 1):
+        part[...] = number
+    assert [int((ints == number).sum()) for number in range(1, 6)] == [part.size for part in parts]  # none overlaps
+    assert all((part.ctypes.data - ints.ctypes.data) % 16 == 0 for part in parts if part.size)
+    assert parts[3].shape[1] % 16 == 0
+
+
 def _check_tiles(tiles: np.ndarray, count: int, rows: list[Row]) -> None:
     """Tiles cover every token of every row once, padding repeats one of them, and each finds its row's pages."""
     seen = {}
