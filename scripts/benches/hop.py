@@ -28,8 +28,8 @@ class Rounds:
         self._model, self._local, self._swarms = model, local, swarms
         self._medians: dict[str, list[float]] = {}
 
-    async def run(self, rounds: int, steps: int) -> dict[str, float]:
-        """Medians over the rounds of each round's median."""
+    async def run(self, rounds: int, steps: int) -> Rounds:
+        """Notes each round's median of each way."""
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}")
             self._note("local_ms", self._local.transformers_ms(steps))
@@ -37,13 +37,22 @@ class Rounds:
             for name, swarm in self._swarms.items():
                 async with swarm.session(SessionOptions(max_tokens=steps + 16, wait_s=10)) as session:
                     self._note(name, await decode(session, self._model, steps))
-        return {name: median(figures) for name, figures in self._medians.items()}
+        return self
+
+    def of(self, name: str) -> float:
+        """The median of a way's rounds."""
+        return median(self._medians[name])
+
+    def between(self, name: str, less: str) -> float:
+        """How much longer one way takes than another: the median of each round's difference, which what slows the
+        machine for a while leaves alone."""
+        return median([a - b for a, b in zip(self._medians[name], self._medians[less], strict=True)])
 
     def _note(self, name: str, times: list[float]) -> None:
         self._medians.setdefault(name, []).append(median(times[len(times) // 5 :]))
 
 
-async def measure(shape: Shape, peers: tuple[int, ...], rounds: int, steps: int) -> dict[str, float]:
+async def measure(shape: Shape, peers: tuple[int, ...], rounds: int, steps: int) -> Rounds:
     """Milliseconds a token: `local_ms`, `span_ms` and `peers_N_ms`."""
     with tempfile.TemporaryDirectory() as name:
         folder = shape.save(Path(name) / "model")
@@ -62,13 +71,14 @@ async def measure(shape: Shape, peers: tuple[int, ...], rounds: int, steps: int)
 
 async def measure_all(arguments: argparse.Namespace) -> dict[str, float]:
     """The small model through 1, 2 and 4 peers, then the large one through 2."""
-    figures = await measure(SMALL, (1, 2, 4), arguments.rounds, arguments.steps)
-    figures["fixed_ms"] = figures["peers_1_ms"] - figures["span_ms"]
-    figures["per_hop_ms"] = (figures["peers_4_ms"] - figures["peers_1_ms"]) / 3
+    small = await measure(SMALL, (1, 2, 4), arguments.rounds, arguments.steps)
+    figures = {name: small.of(name) for name in ("local_ms", "span_ms", "peers_1_ms", "peers_2_ms", "peers_4_ms")}
+    figures["fixed_ms"] = small.between("peers_1_ms", "span_ms")
+    figures["per_hop_ms"] = small.between("peers_4_ms", "peers_1_ms") / 3
     if not arguments.small_only:
         large = await measure(LARGE, (2,), max(2, arguments.rounds // 2), arguments.steps // 2)
-        figures["local_200m_ms"], figures["span_200m_ms"] = large["local_ms"], large["span_ms"]
-        figures["swarm_200m_ms"] = large["peers_2_ms"]
+        figures["local_200m_ms"], figures["span_200m_ms"] = large.of("local_ms"), large.of("span_ms")
+        figures["swarm_200m_ms"] = large.of("peers_2_ms")
     return figures
 
 
@@ -77,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench hop", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--steps", type=int, default=60, help="decode steps of each turn (default 60)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each way (default 9)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each way (default 15)")
     parser.add_argument("--small-only", action="store_true", help="leave the 200M model out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,7 +102,8 @@ def main() -> None:
     print_table(["figure (ms)", "here", "Petals, as measured for the design"], rows)
     print("\nLlama blocks, fp32, CPU, one thread a process, medians of turns taken one after the other.")
     print("local_ms: transformers in one process; span_ms: our span in one process, no swarm; peers_N_ms: the swarm.")
-    print("fixed_ms = peers_1_ms - span_ms: what the swarm adds; per_hop_ms = (peers_4_ms - peers_1_ms) / 3")
+    print("fixed_ms: peers_1_ms - span_ms, what the swarm adds; per_hop_ms: (peers_4_ms - peers_1_ms) / 3.")
+    print("Both are the medians of each turn's differences.")
     write_json(arguments.json, figures)
 
 

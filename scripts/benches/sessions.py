@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from _loop import run
 from _report import print_table, write_json
-from _swarm import Shape, decode, swarm_of, tell
+from _swarm import Shape, decode, median, swarm_of, tell
 from shoal.client.local import ClientModel, load_model
 from shoal.client.options import Model, SessionOptions
 from shoal.client.swarm import Swarm, join_swarm
@@ -36,9 +36,10 @@ async def rate(swarm: Swarm, model: ClientModel, sessions: int, steps: int) -> f
     return sessions * steps / (time.perf_counter() - started)
 
 
-async def measure(steps: int) -> dict[str, float]:
-    """steps/s for each number of sessions; one peer, one client process."""
-    figures = {}
+async def measure(steps: int, rounds: int) -> dict[str, float]:
+    """steps/s for each number of sessions; one peer, one client process. Medians of rounds, and of their ratios:
+    what slows the machine for a while slows both rates of one."""
+    rates: dict[int, list[float]] = {sessions: [] for sessions in COUNTS}
     with tempfile.TemporaryDirectory() as name:
         folder = SHAPE.save(Path(name) / "model")
         model = load_model(str(folder), "float32")
@@ -46,10 +47,12 @@ async def measure(steps: int) -> dict[str, float]:
         async with swarm_of(folder, [f"0:{SHAPE.blocks}"]) as invite, join_swarm(invite, info) as swarm:
             await swarm.wait_covered(60)
             await rate(swarm, model, 2, 20)
-            for sessions in COUNTS:
-                tell(f"{sessions} sessions ...")
-                figures[f"steps_per_s_{sessions}"] = await rate(swarm, model, sessions, steps)
-    figures["speedup_8"] = figures["steps_per_s_8"] / figures["steps_per_s_1"]
+            for number in range(rounds):
+                tell(f"round {number + 1} of {rounds}")
+                for sessions in COUNTS:
+                    rates[sessions].append(await rate(swarm, model, sessions, steps))
+    figures = {f"steps_per_s_{sessions}": median(found) for sessions, found in rates.items()}
+    figures["speedup_8"] = median([eight / one for one, eight in zip(rates[1], rates[8], strict=True)])
     return figures
 
 
@@ -58,12 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench sessions", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--steps", type=int, default=150, help="decode steps of each session (default 150)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each number of sessions (default 5)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
 
     async def go() -> None:
-        figures.update(await measure(arguments.steps))
+        figures.update(await measure(arguments.steps, arguments.rounds))
 
     run(go())
     rows = [[str(n), f"{figures[f'steps_per_s_{n}']:.0f}", PETALS.get(n, "")] for n in COUNTS]
