@@ -417,7 +417,7 @@ def piece(hidden: torch.Tensor, pages: range) -> Piece:
 
 
 def any_step(draw: random.Random) -> list[Row]:
-    """Up to 80 decodes beside up to three chunks of prompts, each with its own context; of any size, often a small."""
+    """Up to 80 decodes beside up to three chunks of prompts, each with its own context; often a small step."""
     pages = tuple(draw.sample(range(PAGES), PAGES))
     decodes = draw.choice([0, 1, 2, 3, 5, draw.randrange(80)])
     chunks = draw.randrange(decodes == 0, 4)
