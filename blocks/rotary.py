@@ -58,17 +58,24 @@ class Rotary:
         return {name: self._turns_of_type(hidden, batch, name) for name in self.names}
 
     def _turns_of_type(self, hidden: torch.Tensor, batch: Batch, name: str) -> torch.Tensor:
-        end = max(row.end for row in batch.rows)
-        if (table := self._tables.get((name, hidden.device))) is not None and end <= len(table):
+        if (table := self.table(name, hidden.device, max(row.end for row in batch.rows))) is not None:
             return _rows_of(table, batch)
         if (found := self.frequencies(name)) is not None:
-            if end > TABLE_TOKENS:
-                return _turned(batch.positions[0], *found)
-            length = min(TABLE_TOKENS, 1 << (end - 1).bit_length())
-            table = self._tables[name, hidden.device] = _turned(torch.arange(length, device=hidden.device), *found)
-            return _rows_of(table, batch)
+            return _turned(batch.positions[0], *found)
         cos, sin = (part[0, :, : part.shape[-1] // 2].float() for part in self._of_type(hidden, batch, name))
         return torch.complex(cos, sin)[:, None]
+
+    def table(self, name: str, device: torch.device, end: int) -> torch.Tensor | None:
+        """Complex rotations `[length, 1, width / 2]` of the positions up to `end` and more, made once; None where they
+        depend on the length, and for so many that they are not kept."""
+        table = self._tables.get((name, device))
+        if table is not None and end <= len(table):
+            return table
+        if end > TABLE_TOKENS or (found := self.frequencies(name)) is None:
+            return None
+        length = min(TABLE_TOKENS, 1 << (end - 1).bit_length())
+        table = self._tables[name, device] = _turned(torch.arange(length, device=device), *found)
+        return table
 
     def embeddings(self, hidden: torch.Tensor, batch: Batch) -> dict[str, Embedding]:
         """Cosines and sines `[1, T, width]` by attention type; one entry under "" where all blocks share them."""

@@ -9,6 +9,7 @@ import torch
 from shoal.blocks.attention import PagedCache, kernel_order
 from shoal.blocks.batch import Row, check_rows, make_batch
 from shoal.blocks.cpu.short import ShortSteps
+from shoal.blocks.cpu.single import SingleToken
 from shoal.blocks.kernels import has_kernels
 from shoal.blocks.kv import PAGE_TOKENS, KVPool
 from shoal.blocks.own_attention import DenseCache, Rectangle, bias_arguments, rectangles
@@ -68,6 +69,8 @@ class Span:
         self._parts = parts
         plain = parts.short if kv.kind == "auto" else None
         self._short = ShortSteps(parts, kv, plain) if plain is not None else None
+        bare = self._short if kv.dtype == torch.float32 else None
+        self._single = SingleToken(bare, parts, kv.n_slots) if bare is not None else None
         self._steps = _steps(parts, kv) if parts.fused and has_kernels(kv.device, kv.dtype) else None
 
     def forward(
@@ -88,6 +91,13 @@ class Span:
             return self._forward(hidden, rows, run)
         with torch.inference_mode():
             return self._forward(hidden, rows, run)
+
+    def single(self, payload: memoryview, row: Row, start: int, stop: int) -> tuple[bytes, bool] | None:
+        """As `forward` for one token whose hidden state `[hidden_size]` comes and goes as the bytes of float32; and
+        whether all numbers of the result are finite. None: only `forward` can do that. Errors: as there."""
+        if self._single is None or row.count != 1 or len(payload) != 4 * self.spec.hidden_size:
+            return None
+        return self._single.forward(payload, self._range(start, stop), row)
 
     def room(self, count: int) -> torch.Tensor | None:
         """Host memory `[count, hidden_size]` in the span's dtype from which `forward` takes hidden states without a

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from shoal.peer.wire import Buffer, Message, Receipt
     from shoal.routing.route import Hop
 
+    Recall: TypeAlias = Callable[[int, int], Buffer]  # the inputs of positions [a, b), as they travel
+    PutOff: TypeAlias = Callable[[Callable[[], None]], None]  # takes work that can wait until what was sent has left
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """Where nothing is put off."""
+    work()
+
 
 class State(Enum):
     """Where a session stands."""

@@ -12,9 +12,10 @@ anew. Nobody is blamed for leaving, or for being slow.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from shoal.client.actions import Apart, Blame, Plan, Send, State
+from shoal.client.actions import Apart, Blame, Plan, Send, State, at_once
 from shoal.client.handover import RETRY_S, Handover
 from shoal.client.session import Session
 from shoal.client.tempo import Tempo
@@ -23,9 +24,9 @@ from shoal.peer.wire import Hidden, Leaving, Receipt
 from shoal.routing.route import NoRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from shoal.client.actions import Action, SessionTerms
+    from shoal.client.actions import Action, PutOff, Recall, SessionTerms
     from shoal.client.chain import Link
     from shoal.peer.errors import HopError
     from shoal.peer.wire import Buffer, Message, Want
@@ -35,15 +36,16 @@ if TYPE_CHECKING:
 class MovingSession(Session):
     """See `Session`; `on_ahead` answers a `Plan` that is `ahead`."""
 
-    def __init__(self, terms: SessionTerms, recall: Callable[[int, int], Buffer]) -> None:
-        super().__init__(terms, recall)
+    def __init__(self, terms: SessionTerms, recall: Recall, put_off: PutOff = at_once) -> None:
+        super().__init__(terms, recall, put_off)
         self._handover, self._tempo = Handover(), Tempo()
         self._told = 0  # the newest epoch that a hop was told ahead
 
     def step(self, count: int, want: Want, payload: Buffer, now: float, length: int = 0) -> tuple[int, list[Action]]:
         """See `Session`."""
         number, actions = super().step(count, want, payload, now, length)
-        self._tempo.sent(number, now, alone=bool(actions) and not length and len(self._steps) == 1, rows=count)
+        alone = bool(actions) and not length and len(self._steps) == 1
+        self._put_off(partial(self._tempo.sent, number, now, alone=alone, rows=count))
         return number, actions
 
     def close(self, token_ids: Sequence[int] = ()) -> list[Action]:

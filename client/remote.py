@@ -8,14 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
-from shoal.blocks.activations import pack, to_bytes
 from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, State, Work
-from shoal.client.alarm import Alarm
+from shoal.client.afterwards import Afterwards
 from shoal.client.alone import alone
+from shoal.client.inputs import Inputs
 from shoal.client.moving import MovingSession
 from shoal.client.pieces import cut, received
 from shoal.peer.errors import NoRouteError, SessionClosed
-from shoal.peer.wire import Leaving, Refused, Want
+from shoal.peer.wire import Leaving, Receipt, Refused, Want
 from shoal.routing.planner import NoRoute
 from shoal.routing.route import CHUNK_TOKENS
 
@@ -39,19 +39,17 @@ class RemoteSession:
 
     def __init__(self, terms: SessionTerms, shape: Shape, backend: Backend) -> None:
         self._terms, self._shape, self._backend = terms, shape, backend
-        self._core = MovingSession(terms, self._recall_bytes)
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
+        self._inputs = Inputs(terms.dtype, self._dtype)
         self._held: Callable[[], Sequence[int]] = tuple  # the tokens that the KV is of, if they are to be remembered
-        self._recall: Callable[[int, int], torch.Tensor] | None = None
-        self._inputs: list[torch.Tensor] = []
         self._waiting: dict[int, asyncio.Future[tuple[int, Buffer]]] = {}
         self._room, self._opened = asyncio.Event(), asyncio.Event()
         self._planning: asyncio.Task[None] | None = None
         self._seeking: asyncio.Task[None] | None = None
         self._tasks, self._loop = asyncio.TaskGroup(), asyncio.get_running_loop()
-        self._alarm = Alarm(
-            self._loop, partial(alone, self, lambda: self._perform(self._core.on_timer(self._loop.time())))
-        )
+        self._afterwards = Afterwards(self._loop, partial(alone, self), self._ring, self._due)
+        self._core = MovingSession(terms, self._inputs.again, self._afterwards.put_off)
+        self._answered = False  # whoever waits has an answer, and has not gone on yet
         self._told = terms.prefix is None  # the caller counts on what hops hold from before, or gave its first inputs
         self._error: ShoalError | None = None
         self._stuck_since: float | None = None  # no answer since a plan was asked for then
@@ -63,6 +61,7 @@ class RemoteSession:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._afterwards.catch_up()
         self.end(SessionClosed("the session was closed"))
         held = self._held()
         self._perform(self._core.close(held))
@@ -78,12 +77,12 @@ class RemoteSession:
     def position(self, position: int) -> None:
         self._core.rewind(position)
         self._told = True
-        if self._inputs:
-            self._inputs = [torch.cat(self._inputs)[:position]]
+        self._inputs.rewind(position)
 
     @property
     def stats(self) -> SessionStats:
         """Steps, repairs and each hop's times so far."""
+        self._afterwards.catch_up()
         return self._core.stats
 
     @property
@@ -93,7 +92,7 @@ class RemoteSession:
 
     def recall_with(self, recall: Callable[[int, int], torch.Tensor]) -> None:
         """Make inputs of positions `[a, b)` again with `recall` ([b - a, hidden]) instead of keeping them."""
-        self._recall = recall
+        self._inputs.recall_with(recall)
 
     def remember(self, tokens: Callable[[], Sequence[int]]) -> None:
         """Let later sessions find what the hops compute: `tokens` tells, whenever it is asked, which ones those are."""
@@ -109,7 +108,7 @@ class RemoteSession:
         if self._told or self._terms.prefix is None:
             return
         self._told = True
-        if self._recall is None or not self._terms.prefix.begins(token_ids, self.position):
+        if not self._inputs.known or not self._terms.prefix.begins(token_ids, self.position):
             self._core.rewind(0)
 
     async def step(self, hidden: torch.Tensor, want: Want = Want.LAST, *, prompt: bool = True) -> torch.Tensor:
@@ -127,23 +126,27 @@ class RemoteSession:
         if not self._told:
             hidden = await self._skip_cached(hidden, want)
         length = self.position + len(hidden) if prompt and len(hidden) > 1 else 0
-        chunks = self._chunks(hidden, want) if length else [(hidden, want)]
+        chunks = cut(hidden, want, self._chunk_tokens(len(hidden))) if length else [(hidden, want)]
         answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in chunks]
-        parts = [received(*answer, self._terms, self._dtype) for answer in await asyncio.gather(*answers)]
+        # Whoever awaits one answer goes on a turn of the loop sooner than who awaits several.
+        found = [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
+        self._answered = False
         if length:
             self._backend.held(self._terms, self._held()[:length], self.route)
+        parts = [received(*answer, self._terms, self._dtype) for answer in found]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def on_message(self, peer_id: str, message: Message) -> None:
-        """A peer sent something for this session."""
-        if isinstance(message, Refused | Leaving):
-            self._count_on_nothing(peer_id)
-        self._perform(self._core.on_message(peer_id, message, self._loop.time()))
+        """A peer sent something for this session. A receipt that comes with an answer can wait; the answer cannot."""
+        self._afterwards.put_off(partial(self._hear, peer_id, message, self._loop.time()))
+        if not (self._answered and isinstance(message, Receipt)):
+            self._afterwards.catch_up()
 
     def on_lost(self, peer_id: str, why: str, *, late: bool = False) -> None:
         """The link to a peer ended. `late`: it may stand yet, and is given up if others can serve."""
         if late and isinstance(self._backend.plan(self._core.without(peer_id), self._work()), NoRoute):
             return
+        self._afterwards.catch_up()
         self._count_on_nothing(peer_id)
         self._perform(self._core.on_late(peer_id) if late else self._core.on_closed(peer_id, why, self._loop.time()))
         self._room.set()
@@ -151,6 +154,11 @@ class RemoteSession:
     def on_room(self) -> None:
         """A line that was clogged is not any more."""
         self._room.set()
+
+    def _hear(self, peer_id: str, message: Message, now: float) -> None:
+        if isinstance(message, Refused | Leaving):
+            self._count_on_nothing(peer_id)
+        self._perform(self._core.on_message(peer_id, message, now))
 
     def _count_on_nothing(self, peer_id: str) -> None:
         """A hop may have to be refilled before the caller has given any inputs: then all hops begin anew."""
@@ -169,11 +177,14 @@ class RemoteSession:
         if want is Want.ALL or cached >= len(hidden):
             self._core.rewind(0)
             return hidden
-        if cached and self._recall is None:
-            self._inputs.append(hidden[:cached])
+        self._inputs.keep(hidden[:cached])
         return hidden[cached:]
 
-    # -- performing -----------------------------------------------------------------------------------------------
+    def _ring(self) -> None:
+        self._perform(self._core.on_timer(self._loop.time()))
+
+    def _due(self) -> float | None:
+        return self._core.deadline()
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -193,7 +204,7 @@ class RemoteSession:
             self._opened.set()
             if not self._waiting:
                 self._stuck_since = None
-        self._alarm.set(self._core.deadline())
+        self._afterwards.soon()
 
     def _deliver(self, answer: Deliver) -> None:
         self._room.set()
@@ -201,6 +212,7 @@ class RemoteSession:
         future = self._waiting.pop(answer.step, None)
         if future is not None and not future.done():
             future.set_result((answer.rows, answer.payload))
+            self._answered = True
 
     def _plan(self, plan: Plan) -> None:
         if plan.ahead:
@@ -221,7 +233,8 @@ class RemoteSession:
                 return
             over = self._loop.time() >= self._stuck_since + self._shape.wait_s
             if over and self._forgiven and not self._core.avoided.chances:
-                self.end(NoRouteError(self._why(found), found.missing))
+                why = f"{found.reason} The last failure: {last}." if (last := self._core.last_error) else found.reason
+                self.end(NoRouteError(why, found.missing))
                 return
             await self._backend.refresh()
             plan, self._forgiven = self._core.forgive(), True
@@ -243,12 +256,8 @@ class RemoteSession:
         terms, prefix = self._terms, self._terms.prefix
         known, most = len(prefix.prompt.token_ids) if prefix is not None else 0, terms.max_tokens
         prompt = min(max(known, self._core.position), most)
-        chunk, begins = self._shape.chunk_tokens or CHUNK_TOKENS, None if self.stats.steps else prefix
+        chunk, begins = self._shape.chunk_tokens or CHUNK_TOKENS, None if self._core.stats.steps else prefix
         return Work(prompt, most - prompt, most, chunk, terms.token_bytes, begins, self._core.ours)
-
-    def _why(self, found: NoRoute) -> str:
-        last = self._core.last_error
-        return f"{found.reason} The last failure: {last}." if last is not None else found.reason
 
     def _starts_over(self) -> bool:
         """Where the surviving hops stand in the way of a route, give them up (this plans anew)."""
@@ -271,13 +280,10 @@ class RemoteSession:
         for task in (self._planning, self._seeking):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        self._alarm.set(None)
+        self._afterwards.end()
 
-    # -- tensors and bytes ----------------------------------------------------------------------------------------
-
-    def _chunks(self, hidden: torch.Tensor, want: Want) -> list[tuple[torch.Tensor, Want]]:
-        size, count = self._shape.chunk_tokens, len(hidden)
-        return cut(hidden, want, size or self._backend.chunk_tokens(self.route, count, self._terms.token_bytes))
+    def _chunk_tokens(self, count: int) -> int:
+        return self._shape.chunk_tokens or self._backend.chunk_tokens(self.route, count, self._terms.token_bytes)
 
     async def _send_chunk(self, chunk: torch.Tensor, want: Want, length: int) -> asyncio.Future[tuple[int, Buffer]]:
         # What the first hop does not take yet waits as tensors, not as bytes.
@@ -286,14 +292,9 @@ class RemoteSession:
             await self._room.wait()
         if self._error is not None:
             raise self._error
-        if self._recall is None:
-            self._inputs.append(chunk)
-        data = to_bytes(pack(chunk, self._terms.dtype))
+        self._inputs.keep(chunk)
+        data = self._inputs.packed(chunk)
         number, actions = self._core.step(len(chunk), want, data, self._loop.time(), length)
         future = self._waiting[number] = self._loop.create_future()
         self._perform(actions)
         return future
-
-    def _recall_bytes(self, start: int, stop: int) -> Buffer:
-        rows = self._recall(start, stop) if self._recall is not None else torch.cat(self._inputs)[start:stop]
-        return to_bytes(pack(rows.detach().to("cpu", self._dtype), self._terms.dtype))

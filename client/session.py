@@ -17,9 +17,10 @@ survivor cannot refill, so the hops before a loss are given up with it and refil
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from shoal.client.actions import Action, Apart, Blame, Deliver, GiveUp, Plan, Send, SessionStats, SessionTerms, State
+from shoal.client.actions import Apart, Blame, Deliver, GiveUp, Plan, Send, SessionStats, State, at_once
 from shoal.client.avoided import Avoided
 from shoal.client.chain import Chain, Link
 from shoal.client.steps import Steps
@@ -28,26 +29,26 @@ from shoal.peer.errors import HopClosed, HopRefused, HopTimedOut, Reason
 from shoal.peer.wire import Hidden, Opened, Receipt, Refused, Want
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from shoal.client.actions import Action, PutOff, Recall, SessionTerms
     from shoal.peer.errors import HopError
     from shoal.peer.wire import Buffer, Message
     from shoal.routing.route import Hop, Route
 
 MAX_STARTS_OVER = 16
-# Reasons that speak of the lease's history, not of the peer: the whole route is opened anew.
-_START_OVER = frozenset({Reason.NO_REPLAY, Reason.GAP})
+_START_OVER = frozenset({Reason.NO_REPLAY, Reason.GAP})  # of the lease's history, not of the peer: all is opened anew
 
 
 class Session:
-    """The state machine. `recall(a, b)` gives the inputs of positions `[a, b)` again, as bytes."""
+    """The state machine. `recall(a, b)` gives the inputs of positions `[a, b)` again; `put_off` takes what can wait."""
 
-    def __init__(self, terms: SessionTerms, recall: Callable[[int, int], Buffer]) -> None:
+    def __init__(self, terms: SessionTerms, recall: Recall, put_off: PutOff = at_once) -> None:
         self.terms = terms
         self.state = State.PLANNING
         self.stats = SessionStats()
         self.last_error: HopError | None = None
-        self._recall = recall
+        self._recall, self._put_off = recall, put_off
         self._chain = Chain(terms)
         self._steps, self._watch = Steps(terms.max_tokens), Watch(terms.token_bytes)
         self._lost = (terms.start, terms.stop)
@@ -71,7 +72,8 @@ class Session:
         self.stats.steps += 1
         if self.state is not State.STREAMING:
             return step.number, []
-        self._watch.sent(self.stats, self.route(), step.number if count == 1 and len(self._steps) == 1 else -1, now)
+        lone = step.number if count == 1 and len(self._steps) == 1 else -1
+        self._put_off(partial(self._watch.sent, self.stats, self.route(), lone, now))
         self._deadline = self._deadline or now + self.terms.step_timeout_s
         return step.number, [self._send(0, self._chain.hidden(step))]
 
@@ -105,8 +107,6 @@ class Session:
     def route(self) -> tuple[Hop, ...]:
         """The hops in use now."""
         return self._chain.hops()
-
-    # -- what happens ---------------------------------------------------------------------------------------------
 
     def on_route(self, route: Route, now: float) -> list[Action]:
         """Hops for the lost span were found: open them."""

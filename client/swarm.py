@@ -145,7 +145,8 @@ class Swarm:
 
     def addrs(self, peer_id: str) -> tuple[str, ...]:
         """Where a peer says that it can be reached; empty if it is not in the view."""
-        return next((peer.addrs for peer in self.view.peers if peer.peer_id == peer_id), ())
+        found = self.view.by_id.get(peer_id)
+        return () if found is None else found.addrs
 
     def plan(self, plan: Plan, work: Work) -> Route | NoRoute:
         """Hops for a lost span, from the latest view and what was measured."""
@@ -227,7 +228,8 @@ class Swarm:
 
     def _precision(self, peer_id: str) -> str:
         """How a peer computes, as it announces: its outputs depend on it."""
-        return next((f"{peer.quantization} {peer.dtype}" for peer in self.view.peers if peer.peer_id == peer_id), "")
+        found = self.view.by_id.get(peer_id)
+        return "" if found is None else f"{found.quantization} {found.dtype}"
 
     async def _watch(self) -> None:
         self._seen(await self._place.directory.rest())

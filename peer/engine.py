@@ -151,18 +151,15 @@ class DeviceEngine:
 
     def run_now(self, batch: Sequence[Piece]) -> list[Output]:
         """As `run`, on the caller's thread. Errors: `EngineFault`."""
-        import torch
-
         self._check()
         self._began_here = time.monotonic()
-        with torch.inference_mode():
-            try:
-                return self._forward(tuple(batch))
-            except Exception as error:
-                self._examine(error)
-                raise fault_of(error) from error
-            finally:
-                self._began_here = None
+        try:
+            return self._forward(tuple(batch))
+        except Exception as error:
+            self._examine(error)
+            raise fault_of(error) from error
+        finally:
+            self._began_here = None
 
     async def save(self, pages: Sequence[int]) -> object:
         """Copies of KV pages in host memory. Errors: `EngineFault`."""
@@ -262,15 +259,27 @@ class DeviceEngine:
 
     def _forward_one(self, piece: Piece) -> list[Output]:
         started = time.perf_counter()
-        outputs = self._forward_range((piece,), piece.start, piece.stop)
+        outputs = self._forward_bare(piece) or self._forward_range((piece,), piece.start, piece.stop)
         if len(self._took) >= _KNOWN:
             self._took.clear()
         self._took[_like(piece.start, piece.stop, piece.count)] = time.perf_counter() - started
         return outputs
 
+    def _forward_bare(self, piece: Piece) -> list[Output]:
+        """A lone token that needs no tensor; empty if it does."""
+        if piece.count > 1 or piece.dtype != "float32" or not piece.keep_rows:
+            return []
+        row, size = self._row(piece.pages, piece.position, 1, piece.length), 4 * self.width
+        state = memoryview(piece.payload).cast("B")[piece.offset * size : (piece.offset + 1) * size]
+        found = self.span.single(state, row, piece.start, piece.stop)
+        return [] if found is None else [Output(*found)]
+
     def _forward_range(self, pieces: Sequence[Piece], start: int, stop: int) -> list[Output]:
+        import torch
+
         rows = [self._row(piece.pages, piece.position, piece.count, piece.length) for piece in pieces]
-        return self._transfer.unload(self.span.forward(self._transfer.load(pieces), rows, start, stop), pieces)
+        with torch.inference_mode():
+            return self._transfer.unload(self.span.forward(self._transfer.load(pieces), rows, start, stop), pieces)
 
 
 def _like(start: int, stop: int, count: int) -> tuple[int, int, int]:

@@ -30,6 +30,11 @@ class View:
     former: Columns | None = field(default=None, repr=False, compare=False)
 
     @cached_property
+    def by_id(self) -> dict[str, Announcement]:
+        """The same peers by their id, made once per view."""
+        return {peer.peer_id: peer for peer in self.peers}
+
+    @cached_property
     def columns(self) -> Columns:
         """The same peers as arrays, made once per view: what planning over thousands of peers reads."""
         return columns_of(self.peers, self.former)

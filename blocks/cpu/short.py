@@ -51,7 +51,7 @@ class _Block(ctypes.Structure):
     )  # fmt: skip
 
 
-class _Token(ctypes.Structure):
+class Token(ctypes.Structure):
     """step.c's Token."""
 
     _fields_ = (("pages", _P), ("position", _I), ("together", _I))
@@ -102,11 +102,11 @@ class ShortSteps:
         self._step, self._room, self._together = found.step, found.room, found.together()
         self._first, self._dtype = kv.blocks.start, kv.dtype
         self._parts, self._kv, self._kept = parts, kv, list[torch.Tensor]()  # step.c knows where all of it lies
-        self._names = parts.rotary.names if parts.rotary is not None else ()
+        self.names = parts.rotary.names if parts.rotary is not None else ()
         self._blocks = (_Block * len(kv.blocks))(*(self._described(index, kv) for index in kv.blocks))
         self._at = ctypes.addressof(self._blocks)
-        self._rotations = (_P * max(1, len(self._names)))()
-        self._memory = torch.empty(0)
+        self._rotations = (_P * max(1, len(self.names)))()
+        self._memory, self._free = torch.empty(0), 0
         self._threads = max(_threads(matrix.weight) for matrix in _matrices(parts.layers[self._first]))
 
     def takes(self, batch: Batch) -> bool:
@@ -119,22 +119,32 @@ class ShortSteps:
         hidden = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         tokens, pages = _tokens(batch.rows, batch.n_tokens, self._together)
         context = max(len(held) for held in pages) * PAGE_TOKENS
-        first = self._at + (run.start - self._first) * ctypes.sizeof(_Block)
-        size = self._room(first, batch.n_tokens, self._threads, context)
-        if len(self._memory) < size:
-            self._memory = torch.empty(size)
-        for place, name in enumerate(self._names):
-            self._rotations[place] = turns[name].data_ptr()
-        self._step(
-            first, len(run), tokens, batch.n_tokens, self._rotations, PAGE_TOKENS, self._threads, context,
-            hidden.data_ptr(), self._memory.data_ptr(),
-        )  # fmt: skip
+        self.call(
+            run, tokens, batch.n_tokens, context, [turns[name].data_ptr() for name in self.names], hidden.data_ptr()
+        )
         return hidden.to(self._dtype)
+
+    def call(
+        self, run: range, tokens: ctypes.Array[Token], count: int, context: int, rotations: Sequence[int], hidden: int
+    ) -> bool:
+        """step.c over the float32 `[count, hidden]` at the address `hidden`, in place; `rotations` are addresses, too,
+        in the order of `names`. Whether all of the result is finite."""
+        first = self._at + (run.start - self._first) * ctypes.sizeof(_Block)
+        size = self._room(first, count, self._threads, context)
+        if self._free < size:
+            self._memory, self._free = torch.empty(size), size
+        for place, address in enumerate(rotations):
+            self._rotations[place] = address
+        found = self._step(
+            first, len(run), tokens, count, self._rotations, PAGE_TOKENS, self._threads, context, hidden,
+            self._memory.data_ptr(),
+        )  # fmt: skip
+        return bool(found)
 
     def _described(self, index: int, kv: KVPool) -> _Block:
         block: Any = self._parts.layers[index]
         asked, held, matrices = block.attention, kv.block(index), _matrices(block)
-        name = "" if "" in self._names else self._parts.spec.layer_types[index]
+        name = "" if "" in self.names else self._parts.spec.layer_types[index]
         return _Block(
             *(matrix.weight.data_ptr() for matrix in matrices),
             *(self._floats(matrix.bias) for matrix in matrices),
@@ -144,7 +154,7 @@ class ShortSteps:
             asked.scale, asked.softcap or 0.0, block.residual_scale,
             self._parts.spec.hidden_size, block.down.in_features, asked.heads, asked.kv_heads, asked.head_dim,
             asked.rotary_dim, _width(block.q_norm), _width(block.k_norm), asked.window or 0, len(held.keys),
-            _ACTIVATIONS[block.activation], self._names.index(name),
+            _ACTIVATIONS[block.activation], self.names.index(name),
         )  # fmt: skip
 
     def _floats(self, numbers: torch.Tensor | None) -> int | None:
@@ -157,15 +167,15 @@ class ShortSteps:
         return None if norm is None else self._floats(norm.weight)
 
 
-def _tokens(rows: Sequence[Row], count: int, together: int) -> tuple[ctypes.Array[_Token], list[array[int]]]:
+def _tokens(rows: Sequence[Row], count: int, together: int) -> tuple[ctypes.Array[Token], list[array[int]]]:
     """step.c's tokens, of which so many attend together, and the pages to which they point."""
     pages = [array("i", row.pages) for row in rows]
-    tokens, at = (_Token * count)(), 0
+    tokens, at = (Token * count)(), 0
     for row, held in zip(rows, pages, strict=True):
         place, _ = held.buffer_info()
         for index in range(row.count):
             leads = min(together, row.count - index) if index % together == 0 else 0
-            tokens[at] = _Token(place, row.position + index, leads)
+            tokens[at] = Token(place, row.position + index, leads)
             at += 1
     return tokens, pages
 
@@ -193,5 +203,5 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.room.argtypes = [_P, _I, _I, _I]
     found.step.argtypes = [_P, _I, _P, _I, _P, _I, _I, _I, _P, _P]
     found.product.argtypes = [_P, _P, _I, _I, _P, _P, _I, _I]
-    found.step.restype = found.product.restype = None
+    found.step.restype, found.product.restype = _I, None
     return found

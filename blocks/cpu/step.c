@@ -227,10 +227,21 @@ static void leave(const void *step, int64_t t, int64_t who) {
     add(s->b, s->hidden + t * s->b->hidden, s->delta + t * s->b->hidden, 3);
 }
 
+/* Whether none is infinite or no number: both have all bits of the exponent. */
+static int64_t all_finite(const float *x, int64_t n) {
+    const uint32_t exponent = 0x7f800000;
+    uint32_t found = 0, bits;
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(&bits, x + i, sizeof bits);
+        found |= (bits & exponent) == exponent;
+    }
+    return !found;
+}
+
 /* hidden [tokens, hidden] through the blocks, in place. rotations: of each kind [tokens, rotary_dim / 2, 2], cosine and
- * sine. context: slots of the longest sequence's pages. */
-void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n, const float *const *rotations,
-          int64_t page, int64_t threads, int64_t context, float *hidden, float *memory) {
+ * sine. context: slots of the longest sequence's pages. Returns whether all numbers of the result are finite. */
+int64_t step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n, const float *const *rotations,
+             int64_t page, int64_t threads, int64_t context, float *hidden, float *memory) {
     threads = gather(threads);
     for (const Block *b = blocks; b < blocks + n_blocks; b++) {
         int64_t size = b->hidden, n_query = query_width(b), n_qkv = qkv_width(b);
@@ -248,6 +259,7 @@ void step(const Block *blocks, int64_t n_blocks, const Token *tokens, int64_t n,
         each(threads, n, leave, &s);
     }
     disband(threads);
+    return all_finite(hidden, n * blocks->hidden);
 }
 
 /* One matrix: out [tokens, rows] = x [tokens, n] * weight transposed, and bias. */

@@ -30,7 +30,9 @@ def test_a_fault_ends_its_own_session_only(event, caplog):
                 if event == "on_closed":
                     swarm._on_lost(poor.route[0].peer_id, "was lost")
                 elif event == "on_timer":
-                    poor._alarm.set(asyncio.get_running_loop().time() + 0.001)
+                    soon = asyncio.get_running_loop().time() + 0.001
+                    poor._core.deadline = lambda: soon
+                    poor._afterwards.soon()
                 await asyncio.sleep(0.1)
                 with pytest.raises(SessionClosed, match="made for this test"):
                     await poor.step(states(PROMPT))

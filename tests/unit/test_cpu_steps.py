@@ -131,6 +131,47 @@ def test_what_is_not_finite_stays_so_and_in_its_row(number: float, llama) -> Non
     assert out.isfinite().all(dim=1).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_lone_token_from_bytes_to_bytes_gives_the_same_numbers(variant: str, tmp_path) -> None:
+    """Where the rotations depend on the length alone it is left to `forward`."""
+    save_tiny(variant, tmp_path)
+    span, other = spoil(load(tmp_path)), spoil(load(tmp_path))
+    prompt = states(span, 7)
+    span.forward(prompt, [Row(PAGES[0], 0, 7)])
+    other.forward(prompt, [Row(PAGES[0], 0, 7)])
+    for position in range(7, 30):
+        state = states(span, 1, position)
+        found = span.single(memoryview(state.numpy().tobytes()), Row(PAGES[0], position, 1), 1, 3)
+        if variant == "phi3-longrope":
+            assert found is None
+            continue
+        assert found is not None
+        wanted = other.forward(state, [Row(PAGES[0], position, 1)])
+        assert found == (wanted.numpy().tobytes(), True)
+        for index in span.blocks:
+            held, kept = span.kv.block(index), other.kv.block(index)
+            assert torch.equal(held.keys.nan_to_num(), kept.keys.nan_to_num())
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_of_a_lone_token_it_is_told_what_is_not_finite(number: float, llama) -> None:
+    span, state = load(llama), states(load(llama), 1)
+    state[0, 7] = number
+    assert span.single(memoryview(state.numpy().tobytes()), Row([0], 0, 1), 1, 3)[1] is False
+
+
+def test_a_lone_token_that_does_not_fit_is_refused(llama) -> None:
+    span = load(llama)
+    state = memoryview(states(span, 1).numpy().tobytes())
+    for row in (Row([24], 0, 1), Row([-1], 0, 1), Row([0], 16, 1), Row([0], -1, 1)):
+        with pytest.raises(ValueError, match="row"):
+            span.single(state, row, 1, 3)
+    with pytest.raises(ValueError, match="not in this span"):
+        span.single(state, Row([0], 0, 1), 0, 3)
+    assert span.single(state[4:], Row([0], 0, 1), 1, 3) is None
+    assert load(llama, torch.bfloat16).single(state, Row([0], 0, 1), 1, 3) is None
+
+
 def test_what_is_received_is_left_as_it_was(llama) -> None:
     span = load(llama)
     hidden = states(span, 2)
