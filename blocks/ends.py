@@ -90,20 +90,26 @@ class Ends:
     @torch.inference_mode()
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the head sees, `[T, width]`: the last block's hidden states `[T, hidden_size]` behind the final norm."""
+        return self._normed(hidden)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[T, vocab_size]` in float32 of the last block's hidden states `[T, hidden_size]`."""
+        return self._logits(self._normed(hidden))
+
+    @torch.inference_mode()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[T, vocab_size]` in float32 of what `normed` gives."""
+        return self._logits(hidden)
+
+    def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
         weights = self._weights
         hidden = hidden.to(weights.embedding.device, weights.embedding.dtype)
         if self._final_norm is not None:
             hidden = self._norm(self._final_norm, hidden)
         return hidden if weights.project_out is None else project(hidden, weights.project_out)
 
-    @torch.inference_mode()
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits `[T, vocab_size]` in float32 of the last block's hidden states `[T, hidden_size]`."""
-        return self.head(self.normed(hidden))
-
-    @torch.inference_mode()
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits `[T, vocab_size]` in float32 of what `normed` gives."""
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._weights.head is None:
             raise ValueError("these ends were loaded without their head")
         logits: torch.Tensor = self._weights.head(hidden)

@@ -34,6 +34,14 @@ class Afterwards:
         self._work.append(work)
         self.soon()
 
+    def do(self, work: Work, *, later: bool) -> None:
+        """Do this now, behind what was put off, or `later`."""
+        if later:
+            self.put_off(work)
+        else:
+            self.catch_up()
+            work()
+
     def soon(self) -> None:
         """Set the alarm afterwards."""
         if not self._is_due:

@@ -71,7 +71,10 @@ class Chain:
 
     def index_of(self, peer_id: str) -> int | None:
         """Where a peer stands, or None."""
-        return next((i for i, link in enumerate(self.links) if link.peer_id == peer_id), None)
+        for index, link in enumerate(self.links):
+            if link.hop.peer_id == peer_id:
+                return index
+        return None
 
     def is_last(self, index: int) -> bool:
         """Whether the route ends there."""
@@ -147,6 +150,8 @@ class Chain:
 
     def carried(self, index: int) -> str | None:
         """The peer to which the client must pass on what hop `index` sends; None where they talk to one another."""
+        if not self._apart:
+            return None
         pair = tuple(link.peer_id for link in self.links[index : index + 2])
         return pair[1] if pair in self._apart else None
 

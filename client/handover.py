@@ -104,8 +104,9 @@ class Handover:
 
     def fresh(self, peer_id: str) -> Link | None:
         """The new hop that a peer is to be, if it is one."""
-        links = self.chain.links if self.chain is not None else []
-        return next((link for link in links if link.fresh and link.peer_id == peer_id), None)
+        if self.chain is None:
+            return None
+        return next((link for link in self.chain.links if link.fresh and link.peer_id == peer_id), None)
 
     def complete(self) -> bool:
         """Whether every new hop has confirmed."""

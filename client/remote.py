@@ -120,13 +120,14 @@ class RemoteSession:
         """
         if hidden.ndim != 2 or hidden.shape[1] != self._terms.width or not hidden.shape[0]:
             raise ValueError(f"expected hidden states [tokens, {self._terms.width}], got {list(hidden.shape)}")
-        if self.position + len(hidden) > self._terms.max_tokens:
+        if self.position + hidden.shape[0] > self._terms.max_tokens:
             raise ValueError(f"the session was opened for {self._terms.max_tokens} tokens")
         hidden = hidden.detach().to("cpu", self._dtype).contiguous()
         if not self._told:
             hidden = await self._skip_cached(hidden, want)
-        length = self.position + len(hidden) if prompt and len(hidden) > 1 else 0
-        chunks = cut(hidden, want, self._chunk_tokens(len(hidden))) if length else [(hidden, want)]
+        count = hidden.shape[0]
+        length = self.position + count if prompt and count > 1 else 0
+        chunks = cut(hidden, want, self._chunk_tokens(count)) if length else [(hidden, want)]
         answers = [await self._send_chunk(chunk, wanted, length) for chunk, wanted in chunks]
         # Whoever awaits one answer goes on a turn of the loop sooner than who awaits several.
         found = [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
@@ -138,9 +139,8 @@ class RemoteSession:
 
     def on_message(self, peer_id: str, message: Message) -> None:
         """A peer sent something for this session. A receipt that comes with an answer can wait; the answer cannot."""
-        self._afterwards.put_off(partial(self._hear, peer_id, message, self._loop.time()))
-        if not (self._answered and isinstance(message, Receipt)):
-            self._afterwards.catch_up()
+        hear = partial(self._hear, peer_id, message, self._loop.time())
+        self._afterwards.do(hear, later=self._answered and isinstance(message, Receipt))
 
     def on_lost(self, peer_id: str, why: str, *, late: bool = False) -> None:
         """The link to a peer ended. `late`: it may stand yet, and is given up if others can serve."""
@@ -287,14 +287,14 @@ class RemoteSession:
 
     async def _send_chunk(self, chunk: torch.Tensor, want: Want, length: int) -> asyncio.Future[tuple[int, Buffer]]:
         # What the first hop does not take yet waits as tensors, not as bytes.
-        while self._error is None and (self._core.full() or (len(chunk) > 1 and self._backend.clogged(self.route))):
+        while self._error is None and (self._core.full() or (chunk.shape[0] > 1 and self._backend.clogged(self.route))):
             self._room.clear()
             await self._room.wait()
         if self._error is not None:
             raise self._error
         self._inputs.keep(chunk)
         data = self._inputs.packed(chunk)
-        number, actions = self._core.step(len(chunk), want, data, self._loop.time(), length)
+        number, actions = self._core.step(chunk.shape[0], want, data, self._loop.time(), length)
         future = self._waiting[number] = self._loop.create_future()
         self._perform(actions)
         return future

@@ -31,7 +31,7 @@ class Step:
     @property
     def rows(self) -> int:
         """Rows of its answer."""
-        return {Want.NONE: 0, Want.LAST: 1, Want.ALL: self.count}[self.want]
+        return 1 if self.want is Want.LAST else self.count if self.want is Want.ALL else 0
 
 
 class Steps:

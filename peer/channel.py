@@ -13,7 +13,7 @@ from shoal.peer.errors import HopClosed, ProtocolError
 from shoal.peer.line import Line
 from shoal.peer.link import Link, Patience
 from shoal.peer.turns import Turns
-from shoal.peer.wire import Hidden, Mark, encode
+from shoal.peer.wire import Hidden, Mark, encode, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,7 +203,7 @@ class Channel:
         now, out = self._now(), self._corked
         self._corked = []
         if out:
-            self._count(sum(memoryview(buffer).nbytes for buffer in out), now, out)
+            self._count(size_of(out), now, out)
         self._take_turns(now, out)
         if out:
             self._stream.write(*out)

@@ -254,6 +254,14 @@ def encode(message: Message) -> tuple[Buffer, ...]:
     return (head, payload) if size else (head,)
 
 
+def size_of(buffers: list[Buffer]) -> int:
+    """Bytes of them in all."""
+    size = 0
+    for buffer in buffers:
+        size += buffer.nbytes if type(buffer) is memoryview else len(buffer)
+    return size
+
+
 def decode_prefix(prefix: Buffer) -> tuple[int, int]:
     """Header and payload length of the next frame. Errors: `RemoteProtocolError` past the limits."""
     header, payload = PREFIX.unpack(prefix)

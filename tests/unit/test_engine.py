@@ -244,9 +244,9 @@ async def test_who_no_longer_waits_does_no_harm(engine, alone):
 
 async def test_the_work_is_done_on_one_thread_of_its_own(engine, monkeypatch):
     seen = set()
-    forward = engine.span.forward
+    blocks_of = engine.span._range  # of every forward pass
     monkeypatch.setattr(
-        engine.span, "forward", lambda *args: seen.add(threading.current_thread().name) or forward(*args)
+        engine.span, "_range", lambda *args: seen.add(threading.current_thread().name) or blocks_of(*args)
     )
     for i in range(3):
         await engine.run([piece(states(1, i), [i])])
@@ -278,17 +278,17 @@ async def run(engine, batch) -> list[Output]:
 
 async def where(engine, batch) -> set[int]:
     """The threads on which a batch ran."""
-    found, forward = set(), engine.span.forward
+    found, blocks_of = set(), engine.span._range
 
     def noted(*given):
         found.add(threading.get_ident())
-        return forward(*given)
+        return blocks_of(*given)
 
-    engine.span.forward = noted
+    engine.span._range = noted
     try:
         await run(engine, batch)
     finally:
-        engine.span.forward = forward
+        engine.span._range = blocks_of
     return found
 
 
