@@ -82,7 +82,7 @@ class RemoteSession:
     @property
     def stats(self) -> SessionStats:
         """Steps, repairs and each hop's times so far."""
-        self._afterwards.catch_up()
+        alone(self, self._afterwards.catch_up)
         return self._core.stats
 
     @property
