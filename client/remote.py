@@ -61,7 +61,7 @@ class RemoteSession:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._afterwards.catch_up()
+        alone(self, self._afterwards.catch_up)
         self.end(SessionClosed("the session was closed"))
         held = self._held()
         self._perform(self._core.close(held))

@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from shoal.peer.errors import HopClosed
+from shoal.peer.wire import size_of
 
 if TYPE_CHECKING:
     from shoal.peer.callers import Crowd
@@ -61,7 +62,7 @@ class SocketStream(asyncio.Protocol):
         """See `transport.Stream`."""
         if self._ended or self._transport.is_closing():
             return
-        if len(buffers) > 1 and sum(map(_size, buffers)) <= JOIN_BYTES:
+        if len(buffers) > 1 and size_of(buffers) <= JOIN_BYTES:
             self._transport.write(b"".join(buffers))
             return
         for buffer in buffers:
@@ -141,10 +142,6 @@ class SocketStream(asyncio.Protocol):
     def _wake_drainers(self) -> None:
         for drained in self._drainers:
             _wake(drained)
-
-
-def _size(buffer: bytes | bytearray | memoryview) -> int:
-    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 from shoal.blocks.formats import FORMS, row_bytes
@@ -33,10 +33,13 @@ from shoal.peer.upkeep import (
     Pong,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "MAX_HEADER_BYTES", "MAX_PARTED", "MAX_PARTED_BYTES", "MAX_PAYLOAD_BYTES", "PREFIX", "PREFIX_TOKENS", "VERSION",
     "Buffer", "Close", "Hello", "Hidden", "Leaving", "Mark", "Marked", "Message", "Open", "Opened", "Part", "Ping",
-    "Pong", "Receipt", "Refused", "Reroute", "Want", "decode", "decode_prefix", "encode",
+    "Pong", "Receipt", "Refused", "Reroute", "Want", "decode", "decode_prefix", "encode", "size_of",
 ]  # fmt: skip
 
 VERSION = 4
@@ -254,7 +257,7 @@ def encode(message: Message) -> tuple[Buffer, ...]:
     return (head, payload) if size else (head,)
 
 
-def size_of(buffers: list[Buffer]) -> int:
+def size_of(buffers: Iterable[Buffer]) -> int:
     """Bytes of them in all."""
     size = 0
     for buffer in buffers:

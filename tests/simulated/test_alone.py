@@ -40,3 +40,19 @@ def test_a_fault_ends_its_own_session_only(event, caplog):
 
     assert run(main()) == toy.generate(PROMPT, N_BLOCKS, 30)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_fault_in_what_was_put_off_keeps_no_session_from_being_closed(caplog):
+    def fault() -> None:
+        raise ZeroDivisionError("made for this test")
+
+    async def main() -> int:
+        async with world(3, [(0, 6)]) as it, it.client() as swarm:
+            async with swarm.session(SessionOptions(max_tokens=40)) as poor:
+                await poor.ready(PROMPT)
+                poor._afterwards.put_off(fault)
+            await asyncio.sleep(1)
+            return sum(len(peer.node.book.leases) for peer in it.peers.values())
+
+    assert run(main()) == 0
+    assert "ZeroDivisionError" in caplog.text

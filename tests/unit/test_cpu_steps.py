@@ -151,6 +151,7 @@ def test_a_lone_token_from_bytes_to_bytes_gives_the_same_numbers(variant: str, t
         for index in span.blocks:
             held, kept = span.kv.block(index), other.kv.block(index)
             assert torch.equal(held.keys.nan_to_num(), kept.keys.nan_to_num())
+            assert torch.equal(held.values.nan_to_num(), kept.values.nan_to_num())
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
