@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from shoal.blocks.cpu.short import ShortLinear, fits, short_library
 from shoal.blocks.errors import CheckpointError, PromptTooLong
 from shoal.blocks.packed import PackedLinear, can_pack
 from shoal.blocks.spec import HasConfig, ModelSpec, spec_of
@@ -196,7 +197,10 @@ def _table_and_head(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> tup
 def _linear(weight: torch.Tensor, *, tied: bool) -> nn.Module:
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    found = short_library(weight.dtype) if weight.device.type == "cpu" else None
+    if found is not None and fits(found, weight.shape):
+        return ShortLinear(linear, found)
     if weight.device.type != "cpu" or not can_pack(weight.dtype) or (tied and weight.nbytes > _PACKED_TIED_BYTES):
         return linear
     return PackedLinear(linear)

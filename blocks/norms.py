@@ -37,6 +37,9 @@ class _RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width), requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.dtype == torch.float32 and self._kind is not Norm.RMS_PLUS_ONE:
+            found: torch.Tensor = torch.rms_norm(hidden, self.weight.shape, self.weight, self._eps)
+            return found
         wide = hidden.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._eps)
         if self._kind is Norm.RMS:

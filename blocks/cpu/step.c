@@ -113,7 +113,7 @@ static void attend(const Block *b, const float *queries, int64_t q_step, int64_t
     for (int64_t at = first; at < stop; at += page) {
         const num *rows = keys + token->pages[at / page] * page * width;
         for (int64_t i = 0; i < page; i += ROWS)
-            tiles(rows + i * width, width, width, queries, q_step, scores + at + i, context, 1, n, 0);
+            tiles(rows + i * width, width, width, width, queries, q_step, scores + at + i, context, 1, n, 0);
     }
     for (int64_t t = 0; t < n; t++) {
         int64_t end = token->position + t + 1;

@@ -87,6 +87,24 @@ def test_every_kind_of_processor_and_bfloat16(option: str, llama, monkeypatch) -
     )
 
 
+@pytest.mark.parametrize("kind", ["", "-DBF16"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_side_by_side_and_far_apart_give_the_same_numbers(kind: str, threads: int) -> None:
+    near, far = (short._declared(library("step.c", *filter(None, [kind, f"-DFAR_ROWS={far}"]))) for far in (0, 1))
+    for rows, width in ((64, 512), (208, 1024), (80, 2064)):
+        weight, bias = torch.randn(rows, width).to(torch.bfloat16 if kind else torch.float32), torch.randn(rows)
+        for tokens in (1, 2, 3, 5, 9, 33, 70):
+            given, found = torch.randn(tokens, width), []
+            for library_ in (near, far):
+                found.append(torch.full((tokens, rows), torch.nan))
+                library_.product(
+                    weight.data_ptr(), bias.data_ptr(), rows, width, given.data_ptr(), found[-1].data_ptr(), tokens,
+                    threads,
+                )  # fmt: skip
+            assert torch.equal(*found)
+            assert torch.allclose(found[0], given @ weight.float().T + bias, atol=2e-3)
+
+
 def test_a_token_s_numbers_do_not_depend_on_those_beside_it(llama) -> None:
     span = load(llama)
     pages = [[4 * i, 4 * i + 1] for i in range(5)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from shoal.blocks import ends as ends_module
 from shoal.blocks.checkpoint import resolve
+from shoal.blocks.cpu.short import ShortLinear, short_library
 from shoal.blocks.ends import load_ends, load_tokenizer
 from shoal.blocks.errors import CheckpointError, PromptTooLong
+from shoal.blocks.packed import PackedLinear
 from tiny_models import VOCAB, save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -41,6 +44,27 @@ def test_logits_are_float32_whatever_the_dtype(tmp_path) -> None:
     logits = ends.logits(hidden)
     assert logits.dtype == torch.float32
     assert logits.shape == (2, VOCAB)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_in_our_c_takes_the_embedding_s_memory_and_gives_what_torch_gives(dtype: torch.dtype) -> None:
+    if short_library(dtype) is None:
+        pytest.skip("there is no C compiler, or torch is as good")
+    table = torch.randn(1024, 128).to(dtype)
+    head = ends_module._linear(table, tied=True)
+    assert isinstance(head, ShortLinear)
+    assert head.weight.data_ptr() == table.data_ptr()
+    for tokens in (1, 5, 70):
+        hidden = torch.randn(tokens, 128).to(dtype)
+        found, expected = head(hidden), hidden @ table.T
+        assert found.dtype == dtype
+        assert torch.allclose(found, expected, atol=1e-4 if dtype == torch.float32 else 0.25)
+
+
+def test_a_head_that_our_c_does_not_fit_is_packed(monkeypatch) -> None:
+    assert isinstance(ends_module._linear(torch.randn(1021, 128), tied=False), PackedLinear)
+    monkeypatch.setattr(ends_module, "short_library", lambda _: None)
+    assert isinstance(ends_module._linear(torch.randn(1024, 128), tied=False), PackedLinear)
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "opt"])
