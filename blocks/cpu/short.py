@@ -63,7 +63,7 @@ def short_library(dtype: torch.dtype) -> ctypes.CDLL | None:
     if dtype not in _OPTIONS or (dtype == torch.bfloat16 and can_pack(dtype)):
         return None
     try:
-        return _declared(library("step.c", *_OPTIONS[dtype]))
+        return declared(library("step.c", *_OPTIONS[dtype]))
     except CompileError as error:
         _log.info("Short steps on this CPU take torch's operations, which are slower: %s.", error)
         return None
@@ -197,8 +197,8 @@ def _matrices(block: Any) -> tuple[ShortLinear, ...]:
     return block.qkv, block.o, block.gate_up, block.down
 
 
-def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    """With the types of its functions."""
+def declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    """step.c, with the types of its functions."""
     found.lanes.restype = found.together.restype = found.room.restype = _I
     found.room.argtypes = [_P, _I, _I, _I]
     found.step.argtypes = [_P, _I, _P, _I, _P, _I, _I, _I, _P, _P]

@@ -79,7 +79,7 @@ def test_every_kind_of_processor_and_bfloat16(option: str, llama, monkeypatch) -
     if not INTEL and option != "-DBF16":
         pytest.skip("another processor's instructions")
     dtype = torch.bfloat16 if option == "-DBF16" else torch.float32
-    monkeypatch.setattr(parts, "short_library", lambda _: short._declared(library("step.c", option)))
+    monkeypatch.setattr(parts, "short_library", lambda _: short.declared(library("step.c", option)))
     assert (
         0
         < difference(spoil(load(llama, dtype)), load(llama, short=False))
@@ -90,7 +90,7 @@ def test_every_kind_of_processor_and_bfloat16(option: str, llama, monkeypatch) -
 @pytest.mark.parametrize("kind", ["", "-DBF16"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_side_by_side_and_far_apart_give_the_same_numbers(kind: str, threads: int) -> None:
-    near, far = (short._declared(library("step.c", *filter(None, [kind, f"-DFAR_ROWS={far}"]))) for far in (0, 1))
+    near, far = (short.declared(library("step.c", *filter(None, [kind, f"-DFAR_ROWS={far}"]))) for far in (0, 1))
     for rows, width in ((64, 512), (208, 1024), (80, 2064)):
         weight, bias = torch.randn(rows, width).to(torch.bfloat16 if kind else torch.float32), torch.randn(rows)
         for tokens in (1, 2, 3, 5, 9, 33, 70):
